@@ -1,0 +1,45 @@
+# The one list of commands. `pip install rust-just`, then `just demo`.
+
+python := env("PYTHON", "python3")
+bin := justfile_directory() / ".venv/bin"
+export PATH := bin + ":" + env("PATH")
+export HF_HUB_OFFLINE := "1"
+
+# Show this list.
+default:
+    @just --list
+
+# Make .venv with everything pinned in constraints.txt; does nothing where it is up to date.
+setup:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stamp=.venv/lectern-stamp
+    want=$(cat pyproject.toml constraints.txt | cksum)
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
+    [ -x .venv/bin/python ] || {{ python }} -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+    echo "$want" > "$stamp"
+
+# The main job: a teacher, its dump, students from that dump, a table and a plot in out/demo.
+demo: setup
+    python recipes/docstrings/demo.py
+
+# The tests that take minutes are left to `just test-slow`.
+test *arguments: setup
+    python -m pytest -m "not slow" {{ arguments }}
+
+# Every test.
+test-slow *arguments: setup
+    python -m pytest {{ arguments }}
+
+# Lint, types, and which package may import which.
+check: setup
+    ruff check .
+    ruff format --check .
+    mypy
+    lint-imports --no-cache
+
+# Every benchmark; figures go to benchmarks/out. QUICK=1 for less data.
+bench: setup
+    python benchmarks/memory.py

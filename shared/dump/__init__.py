@@ -1,0 +1,1 @@
+"""The dump on disk: manifest, codecs, shards, receipts, verification, inspection."""

@@ -1,0 +1,52 @@
+"""The dataset card: a README.md made from the manifest, so that a dump's folder can be pushed to a hub as it is."""
+
+from pathlib import Path
+
+from shared.dump.manifest import read_manifest
+from shared.dump.shards import read_receipt, shard_schema
+from shared.dump.storage import write_text_atomically
+
+
+def write_card(folder: Path) -> None:
+    """Write the card of the dump in `folder`."""
+    manifest = read_manifest(folder)
+    receipts = [read_receipt(folder, index) for index in range(manifest.shards)]
+    finished = [receipt for receipt in receipts if receipt is not None]
+    columns = "\n".join(
+        f"| `{field.name}` | {field.type} | {(field.metadata or {}).get(b'description', b'').decode()} |"
+        for field in shard_schema(manifest)
+    )
+    labels = f"Labels, in order: {', '.join(manifest.label_names)}.\n\n" if manifest.label_names else ""
+    rows = f"{manifest.corpus.rows:,}" + (
+        f", {manifest.corpus.labelled_rows:,} labelled" if manifest.label_names else ""
+    )
+    options, teacher = manifest.options, manifest.teacher
+    text = f"""---
+tags: [knowledge-distillation, lectern]
+configs:
+- config_name: default
+  data_files: shards/*.parquet
+---
+# Teacher outputs of {Path(manifest.teacher.name).name}
+
+Recorded by Lectern (format version {manifest.format_version}) for offline knowledge distillation.
+
+| | |
+|---|---|
+| task | {manifest.task} |
+| teacher | {teacher.architecture}, {teacher.parameters:,} parameters, run in {options.dtype} |
+| rows | {rows} |
+| shards | {len(finished)} of {manifest.shards} finished |
+| tokens | {sum(receipt.tokens for receipt in finished):,} |
+| signals | {"; ".join(signal.describe() for signal in manifest.signals)} |
+
+{labels}## Columns of `shards/*.parquet`
+
+| column | type | holds |
+|---|---|---|
+{columns}
+
+A fixed-size binary is an array of the numbers named, little-endian. In polars:
+`pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`; or `shared.Dump(folder).positions()`.
+"""
+    write_text_atomically(folder / "README.md", text)

@@ -1,0 +1,175 @@
+"""`Dump`: a dump opened for reading, as polars frames for people and as row groups for trainers."""
+
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from shared.dump.codecs import DistributionCodec
+from shared.dump.manifest import Manifest, read_manifest
+from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
+from shared.dump.storage import sha256_of
+from shared.dump.verification import verify
+from shared.errors import DumpError
+
+
+class Dump:
+    """A dump on disk.
+
+    Example:
+        >>> from shared import Dump
+        >>> dump = Dump("out/demo/dump")  # doctest: +SKIP
+        >>> dump.positions().filter(pl.col("tail") > -1).head().collect()  # doctest: +SKIP
+
+    Raises:
+        DumpError: when the folder holds no dump, a damaged manifest, or one of another format version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+        self._checked: set[int] = set()
+
+    @cached_property
+    def receipts(self) -> dict[int, Receipt]:
+        """The receipts of all committed shards, by shard index."""
+        found = ((index, read_receipt(self.path, index)) for index in range(self.manifest.shards))
+        return {index: receipt for index, receipt in found if receipt is not None}
+
+    def require_complete(self) -> None:
+        """Raises DumpError where a shard is missing, so that nobody trains on part of a corpus unawares."""
+        missing = [index for index in range(self.manifest.shards) if index not in self.receipts]
+        if missing:
+            names = ", ".join(f"{index:05d}" for index in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DumpError(
+                f"{self.path}: {len(missing)} of {self.manifest.shards} shards are missing or cut short ({names}); "
+                "run the same dump command again to finish them."
+            )
+
+    def open_shard(self, index: int) -> pq.ParquetFile:
+        """A shard for reading; its checksum is verified the first time. Raises DumpError that names a damaged file."""
+        if index not in self._checked:
+            if sha256_of(shard_path(self.path, index)) != self.receipts[index].sha256:
+                raise DumpError(
+                    f"{shard_path(self.path, index)}: its bytes are not those that were written; "
+                    "delete it and run the same dump command again."
+                )
+            self._checked.add(index)
+        return open_shard(self.path, index)
+
+    def scan(self) -> pl.LazyFrame:
+        """The raw columns, one row a sequence; within a shard the longest come first.
+
+        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number.
+        """
+        paths = [shard_path(self.path, index) for index in sorted(self.receipts)]
+        if not paths:
+            raise DumpError(f"{self.path}: no shard is finished yet.")
+        return pl.scan_parquet(paths, glob=False)
+
+    def positions(self) -> pl.LazyFrame:
+        """One row a recorded position: row, position, token_id, token, label, ids, log_probs, tail.
+
+        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal), `log_probs`
+        their log-probabilities and `tail` the log of the mass outside them. `label` is the gold class or token id.
+        A distribution over a whole row has no position and no token. In causal-lm everything after `token` is about
+        the token that follows.
+
+        Raises:
+            DumpError: when no distribution is recorded.
+        """
+        codec = self.distribution
+        ids = pl.col("input_ids")
+        length = ids.list.len().cast(pl.Int64)
+        no_ids = pl.lit(None, dtype=pl.List(pl.Int32))
+        frame = self.scan()
+        if self.manifest.recorded == "next-token":
+            before_last = (length - 1).clip(0)
+            per_position = {
+                "position": pl.int_ranges(0, before_last, dtype=pl.Int32),
+                "token_id": ids.list.head(before_last),
+                "label": ids.list.tail(before_last),
+            }
+        elif self.manifest.recorded == "listed":
+            per_position = {
+                "position": pl.col("positions"),
+                "token_id": ids.list.gather(pl.col("positions")),
+                "label": pl.col("labels") if self.manifest.gold == "listed" else no_ids,
+            }
+        else:
+            label = pl.col("label") if self.manifest.gold == "row" else pl.lit(None, dtype=pl.Int32)
+            per_position = {"label": pl.concat_list(label)}
+        raw = [column.name for column in codec.columns]
+        if self.manifest.recorded == "listed" and self.manifest.gold == "none":
+            del per_position["label"]
+        frame = (
+            frame.select("row", *(expr.alias(name) for name, expr in per_position.items()), *raw)
+            .filter(pl.col(raw[0]).list.len() > 0)
+            .explode(*per_position, *raw)
+        )
+        null = {"position": pl.Int32, "token_id": pl.Int32, "label": pl.Int32}
+        frame = frame.with_columns(
+            pl.lit(None, dtype=dtype).alias(name) for name, dtype in null.items() if name not in per_position
+        )
+        return frame.join(self._tokens.lazy(), on="token_id", how="left", maintain_order="left").select(
+            "row",
+            "position",
+            "token_id",
+            "token",
+            "label",
+            codec.ids_expr().alias("ids"),
+            codec.log_probs_expr().alias("log_probs"),
+            codec.tail_expr().alias("tail"),
+        )
+
+    def vectors(self, name: str) -> pl.LazyFrame:
+        """One row a token of signal `name` ("hidden.6"): row, position, vector (list of float32).
+
+        Raises:
+            DumpError: when there is no such signal, naming those there are.
+        """
+        if name not in self.manifest.vectors:
+            have = ", ".join(self.manifest.vectors) or "none at all"
+            raise DumpError(f"{self.path}: no vectors named {name!r} in this dump; it has {have}.")
+        length = pl.col("input_ids").list.len().cast(pl.Int64)
+        return (
+            self.scan()
+            .select("row", pl.int_ranges(0, length, dtype=pl.Int32).alias("position"), name)
+            .filter(pl.col(name).list.len() > 0)
+            .explode("position", name)
+            .select("row", "position", self.manifest.vectors[name].vector_expr().alias("vector"))
+        )
+
+    def verify(self) -> list[str]:
+        """Every damage as a sentence that names the file; empty when every byte is as it was written."""
+        return verify(self.path, self.manifest)
+
+    @property
+    def distribution(self) -> DistributionCodec:
+        """The codec of the distribution. Raises DumpError when none is recorded."""
+        if self.manifest.distribution is None:
+            raise DumpError(
+                f"{self.path}: no distribution is recorded in this dump (its task is {self.manifest.task})."
+            )
+        return self.manifest.distribution
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """The text of each token id of the tokenizer; ids beyond it (padding of the head) are absent."""
+        tokenizer = Tokenizer.from_file(str(self.path / "tokenizer" / "tokenizer.json"))
+        pieces = {index: piece for piece, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+        texts = []
+        for index in range(max(pieces) + 1):
+            text = tokenizer.decode([index], skip_special_tokens=False)
+            # Part of a multi-byte character has no text of its own; its byte-level name is clearer than a box.
+            texts.append(text if text and "\ufffd" not in text else pieces.get(index, f"<{index}>"))
+        return texts
+
+    @cached_property
+    def _tokens(self) -> pl.DataFrame:
+        texts = self.token_texts
+        return pl.DataFrame(
+            {"token_id": range(len(texts)), "token": texts}, schema={"token_id": pl.Int32, "token": pl.String}
+        )

@@ -1,0 +1,157 @@
+"""The manifest: what makes a dump self-describing, and what decides whether a command may go on with it."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.dump.codecs import DistributionCodec, Float16Vectors, Signal
+from shared.dump.storage import write_text_atomically
+from shared.errors import DumpError
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+# Where things came from, for people; two dumps that differ in these alone hold the same.
+_INFORMATIONAL = ("lectern_version", "teacher.name")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Teacher(_Frozen):
+    """The teacher: its name for people, and a hash of its configuration and every weight for the comparison."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    fingerprint: str
+
+
+class TokenizerFacts(_Frozen):
+    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower."""
+
+    size: int
+    fingerprint: str
+    pad_token_id: int | None
+
+
+class CorpusFacts(_Frozen):
+    """`fingerprint` covers the values read, not the files' names; `labelled_rows` counts rows with a gold label."""
+
+    rows: int
+    labelled_rows: int
+    fingerprint: str
+
+
+class Options(_Frozen):
+    """Every option that changes what is recorded."""
+
+    positions: str | None
+    max_length: int
+    dtype: str
+    shard_rows: int
+    seed: int
+
+
+# Where a row's distributions (and gold labels) are:
+#   next-token  at every position but the last, each about the token that follows, which is also its gold label
+#   listed      at the positions that the column `positions` lists; gold labels in `labels`
+#   row         one for the whole row; its gold label in `label`
+#   none        nowhere
+Recorded = Literal["next-token", "listed", "row", "none"]
+
+
+class Manifest(_Frozen):
+    """Everything a student needs to know about a dump.
+
+    Attributes:
+        vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
+        recorded: where the distributions are; gold: where the gold labels are ("none" when the corpus has none).
+        pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
+    """
+
+    format_version: int
+    lectern_version: str
+    task: str
+    teacher: Teacher
+    tokenizer: TokenizerFacts
+    vocabulary: int = Field(ge=1)
+    recorded: Recorded
+    gold: Recorded
+    label_names: tuple[str, ...] | None
+    pairs: bool
+    corpus: CorpusFacts
+    options: Options
+    signals: tuple[Signal, ...]
+
+    @property
+    def shards(self) -> int:
+        """How many shards the whole dump has."""
+        return -(-self.corpus.rows // self.options.shard_rows)
+
+    @property
+    def distribution(self) -> DistributionCodec | None:
+        """The codec of the distribution, if one is recorded."""
+        return next((signal for signal in self.signals if isinstance(signal, DistributionCodec)), None)
+
+    @property
+    def vectors(self) -> dict[str, Float16Vectors]:
+        """The vector signals by name."""
+        return {signal.name: signal for signal in self.signals if isinstance(signal, Float16Vectors)}
+
+    def rows_of_shard(self, index: int) -> range:
+        """The corpus rows that shard `index` holds."""
+        first = index * self.options.shard_rows
+        return range(first, min(first + self.options.shard_rows, self.corpus.rows))
+
+    def write(self, folder: Path) -> None:
+        """Write it into a dump's folder, whole or not at all."""
+        write_text_atomically(folder / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    def differences(self, asked: "Manifest") -> list[str]:
+        """One sentence for each thing in which a command that would write `asked` differs from this dump."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+        return [
+            f"{key}: the dump has {mine.get(key, 'none')}, this command asks for {theirs.get(key, 'none')}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if key not in _INFORMATIONAL and mine.get(key) != theirs.get(key)
+        ]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a dump's folder.
+
+    Raises:
+        DumpError: when there is none, when it is damaged, or when another format version wrote it.
+    """
+    path = folder / FILE_NAME
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+    except FileNotFoundError:
+        raise DumpError(f"{folder}: no dump here (there is no {FILE_NAME}); check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise DumpError(f"{path}: damaged manifest ({error}); restore it or dump again.") from None
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade Lectern to read it" if newer else "dump again with this version"
+        raise DumpError(f"{path}: format version {version}, but this Lectern reads version {FORMAT_VERSION}; {advice}.")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DumpError(f"{path}: damaged manifest ({key}: {first['msg']}); restore it or dump again.") from None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        named = {str(part.get("name", index)): part for index, part in enumerate(value)}
+        return _flat(named, prefix)
+    return {prefix.rstrip("."): value}

@@ -1,0 +1,34 @@
+"""What may go wrong, as a few exception types that the command lines turn into one paragraph and an exit code.
+
+A message is one short paragraph: what is wrong, where (file, row, key), the bad value, how to mend it.
+"""
+
+
+class LecternError(Exception):
+    """A foreseeable failure of the work itself; the command line ends with code 1."""
+
+    exit_code = 1
+
+
+class UsageError(LecternError):
+    """The call was wrong: an option or a combination of options that cannot work; ends with code 2."""
+
+    exit_code = 2
+
+
+class CorpusError(LecternError):
+    """Input text that cannot be read as rows: a missing file or column, a bad value, invalid UTF-8."""
+
+
+class TeacherError(LecternError):
+    """A teacher that cannot do what it is asked for: no suitable head, a foreign vocabulary, NaN in its logits."""
+
+
+class DumpError(LecternError):
+    """A dump that is damaged, incomplete, of another format version, or unfit for the student."""
+
+
+class RecipeError(LecternError):
+    """A recipe that cannot be carried out: an unknown key, a bad value, a signal that the dump lacks."""
+
+    exit_code = 2

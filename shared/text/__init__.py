@@ -1,0 +1,1 @@
+"""Corpora (files -> rows) and tasks (a row -> ids, recorded positions, gold labels; predictions -> metrics)."""

@@ -1,0 +1,27 @@
+"""Tokenized rows -> one flat row group, as a shard holds them and as a trainer reads them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.dump.shards import RowGroup
+from shared.text.tasks import TokenizedRow
+
+
+def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
+    """`numbers` are the rows' numbers in the corpus. The codecs' columns are left empty."""
+    types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+    return RowGroup(
+        rows=np.asarray(numbers, np.int64),
+        token_offsets=_offsets([len(row.input_ids) for row in rows]),
+        input_ids=np.concatenate([row.input_ids for row in rows]),
+        token_type_ids=np.concatenate(types).astype(np.uint8) if types else None,
+        position_offsets=_offsets([len(row.positions) for row in rows]),
+        positions=np.concatenate([row.positions for row in rows]),
+        labels=np.concatenate([row.labels for row in rows]),
+    )
+
+
+def _offsets(lengths: list[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

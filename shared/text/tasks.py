@@ -1,0 +1,246 @@
+"""The tasks: how a row becomes token ids, recorded positions and gold labels, and how predictions become metrics.
+
+Each task is described here once; `dump`, fine-tuning on gold labels and `distill eval` all go through it. A position
+is an index into the row's tokens. In causal-lm the distribution recorded at position t is that of token t + 1, so that
+L tokens have exactly L - 1 of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from shared.errors import CorpusError, UsageError
+from shared.text.corpus import Example
+from shared.text.labels import label_index
+from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
+
+Int32 = NDArray[np.int32]
+MASK_PROBABILITY = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One row ready for a model: L tokens, P recorded positions.
+
+    Attributes:
+        input_ids: int32 [L].
+        token_type_ids: int32 [L], 0 for the first text and 1 for the second; None where the row has no pair.
+        positions: int32 [P]; of a distribution over the whole row P is 1 and the position is 0.
+        labels: int32 [P], gold labels, -100 where missing.
+    """
+
+    input_ids: Int32
+    token_type_ids: Int32 | None
+    positions: Int32
+    labels: Int32
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """Everything that decides how rows are tokenized; the dump's manifest holds the same values."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    label_names: tuple[str, ...] = ()
+    positions: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        auto_class: the class of transformers that loads its models.
+        classes: what a distribution is over: the "labels", the "vocabulary", or None without one.
+        positions: the valid choices of recorded positions, the default first; empty where there is no choice.
+        recorded: where a row's distributions and gold labels are: at every "next-token", at "listed" positions, once a
+            "row", or "none".
+        words: its rows are lists of words with one tag each.
+        tokenize: rows and the number of the first of them -> TokenizedRow each.
+        metrics: what a model said about some rows -> name and value of each metric, the main one first.
+    """
+
+    name: str
+    auto_class: str
+    classes: Literal["labels", "vocabulary"] | None
+    recorded: Literal["next-token", "listed", "row", "none"]
+    tokenize: Callable[[Tokenizing, Sequence[Example], int], list[TokenizedRow]]
+    metrics: Callable[[Predictions], dict[str, float]] | None = None
+    positions: tuple[str, ...] = ()
+    words: bool = False
+
+    def check_positions(self, choice: str | None) -> str | None:
+        """The choice of recorded positions, or this task's default. Raises UsageError for one that it lacks."""
+        if choice is not None and choice not in self.positions:
+            valid = f"it has {', '.join(self.positions)}" if self.positions else "there is nothing to choose"
+            raise UsageError(f"positions {choice!r} do not fit the task {self.name}: {valid}.")
+        return choice or (self.positions[0] if self.positions else None)
+
+    def check_labels(self, how: "Tokenizing", example: Example) -> None:
+        """Raises CorpusError for a gold label that is not one of the task's."""
+        if self.classes == "labels":
+            for label in example.label if isinstance(example.label, list) else [example.label]:
+                label_index(label, how.label_names)
+
+
+def _encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
+    texts = [example.text for example in examples]
+    pairs = [example.pair for example in examples]
+    has_pairs = bool(pairs) and pairs[0] is not None
+    return how.tokenizer(
+        texts,
+        pairs if has_pairs else None,
+        truncation=True,
+        max_length=how.max_length,
+        return_attention_mask=False,
+        return_token_type_ids=has_pairs,
+        verbose=False,
+        **options,
+    )
+
+
+def _token_types(encoded: Any, index: int) -> Int32 | None:
+    return np.asarray(encoded["token_type_ids"][index], np.int32) if "token_type_ids" in encoded else None
+
+
+def _tokenize_causal(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    rows = []
+    for ids in _encode(how, examples)["input_ids"]:
+        input_ids = np.asarray(ids, np.int32)
+        rows.append(TokenizedRow(input_ids, None, np.arange(len(input_ids) - 1, dtype=np.int32), input_ids[1:]))
+    return rows
+
+
+def _tokenize_masked(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    """Positions "masked": BERT's masking (Devlin et al. 2019, section 3.1), drawn from (seed, row) alone: 15% of the
+    ordinary tokens and at least one, of which 80% become the mask token, 10% a random one and 10% stay."""
+    tokenizer = how.tokenizer
+    encoded = _encode(how, examples, return_special_tokens_mask=True)
+    rows = []
+    for index, ids in enumerate(encoded["input_ids"]):
+        original = np.asarray(ids, np.int32)
+        ordinary = np.flatnonzero(np.asarray(encoded["special_tokens_mask"][index]) == 0).astype(np.int32)
+        if how.positions == "all":
+            rows.append(TokenizedRow(original, _token_types(encoded, index), ordinary, original[ordinary]))
+            continue
+        draw = np.random.default_rng([how.seed, first_row + index])
+        count = min(len(ordinary), max(1, round(MASK_PROBABILITY * len(ordinary))))
+        chosen = np.sort(draw.choice(ordinary, count, replace=False))
+        fate = draw.random(count)
+        masked = original.copy()
+        masked[chosen[fate < 0.8]] = tokenizer.mask_token_id
+        random_ones = chosen[(fate >= 0.8) & (fate < 0.9)]
+        masked[random_ones] = draw.integers(0, tokenizer.vocab_size, len(random_ones))
+        rows.append(TokenizedRow(masked, _token_types(encoded, index), chosen, original[chosen]))
+    return rows
+
+
+def _tokenize_sequence(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    encoded = _encode(how, examples)
+    position = np.zeros(1, np.int32)
+    rows = []
+    for index, (ids, example) in enumerate(zip(encoded["input_ids"], examples, strict=True)):
+        if not ids:
+            raise CorpusError(f"row {first_row + index} has no tokens, so nothing to classify; drop empty texts.")
+        assert not isinstance(example.label, list)
+        label = np.asarray([label_index(example.label, how.label_names)], np.int32)
+        rows.append(TokenizedRow(np.asarray(ids, np.int32), _token_types(encoded, index), position, label))
+    return rows
+
+
+def _tokenize_words(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    """Positions "first-subtoken": the first piece of each word; "all": every piece, tagged as its word is."""
+    encoded = _encode(how, examples, is_split_into_words=True)
+    rows = []
+    for index, (ids, example) in enumerate(zip(encoded["input_ids"], examples, strict=True)):
+        words = encoded.word_ids(index)
+        positions = [
+            at
+            for at, word in enumerate(words)
+            if word is not None and (how.positions == "all" or at == 0 or words[at - 1] != word)
+        ]
+        tags = example.label if isinstance(example.label, list) else [None] * len(example.text)
+        labels = [label_index(tags[words[at]], how.label_names) for at in positions]
+        rows.append(
+            TokenizedRow(np.asarray(ids, np.int32), None, np.asarray(positions, np.int32), np.asarray(labels, np.int32))
+        )
+    return rows
+
+
+def _tokenize_encoder(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    encoded = _encode(how, examples)
+    nothing = np.zeros(0, np.int32)
+    return [
+        TokenizedRow(np.asarray(ids, np.int32), _token_types(encoded, index), nothing, nothing)
+        for index, ids in enumerate(encoded["input_ids"])
+    ]
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="causal-lm",
+            auto_class="AutoModelForCausalLM",
+            classes="vocabulary",
+            recorded="next-token",
+            tokenize=_tokenize_causal,
+            metrics=perplexity,
+            positions=("all",),
+        ),
+        Task(
+            name="masked-lm",
+            auto_class="AutoModelForMaskedLM",
+            classes="vocabulary",
+            recorded="listed",
+            tokenize=_tokenize_masked,
+            metrics=perplexity,
+            positions=("masked", "all"),
+        ),
+        Task(
+            name="sequence-classification",
+            auto_class="AutoModelForSequenceClassification",
+            classes="labels",
+            recorded="row",
+            tokenize=_tokenize_sequence,
+            metrics=accuracy_and_f1,
+        ),
+        Task(
+            name="token-classification",
+            auto_class="AutoModelForTokenClassification",
+            classes="labels",
+            recorded="listed",
+            tokenize=_tokenize_words,
+            metrics=entity_f1,
+            positions=("first-subtoken", "all"),
+            words=True,
+        ),
+        Task(
+            name="encoder",
+            auto_class="AutoModel",
+            classes=None,
+            recorded="none",
+            tokenize=_tokenize_encoder,
+        ),
+    )
+}
+
+
+def task_named(name: str) -> Task:
+    """The task of this name. Raises UsageError that lists the valid ones."""
+    if name not in TASKS:
+        raise UsageError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError where the tokenizer lacks what the task needs."""
+    if task.words and not tokenizer.is_fast:
+        raise UsageError(f"{task.name} needs a fast tokenizer, which knows the word of each token; this one is slow.")
+    if task.name == "masked-lm" and tokenizer.mask_token_id is None:
+        raise UsageError("masked-lm needs a tokenizer with a mask token; this one has none.")

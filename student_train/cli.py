@@ -1,0 +1,103 @@
+"""The command line `distill`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.cli import EPILOG, run
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    epilog=EPILOG,
+    help="Train students from a dump, and score them.",
+)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML): one student and how it learns.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key, for instance --set training.seed=1. Repeat it for more."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run; leave a finished one as it is.")
+    ] = False,
+) -> None:
+    """Train one student as a recipe says, save it and score it on its held-out file."""
+    from student_train import distill
+    from student_train.recipe import read_recipe
+
+    description = read_recipe(recipe, set_ or [])
+    if resume and distill.is_finished(description.output):
+        typer.echo(f"{description.output} is finished already, nothing to do.")
+        return
+    result = distill.run(description, resume)
+    typer.echo(f"\n{result.output}: a student after {result.steps:,} steps")
+    if result.report is not None:
+        _print(result.report.table())
+
+
+@app.command("eval")
+def evaluate_model(
+    student: Annotated[str, typer.Argument(help="A model's folder; a teacher's too.")],
+    data: Annotated[list[str], typer.Option(help="Held-out file with gold labels. Repeat it for more.")],
+    dump: Annotated[
+        Path | None,
+        typer.Option(help="A dump of held-out rows, for the agreement with its teacher.", show_default=False),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column of gold labels.")] = "label",
+    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+    tags_column: Annotated[str, typer.Option(help="Column of tag lists, one tag a word.")] = "tags",
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows are cut to this many tokens; by default what the model takes, at most 512.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.", show_default=False)] = None,
+) -> None:
+    """Score a model folder: the task's metrics, agreement with a dumped teacher, parameters, latency."""
+    from json import dumps
+
+    from shared.dump.storage import write_text_atomically
+    from student_train.evaluate import evaluate
+    from student_train.recipe import ColumnNames
+
+    names = ColumnNames(
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        tokens_column=tokens_column,
+        tags_column=tags_column,
+    )
+    report = evaluate(student, data, names, dump, task, device, max_length)
+    typer.echo(f"{report.model}: {report.task}, {report.rows:,} rows, {report.device}, {report.threads} threads")
+    _print(report.table())
+    if json is not None:
+        write_text_atomically(json, dumps(report.as_dict(), indent=2) + "\n")
+
+
+def _print(rows: list[tuple[str, str]]) -> None:
+    for name, value in rows:
+        typer.echo(f"  {name:<28}{value:>14}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

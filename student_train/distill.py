@@ -1,0 +1,173 @@
+"""The main path of `distill run`: recipe -> source -> student -> training -> saved student -> scores."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from shared.dump.storage import write_text_atomically
+from shared.errors import RecipeError
+from shared.text.tasks import task_named
+from student_train.card import write_card
+from student_train.evaluate import Report, evaluate
+from student_train.order import batches_per_epoch
+from student_train.recipe import Recipe
+from student_train.sources import DumpSource, Source, TextSource, load_tokenizer
+from student_train.students import PretrainedStudent, build_student
+from student_train.trainer import DistillationTrainer, ProgressReport, detach_projections
+
+transformers.utils.logging.disable_progress_bar()
+
+CHECKPOINTS = "checkpoints"
+RECIPE = "recipe.json"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished student: its folder, steps and scores (None where the recipe has no [eval])."""
+
+    output: Path
+    steps: int
+    report: Report | None
+
+
+def run(recipe: Recipe, resume: bool) -> Result:
+    """Train one student, save it and score it.
+
+    Raises:
+        RecipeError, DumpError, CorpusError: when something does not fit, before the first step.
+    """
+    if is_finished(recipe.output):
+        raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
+    source = open_source(recipe)
+    for spec in recipe.loss:
+        spec.check(source)
+    set_seed(recipe.training.seed)
+    student = build_student(
+        recipe.student,
+        auto_class=source.task.auto_class,
+        vocab_size=source.vocabulary,
+        tokenizer_size=len(source.tokenizer),
+        label_names=source.label_names,
+        pad_token_id=source.tokenizer.pad_token_id,
+        max_length=source.max_length,
+    )
+    if recipe.training.freeze_embeddings:
+        student.get_input_embeddings().requires_grad_(False)
+    checkpoints = recipe.output / CHECKPOINTS
+    checkpoint = _last_checkpoint(recipe, checkpoints, resume)
+    steps = _steps(recipe, source)
+    first_step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressReport(trainer, recipe.output.name, steps, first_step))
+    write_text_atomically(checkpoints.parent / RECIPE, _recipe_json(recipe))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    detach_projections(student)
+    _save(student, source.tokenizer, recipe.output)
+    report = None
+    if recipe.eval is not None:
+        report = evaluate(recipe.output, recipe.eval.data, recipe.eval, recipe.eval.dump)
+        write_text_atomically(recipe.output / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
+    write_card(recipe, source, steps, report)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return Result(recipe.output, steps, report)
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a whole student is there: its configuration is what is saved last."""
+    return (output / "config.json").exists()
+
+
+def open_source(recipe: Recipe) -> Source:
+    """The dump or the files that the recipe names."""
+    if recipe.dump is not None:
+        return DumpSource(recipe.dump)
+    assert recipe.data is not None
+    data, student = recipe.data, recipe.student
+    path = data.tokenizer or (student.path if isinstance(student, PretrainedStudent) else None)
+    if path is None:
+        raise RecipeError("the key 'data.tokenizer' is missing: a fresh student needs one (a folder or a hub id).")
+    task = task_named(data.task)
+    return TextSource(
+        task,
+        data.train,
+        data.columns(task, labels_required=True),
+        load_tokenizer(path),
+        data.max_length,
+        data.labels,
+        data.positions,
+        data.limit,
+        recipe.training.seed,
+    )
+
+
+def _steps(recipe: Recipe, source: Source) -> int:
+    training = recipe.training
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.epochs is not None
+    batches = training.epochs * batches_per_epoch(source.group_rows, training.batch_size)
+    return max(1, round(batches / training.gradient_accumulation))
+
+
+def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArguments:
+    training = recipe.training
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=round(training.warmup * steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        use_cpu=training.device == "cpu",
+        seed=training.seed,
+        save_steps=training.save_steps,
+        save_total_limit=1,
+        logging_steps=training.log_steps,
+        report_to="none",
+        disable_tqdm=True,
+        # The loader itself starts at the step to resume from.
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+    )
+
+
+def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | None:
+    """The checkpoint to go on from. Raises RecipeError where one is in the way, or is another recipe's."""
+    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if checkpoint is None:
+        return None
+    if not resume:
+        raise RecipeError(
+            f"{recipe.output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
+        )
+    if (checkpoints.parent / RECIPE).read_text(encoding="utf-8") != _recipe_json(recipe):
+        raise RecipeError(f"{recipe.output}: the unfinished run there has another recipe; choose another output.")
+    return str(checkpoint)
+
+
+def _recipe_json(recipe: Recipe) -> str:
+    return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Save into a folder beside, then move file by file, the configuration last: it makes the student whole."""
+    staging = output / "student.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    student.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    for file in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(file, output / file.name)
+    staging.rmdir()

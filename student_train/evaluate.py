@@ -1,0 +1,229 @@
+"""Scores of any model folder: the task's metrics on held-out files, agreement with a dumped teacher, size, latency."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from shared.errors import RecipeError, UsageError
+from shared.text.metrics import Predictions
+from shared.text.tasks import TASKS, Task, task_named
+from student_train import losses
+from student_train.loader import Batch, in_order
+from student_train.objective import Heard, KLLoss, Said
+from student_train.recipe import ColumnNames
+from student_train.sources import DumpSource, Source, TextSource, load_tokenizer
+from student_train.trainer import heard_about, said_about
+
+transformers.utils.logging.disable_progress_bar()
+
+EVAL_ROWS = 32
+LATENCY_BATCHES = (1, 32)
+LATENCY_SECONDS = 1.5
+# Architectures whose names do not end in their Auto class's.
+_OTHER_NAMES = {"LMHeadModel": "causal-lm"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of one model.
+
+    Attributes:
+        metrics: the task's, the main one first.
+        agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
+        divergence: mean KL(teacher || student) there, in nats.
+        latency_ms: batch size -> median milliseconds of a forward pass over so many rows of the data.
+    """
+
+    model: str
+    task: str
+    rows: int
+    metrics: dict[str, float]
+    parameters: int
+    latency_ms: dict[int, float]
+    device: str
+    threads: int
+    agreement: float | None = None
+    divergence: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**self.__dict__, "latency_ms": {str(size): value for size, value in self.latency_ms.items()}}
+
+    def table(self) -> list[tuple[str, str]]:
+        """(name, value) of everything, written out for people."""
+        lines = [(name.replace("_", " "), f"{value:.4g}") for name, value in self.metrics.items()]
+        if self.agreement is not None:
+            lines.append(("agreement with the teacher", f"{self.agreement:.4f}"))
+        if self.divergence is not None:
+            lines.append(("KL to the teacher, nats", f"{self.divergence:.4f}"))
+        lines.append(("parameters", f"{self.parameters:,}"))
+        lines += [(f"latency, batch {size}", f"{value:.3g} ms") for size, value in self.latency_ms.items()]
+        return lines
+
+
+def evaluate(
+    model_path: Path | str,
+    data: Sequence[str],
+    names: ColumnNames,
+    dump: Path | None = None,
+    task_name: str | None = None,
+    device: str = "auto",
+    max_length: int | None = None,
+) -> Report:
+    """Score the model in a folder on files with gold labels, and against a dump where one is given.
+
+    Raises:
+        RecipeError: when the folder holds no model of the task, or its labels are not those of the data or dump.
+    """
+    model, task = load_model(model_path, task_name)
+    where = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    model.to(torch.device(where))
+    tokenizer = load_tokenizer(str(model_path))
+    label_names = label_names_of(model) if task.classes == "labels" else None
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
+    source = TextSource(
+        task, data, names.columns(task, labels_required=True), tokenizer, max_length or min(reach, 512), label_names
+    )
+    predictions, _, _ = _predict(model, source, [])
+    assert task.metrics is not None
+    agreement = divergence = None
+    if dump is not None:
+        agreement, divergence = agree(model, task, label_names, dump)
+    return Report(
+        model=str(model_path),
+        task=task.name,
+        rows=sum(source.group_rows),
+        metrics=task.metrics(predictions),
+        parameters=model.num_parameters(),
+        latency_ms=latency(model, source),
+        device=str(where),
+        threads=torch.get_num_threads(),
+        agreement=agreement,
+        divergence=divergence,
+    )
+
+
+def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel, Task]:
+    """A model folder as the task's class, in evaluation mode. Raises RecipeError where it holds no such model."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+        task = task_named(task_name or _task_of(config, path))
+        if task.classes is None:
+            raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
+        loader = getattr(transformers, task.auto_class)
+        model, info = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RecipeError(f"{path}: no model can be loaded from there ({reason}).") from None
+    if info["missing_keys"]:
+        raise RecipeError(
+            f"{path}: it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}, which {task.name} needs; "
+            "this checkpoint lacks that head."
+        )
+    return model.eval(), task
+
+
+def label_names_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """A classifier's label names in order."""
+    return tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
+
+
+def agree(model: PreTrainedModel, task: Task, label_names: tuple[str, ...] | None, dump: Path) -> tuple[float, float]:
+    """(share of positions with the teacher's first choice, mean KL(teacher || model) in nats) over a dump's rows.
+
+    Raises:
+        RecipeError: when the dump is of another task or has other labels.
+    """
+    source = DumpSource(dump)
+    if source.task.name != task.name:
+        raise RecipeError(f"{dump}: a dump of {source.task.name}, but the model is one for {task.name}.")
+    if source.label_names != label_names:
+        raise RecipeError(f"{dump}: its labels are {source.label_names}, but the model's are {label_names}.")
+    if source.distribution is None:
+        raise RecipeError(f"{dump}: no distribution is recorded there, so there is nothing to agree with.")
+    _, agreed, divergence = _predict(model, source, [column.name for column in source.distribution.columns])
+    return agreed, divergence
+
+
+@torch.inference_mode()
+def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> tuple[Predictions, float, float]:
+    """Predictions for every row; with a dump's columns also (agreement, mean KL) with its teacher."""
+    predictions = Predictions(source.label_names or ())
+    agreed = positions = 0
+    divergence = 0.0
+    for host_batch in in_order(source, columns, EVAL_ROWS):
+        batch = _to(host_batch, model.device)
+        logits_NV = said_about(model, batch, source, wants_hidden=False).logits_NV
+        assert logits_NV is not None
+        labels_N = batch["labels"]
+        labelled = int((labels_N != losses.MISSING_LABEL).sum())
+        predictions.negative_log_likelihood += float(losses.cross_entropy(logits_NV, labels_N)) * labelled
+        predictions.labelled += labelled
+        guess_N = logits_NV.argmax(-1)
+        if source.task.classes == "labels":
+            counts = _positions_per_row(batch, source)
+            predictions.predicted += np.split(guess_N.cpu().numpy(), np.cumsum(counts)[:-1])
+            predictions.labels += np.split(labels_N.cpu().numpy(), np.cumsum(counts)[:-1])
+        targets = heard_about(batch, source).targets if columns else None
+        if targets is not None:
+            agreed += int((guess_N == targets.argmax()).sum())
+            positions += len(guess_N)
+            said, heard = Said(logits_NV, ()), Heard(targets, {}, labels_N)
+            divergence += float(KLLoss().value(said, heard, None)) * len(guess_N)
+    return predictions, agreed / max(positions, 1), divergence / max(positions, 1)
+
+
+def _positions_per_row(batch: Batch, source: Source) -> np.ndarray:
+    rows, length = batch["input_ids"].shape
+    if source.task.recorded == "row":
+        return np.ones(rows, np.int64)
+    return np.bincount((batch["positions"] // length).cpu().numpy(), minlength=rows)
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: _to(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}
+
+
+@torch.inference_mode()
+def latency(model: PreTrainedModel, source: Source) -> dict[int, float]:
+    """Batch size -> median milliseconds of a forward pass over rows from the middle of the data."""
+    result = {}
+    for size in LATENCY_BATCHES:
+        batches = [
+            {
+                key: batch[key].to(model.device)
+                for key in ("input_ids", "attention_mask", "token_type_ids")
+                if key in batch
+            }
+            for _, batch in zip(range(16), in_order(source, [], size), strict=False)
+        ]
+        for batch in batches[:3]:
+            model(**batch)
+        times: list[float] = []
+        start = time.perf_counter()
+        while time.perf_counter() - start < LATENCY_SECONDS or len(times) < 5:
+            batch = batches[len(times) % len(batches)]
+            before = time.perf_counter()
+            model(**batch)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(1000 * (time.perf_counter() - before))
+        result[size] = statistics.median(times)
+    return result
+
+
+def _task_of(config: Any, path: Path | str) -> str:
+    architecture = (config.architectures or [""])[0]
+    suffixes = {task.auto_class.removeprefix("AutoModel"): name for name, task in TASKS.items() if task.classes}
+    for suffix, name in {**suffixes, **_OTHER_NAMES}.items():
+        if architecture.endswith(suffix):
+            return name
+    raise RecipeError(f"{path}: its architecture {architecture!r} does not tell the task; name it with --task.")

@@ -1,0 +1,216 @@
+"""The losses of a recipe: what each needs from the dump, and their weighted sum over a batch.
+
+Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, V classes, D width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from shared.dump.codecs import DenseTargets, TopKTargets
+from shared.errors import RecipeError
+from student_train import losses
+from student_train.sources import Source
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the student says about a batch: logits_NV at the recorded positions, and its hidden states at all T tokens.
+
+    `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them.
+    """
+
+    logits_NV: Tensor | None
+    hidden_TD: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What it should have said: the teacher's distributions and vectors (by signal), and gold labels_N."""
+
+    targets: DenseTargets | TopKTargets | None
+    vectors_TD: dict[str, Tensor]
+    labels_N: Tensor
+
+
+class _Loss(BaseModel, ABC):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=1.0, gt=0)
+
+    @property
+    def label(self) -> str:
+        """Its name in logs."""
+        return str(getattr(self, "kind", ""))
+
+    @property
+    def signal(self) -> str | None:
+        """The signal whose columns it reads, if any."""
+        return "distribution"
+
+    @property
+    def student_layer(self) -> int | None:
+        """The student's layer that it looks at, if any."""
+        return None
+
+    def check(self, source: Source) -> None:
+        """Raises RecipeError where the source lacks what this loss needs."""
+        if self.signal is not None and self.signal not in source.signals:
+            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
+            raise RecipeError(
+                f"the loss {self.label!r} needs the signal {self.signal!r}, which {source.name} lacks; it has {have}. "
+                "Dump again with this signal, or leave the loss out."
+            )
+
+    @abstractmethod
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        """The loss over one batch, not yet weighted."""
+
+
+class KLLoss(_Loss):
+    """KL(teacher || student) at a temperature; of a top-k dump with the rest as one class, or renormalised."""
+
+    kind: Literal["kl"] = "kl"
+    temperature: float = Field(default=1.0, gt=0)
+    tail: Literal["class", "renormalise"] = "class"
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        assert said.logits_NV is not None
+        if isinstance(heard.targets, DenseTargets):
+            return losses.kl_dense(said.logits_NV, heard.targets.logits_NV, self.temperature)
+        assert heard.targets is not None
+        return losses.kl_top_k(
+            said.logits_NV,
+            heard.targets.ids_NK,
+            heard.targets.log_probs_NK,
+            heard.targets.tail_N,
+            temperature=self.temperature,
+            tail=self.tail,
+        )
+
+
+class LogitsMSELoss(_Loss):
+    """Mean squared difference of the logits, which only a dense dump has."""
+
+    kind: Literal["logits-mse"] = "logits-mse"
+
+    def check(self, source: Source) -> None:
+        super().check(source)
+        if not source.has_dense_logits:
+            raise RecipeError(
+                f"the loss 'logits-mse' needs all logits, but {source.name} keeps the top k only; dump with --dense, "
+                "or use the loss 'kl'."
+            )
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        assert isinstance(heard.targets, DenseTargets)
+        assert said.logits_NV is not None
+        return losses.logits_mse(said.logits_NV, heard.targets.logits_NV)
+
+
+class TeacherLabelLoss(_Loss):
+    """Cross-entropy with the teacher's most probable class (hard labels)."""
+
+    kind: Literal["teacher-label"] = "teacher-label"
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        assert heard.targets is not None
+        assert said.logits_NV is not None
+        return losses.cross_entropy(said.logits_NV, heard.targets.argmax())
+
+
+class GoldLoss(_Loss):
+    """Cross-entropy with the gold labels (of a language model: the text's own tokens) where there are any."""
+
+    kind: Literal["gold"] = "gold"
+
+    @property
+    def signal(self) -> None:
+        return None
+
+    def check(self, source: Source) -> None:
+        if not source.has_gold:
+            raise RecipeError(
+                f"the loss 'gold' needs gold labels, and {source.name} has none; dump a file with a label column, or "
+                "leave the loss out."
+            )
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        assert said.logits_NV is not None
+        return losses.cross_entropy(said.logits_NV, heard.labels_N)
+
+
+class HiddenLoss(_Loss):
+    """Hidden states of a student's layer against those of a teacher's, at every token.
+
+    Where widths differ, a linear map, learnt along and dropped afterwards, takes the student's to the teacher's.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    teacher_layer: int = Field(ge=0)
+    student_layer_index: int = Field(alias="student_layer")
+    metric: Literal["mse", "cosine"] = "mse"
+
+    @property
+    def label(self) -> str:
+        return f"hidden.{self.teacher_layer}"
+
+    @property
+    def signal(self) -> str:
+        return f"hidden.{self.teacher_layer}"
+
+    @property
+    def student_layer(self) -> int:
+        return self.student_layer_index
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        student_TD = said.hidden_TD[self.student_layer_index]
+        if projection is not None:
+            student_TD = projection(student_TD)
+        compare = losses.hidden_mse if self.metric == "mse" else losses.hidden_cosine
+        return compare(student_TD, heard.vectors_TD[self.signal])
+
+
+LossSpec = Annotated[KLLoss | LogitsMSELoss | TeacherLabelLoss | GoldLoss | HiddenLoss, Field(discriminator="kind")]
+
+
+def make_projections(specs: tuple[_Loss, ...], source: Source, student: nn.Module) -> nn.ModuleDict:
+    """A linear map for each hidden loss whose widths differ, by the loss's number. Raises RecipeError for a layer that
+    the student does not have."""
+    projections = nn.ModuleDict()
+    wanted = {index: spec.student_layer for index, spec in enumerate(specs) if spec.student_layer is not None}
+    if not wanted:
+        return projections
+    device = next(student.parameters()).device
+    probe = torch.zeros((1, 2), dtype=torch.long, device=device)
+    was_training = student.training
+    with torch.no_grad():
+        student.eval()
+        hidden = student(
+            input_ids=probe, attention_mask=torch.ones_like(probe), output_hidden_states=True
+        ).hidden_states
+        student.train(was_training)
+    for index, layer in wanted.items():
+        if not -len(hidden) <= layer < len(hidden):
+            raise RecipeError(f"loss.{index}.student_layer = {layer}: the student has layers 0 to {len(hidden) - 1}.")
+        student_width, teacher_width = hidden[layer].shape[-1], source.widths[str(specs[index].signal)]
+        if student_width != teacher_width:
+            projections[str(index)] = nn.Linear(student_width, teacher_width)
+    return projections
+
+
+def total_loss(
+    specs: tuple[_Loss, ...], said: Said, heard: Heard, projections: nn.ModuleDict
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum, and each loss by its name (detached, not weighted)."""
+    parts: dict[str, Tensor] = {}
+    total = torch.zeros(())
+    for index, spec in enumerate(specs):
+        value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)
+        parts[spec.label] = value.detach()
+        total = total.to(value.device) + spec.weight * value
+    return total, parts

@@ -1,0 +1,147 @@
+"""Where a student's rows come from: a dump, or files with gold labels. Both give row groups of flat arrays."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from shared.dump.codecs import Dense, DistributionCodec, Float16Vectors
+from shared.dump.dump import Dump
+from shared.dump.shards import RowGroup, read_row_group
+from shared.errors import RecipeError
+from shared.text.corpus import Columns, Corpus
+from shared.text.labels import names_from_values
+from shared.text.rows import row_group
+from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
+
+TEXT_GROUP_ROWS = 1024
+
+
+@dataclass
+class Source(ABC):
+    """Rows to learn from.
+
+    Attributes:
+        name: for messages.
+        group_rows: rows of each row group, which `load` reads by number.
+        vocabulary: embeddings that a fresh student gets.
+        has_gold: whether any row has a gold label.
+        distribution, vectors: codecs of the teacher's signals; none in files with gold labels.
+    """
+
+    name: str
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    label_names: tuple[str, ...] | None
+    vocabulary: int
+    max_length: int
+    group_rows: tuple[int, ...]
+    has_gold: bool
+    positions: str | None
+    distribution: DistributionCodec | None = None
+    vectors: dict[str, Float16Vectors] = field(default_factory=dict)
+
+    @abstractmethod
+    def load(self, group: int, columns: Sequence[str]) -> RowGroup:
+        """One row group with the codecs' columns named."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the teacher's signals."""
+        distribution = (self.distribution.name,) if self.distribution else ()
+        return (*distribution, *self.vectors)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each vector signal."""
+        return {name: codec.width for name, codec in self.vectors.items()}
+
+    @property
+    def has_dense_logits(self) -> bool:
+        """Whether every logit is there."""
+        return isinstance(self.distribution, Dense)
+
+
+class DumpSource(Source):
+    """A dump's rows. Needs nothing but the dump's folder."""
+
+    def __init__(self, path: Path) -> None:
+        dump = Dump(path)
+        dump.require_complete()
+        manifest = dump.manifest
+        self._dump = dump
+        self._groups = [
+            (shard, group)
+            for shard, receipt in sorted(dump.receipts.items())
+            for group in range(len(receipt.row_groups))
+        ]
+        super().__init__(
+            name=str(path),
+            task=task_named(manifest.task),
+            tokenizer=AutoTokenizer.from_pretrained(path / "tokenizer"),
+            label_names=manifest.label_names,
+            vocabulary=manifest.vocabulary,
+            max_length=manifest.options.max_length,
+            group_rows=tuple(dump.receipts[shard].row_groups[group] for shard, group in self._groups),
+            has_gold=manifest.gold != "none",
+            positions=manifest.options.positions,
+            distribution=manifest.distribution,
+            vectors=manifest.vectors,
+        )
+
+    def load(self, group: int, columns: Sequence[str]) -> RowGroup:
+        shard, within = self._groups[group]
+        return read_row_group(self._dump.manifest, self._dump.open_shard(shard), within, columns)
+
+
+class TextSource(Source):
+    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token)."""
+
+    def __init__(
+        self,
+        task: Task,
+        paths: Sequence[str],
+        columns: Columns,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        label_names: tuple[str, ...] | None = None,
+        positions: str | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_tokenizer(task, tokenizer)
+        corpus = Corpus(paths, columns, limit)
+        if task.classes == "labels" and label_names is None:
+            label_names = names_from_values(corpus.survey().label_values)
+        how = Tokenizing(tokenizer, max_length, label_names or (), task.check_positions(positions), seed)
+        survey = corpus.survey(check=lambda example: task.check_labels(how, example))
+        every_block = range(-(-survey.rows // TEXT_GROUP_ROWS))
+        self._groups = []
+        for _, first_row, examples in corpus.blocks(TEXT_GROUP_ROWS, every_block):
+            rows = task.tokenize(how, examples, first_row)
+            self._groups.append(row_group(rows, range(first_row, first_row + len(rows))))
+        super().__init__(
+            name=", ".join(paths),
+            task=task,
+            tokenizer=tokenizer,
+            label_names=label_names if task.classes == "labels" else None,
+            vocabulary=len(tokenizer),
+            max_length=max_length,
+            group_rows=tuple(len(group.rows) for group in self._groups),
+            has_gold=task.classes == "vocabulary" or survey.labelled_rows > 0,
+            positions=how.positions,
+        )
+
+    def load(self, group: int, columns: Sequence[str]) -> RowGroup:
+        return self._groups[group]
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or hub id. Raises RecipeError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RecipeError(f"{path}: no tokenizer can be loaded from there ({reason}).") from None

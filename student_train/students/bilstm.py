@@ -1,0 +1,244 @@
+"""A bidirectional LSTM as a Hugging Face model: the smallest and fastest student for classification.
+
+The student of Mukherjee & Awadallah 2019, "Distilling Transformers into Simple Neural Networks with Unlabeled Transfer
+Data" (arXiv 1910.01769), and of XtremeDistil (Mukherjee & Awadallah 2020, arXiv 2004.05686). A row is summed up by the
+maximum over time, as in InferSent (Conneau et al. 2017, arXiv 1705.02364).
+
+Needs nothing but torch and transformers: `save_pretrained` copies this very file beside the weights, so that the
+folder also loads where lectern is not installed, with `trust_remote_code=True`. Where this module is imported, the Auto
+classes know the model, and load it without.
+
+Shape suffixes:
+    B  rows of a batch
+    L  positions of the longest row
+    D  width: of the embeddings, or of a layer's output (both directions together)
+    C  classes
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+class BiLSTMConfig(PretrainedConfig):
+    """The shape of a BiLSTM; `hidden_size` is the width of a layer's output, half of it from each direction.
+
+    >>> BiLSTMConfig(hidden_size=301)
+    Traceback (most recent call last):
+    ValueError: hidden_size must be even, one half for each direction of the BiLSTM, and is 301.
+    """
+
+    model_type = "lectern_bilstm"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        embedding_size: int = 300,
+        hidden_size: int = 600,
+        num_hidden_layers: int = 1,
+        dropout: float = 0.1,
+        pad_token_id: int | None = 0,
+        **kwargs: Any,
+    ) -> None:
+        if hidden_size % 2:
+            raise ValueError(
+                f"hidden_size must be even, one half for each direction of the BiLSTM, and is {hidden_size}."
+            )
+        super().__init__(**kwargs)
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.dropout = dropout
+        self.pad_token_id = pad_token_id
+
+
+class BiLSTMPreTrainedModel(PreTrainedModel):
+    """What the three models share: their configuration, their names and how their weights begin."""
+
+    config: BiLSTMConfig
+    config_class = BiLSTMConfig
+    base_model_prefix = "bilstm"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            # No layer norm follows: at the 0.02 usual for transformers, the gates would hardly see the words.
+            nn.init.normal_(module.weight, std=0.1)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(parameter)
+                elif name.startswith("weight_hh"):
+                    nn.init.orthogonal_(parameter)
+                else:
+                    nn.init.zeros_(parameter)
+
+
+class BiLSTMModel(BiLSTMPreTrainedModel):
+    """Embeddings and a stack of bidirectional LSTM layers."""
+
+    def __init__(self, config: BiLSTMConfig) -> None:
+        super().__init__(config)
+        # No padding_idx: padding never reaches a layer, and a tokenizer may pad with a token that also means something.
+        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.embedding_size)
+        widths = [config.embedding_size] + [config.hidden_size] * config.num_hidden_layers
+        # One module a layer, because nn.LSTM's own stack hides what its lower layers say.
+        self.layers = nn.ModuleList(
+            nn.LSTM(width, config.hidden_size // 2, batch_first=True, bidirectional=True) for width in widths[:-1]
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Reads rows `input_ids` [B, L] (or `inputs_embeds` [B, L, D]), padded on the right.
+
+        `token_type_ids` are what many tokenizers give, and are ignored. The output is zero at padding;
+        `hidden_states` are the embeddings, then each layer's output.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("A BiLSTM takes either input_ids or inputs_embeds, and was given both or neither.")
+        hidden_BLD = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if attention_mask is None:
+            attention_mask = torch.ones(hidden_BLD.shape[:2], dtype=torch.long)
+        lengths_B = _lengths(attention_mask)
+
+        all_hidden: tuple[Tensor, ...] = (hidden_BLD,)
+        for layer in self.layers:
+            # Packed, so that the backward direction begins at a row's last token and not at its padding.
+            packed, _ = layer(
+                pack_padded_sequence(self.dropout(hidden_BLD), lengths_B, batch_first=True, enforce_sorted=False)
+            )
+            hidden_BLD, _ = pad_packed_sequence(packed, batch_first=True, total_length=hidden_BLD.shape[1])
+            all_hidden += (hidden_BLD,)
+
+        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        result = BaseModelOutput(last_hidden_state=hidden_BLD, hidden_states=all_hidden if wants_hidden else None)
+        return _as_asked(result, return_dict, self.config)
+
+
+class BiLSTMForSequenceClassification(BiLSTMPreTrainedModel):
+    """A BiLSTM with one linear layer on the maximum over time of its output."""
+
+    def __init__(self, config: BiLSTMConfig) -> None:
+        super().__init__(config)
+        self.bilstm = BiLSTMModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Inputs as `BiLSTMModel.forward`; `labels` [B] give a cross-entropy; `logits` [B, C]."""
+        output = self.bilstm(
+            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        hidden_BLD = output.last_hidden_state
+        if attention_mask is not None:
+            # Padding is zero in the output, and zero would win against a negative maximum.
+            is_padding_BL = attention_mask.to(hidden_BLD.device) == 0
+            hidden_BLD = hidden_BLD.masked_fill(is_padding_BL[:, :, None], float("-inf"))
+        logits_BC = self.classifier(self.dropout(hidden_BLD.amax(dim=1)))
+        loss = None if labels is None else nn.functional.cross_entropy(logits_BC, labels)
+        result = SequenceClassifierOutput(loss=loss, logits=logits_BC, hidden_states=output.hidden_states)
+        return _as_asked(result, return_dict, self.config)
+
+
+class BiLSTMForTokenClassification(BiLSTMPreTrainedModel):
+    """A BiLSTM with one linear layer on its output at each position."""
+
+    def __init__(self, config: BiLSTMConfig) -> None:
+        super().__init__(config)
+        self.bilstm = BiLSTMModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """Inputs as `BiLSTMModel.forward`; `labels` [B, L] (-100: none) give a cross-entropy; `logits` [B, L, C]."""
+        output = self.bilstm(
+            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        logits_BLC = self.classifier(self.dropout(output.last_hidden_state))
+        loss = None if labels is None else nn.functional.cross_entropy(logits_BLC.flatten(0, 1), labels.flatten())
+        result = TokenClassifierOutput(loss=loss, logits=logits_BLC, hidden_states=output.hidden_states)
+        return _as_asked(result, return_dict, self.config)
+
+
+def _lengths(attention_mask_BL: Tensor) -> Tensor:
+    """Tokens in each row [B], on the CPU, where packing wants them."""
+    mask_BL = attention_mask_BL.cpu().long()
+    is_bad_B = (mask_BL[:, 0] == 0) | (mask_BL.diff(dim=1) > 0).any(dim=1)
+    if is_bad_B.any():
+        raise ValueError(
+            "A BiLSTM reads rows of at least one token, padded on the right; the attention mask is otherwise in rows "
+            f"{is_bad_B.nonzero().flatten().tolist()} of the batch."
+        )
+    return mask_BL.sum(dim=1)
+
+
+def _as_asked(output: Output, return_dict: bool | None, config: BiLSTMConfig) -> Output | tuple[Any, ...]:
+    """The output as an object, or as the tuple that `return_dict=False` asks for."""
+    wants_object = config.return_dict if return_dict is None else return_dict
+    return output if wants_object else output.to_tuple()
+
+
+# The Auto classes of this process know the model from here on ...
+AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig, exist_ok=True)
+AutoModel.register(BiLSTMConfig, BiLSTMModel, exist_ok=True)
+AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTMForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTMForTokenClassification, exist_ok=True)
+# ... and saved folders carry this file and say which of its classes to use.
+BiLSTMConfig.register_for_auto_class()
+BiLSTMModel.register_for_auto_class("AutoModel")
+BiLSTMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+BiLSTMForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")

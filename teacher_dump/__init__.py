@@ -1,0 +1,1 @@
+"""The annotator: corpus -> tokens -> batches -> teacher forward -> signals -> shards."""

@@ -1,0 +1,149 @@
+"""The command line `dump`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.cli import EPILOG, run
+from shared.progress import human_bytes, human_seconds
+from teacher_dump.request import DEFAULT_TOP_K, Request
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+TEACHER = "What is the teacher"
+INPUT = "What it reads"
+RECORD = "What is recorded"
+RUN = "How it runs"
+
+
+@app.command(epilog=EPILOG)
+def dump(
+    teacher: Annotated[str, typer.Option(help="A model's folder, or a hub id.")],
+    task: Annotated[
+        str,
+        typer.Option(help="causal-lm, masked-lm, sequence-classification, token-classification or encoder."),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="A file, glob or URL of text: .txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst. "
+            "Repeat it for more."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The dump's folder. The same command again finishes what is missing.")],
+    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of gold labels, which may be missing in any row. By default 'label' where there "
+            "is one; 'none' ignores it.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+    tags_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of tag lists, one tag a word. By default 'tags' where there is one; 'none' ignores it.",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Keep the k most probable classes of each position, and the mass of the rest. Default for "
+            f"vocabularies: {DEFAULT_TOP_K}.",
+            show_default=False,
+        ),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Keep all logits (4 bytes a class and position). Default for labels.")
+    ] = False,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="Where distributions are recorded. masked-lm: masked (default) or all; token-classification: "
+            "first-subtoken (default) or all.",
+            show_default=False,
+        ),
+    ] = None,
+    hidden: Annotated[
+        str,
+        typer.Option(
+            help="Hidden states to keep: none, last, all, or layers such as 6,12. They count as in "
+            "transformers: 0 is the embeddings' output."
+        ),
+    ] = "none",
+    max_length: Annotated[int, typer.Option(min=1, help="Rows are cut to this many tokens.")] = 512,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens a batch, padding counted. Default: 4096 on a CPU, 32768 on CUDA.", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16. auto: bf16 on CUDA, fp32 on a CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows a shard: the unit of work that a kill can cost.")] = 4096,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random (masked positions).")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.", show_default=False)] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the teacher. Off unless asked for.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a sample, print rows, tokens, bytes and time, write nothing.")
+    ] = False,
+) -> None:
+    """Run a teacher once over a corpus and keep what students learn from, in Parquet shards.
+
+    Example: dump --teacher models/teacher --task sequence-classification --data reviews.jsonl --out out/dump
+    """
+    # Imported here so that --help does not wait for torch.
+    from teacher_dump.annotate import annotate, prepare
+    from teacher_dump.estimate import estimate
+
+    if dense and top_k is not None:
+        raise typer.BadParameter("--top-k and --dense exclude each other: keep k classes, or all of them.")
+    options = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
+    plan = prepare(Request(**{**options, "data": tuple(data)}))
+    manifest = plan.manifest
+    typer.echo(
+        f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
+        f"{manifest.options.dtype} on {plan.teacher.device}\n"
+        f"corpus   {manifest.corpus.rows:,} rows, {manifest.corpus.labelled_rows:,} with a gold label\n"
+        f"signals  {'; '.join(signal.describe() for signal in manifest.signals)}"
+    )
+    if dry_run:
+        found = estimate(plan)
+        typer.echo(f"\nEstimate from {found.sampled_rows} rows; nothing was written.")
+        typer.echo(f"  rows    {found.rows:>15,}")
+        typer.echo(f"  tokens  {found.tokens:>15,}")
+        typer.echo(f"  disk    {human_bytes(found.bytes):>15}   of {human_bytes(found.free_bytes)} free")
+        typer.echo(f"  time    {human_seconds(found.seconds):>15}   at {found.tokens_per_second:,.0f} tokens/s")
+        if found.truncated_share:
+            typer.echo(f"  cut     {found.truncated_share:>15.1%}   of rows reach --max-length {max_length}")
+        typer.echo("\n  bytes a token, by column")
+        for name, size in found.column_bytes.items():
+            typer.echo(f"  {name:<24}{size:>10.2f}")
+        return
+    outcome = annotate(plan)
+    if not outcome.made:
+        typer.echo(f"\n{out} is complete already: {outcome.shards} shards, nothing to do.")
+        return
+    size = sum(path.stat().st_size for path in (out / "shards").glob("*.parquet"))
+    typer.echo(
+        f"\n{out}: {outcome.made} of {outcome.shards} shards written, {outcome.tokens:,} tokens in "
+        f"{human_seconds(outcome.seconds)} ({outcome.tokens / outcome.seconds:,.0f} tokens/s); "
+        f"{human_bytes(size)} in all.\nLook inside: shards head {out}"
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The dump's folder before the first shard: is it ours to fill, and is it the same dump?"""
+
+import os
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from shared.dump.card import write_card
+from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
+from shared.dump.storage import TEMPORARY
+from shared.errors import UsageError
+
+TOKENIZER = "tokenizer"
+SHARDS = "shards"
+# What a run that was killed before it wrote the manifest may have left.
+_OURS = {TOKENIZER, SHARDS, "README.md", FILE_NAME + TEMPORARY}
+
+
+def check_folder(out: Path) -> None:
+    """Raises UsageError for a folder that cannot be written or that holds anything but a dump. Writes nothing."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: this is a file; name a folder.")
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
+    if out.is_dir() and not (out / FILE_NAME).exists():
+        strangers = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
+        if strangers:
+            raise UsageError(
+                f"--out {out}: holds other files already ({', '.join(strangers[:3])}); choose an empty folder."
+            )
+
+
+def enter_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the folder, its tokenizer and its manifest, or find them there.
+
+    Raises:
+        UsageError: when the folder is another dump, with the list of differences.
+    """
+    if (out / FILE_NAME).exists():
+        differences = read_manifest(out).differences(manifest)
+        if differences:
+            raise UsageError(
+                f"--out {out} is another dump, and a dump never mixes. Differences: {'; '.join(differences)}. "
+                "Choose another folder, or the options that it was begun with."
+            )
+    else:
+        (out / SHARDS).mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(out / TOKENIZER)
+        manifest.write(out)
+        write_card(out)
+    for leftover in (*out.glob(f"*{TEMPORARY}"), *(out / SHARDS).glob(f"*{TEMPORARY}")):
+        leftover.unlink()

@@ -1,0 +1,96 @@
+"""A language model's head, applied to slices of the recorded positions only.
+
+A full `[tokens, vocabulary]` tensor is what runs out of memory first: 16k tokens of a 152k vocabulary are 10 GB. So the
+last projection is stopped from running inside the model (it gets zero tokens there), what would have gone into it is
+kept, and it is applied afterwards to as many recorded positions at a time as fit in `SLICE_VALUES` numbers. Whether
+that gives what the model itself gives is checked once, on a probe; where it does not (an unknown step after the
+projection), the model's own full logits are used.
+
+Shapes: B rows, L tokens, D width, V vocabulary, N positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shared.errors import TeacherError
+
+SLICE_VALUES = 2**24
+PROBE_TOKENS = 8
+
+
+class VocabularyHead:
+    """The output projection of `model`, held back during the forward pass and applied on demand."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        projection = model.get_output_embeddings()
+        if projection is None:
+            raise TeacherError(f"{type(model).__name__} has no head over its vocabulary; choose another task.")
+        self.model = model
+        self.projection: Any = projection
+        self.vocabulary: int = projection.weight.shape[0]
+        self._after_projection = _after_projection(model.config.get_text_config())
+        self._held_back: Tensor | None = None
+        self._holding_back = False
+        projection.register_forward_pre_hook(self._hold_back)
+        self.sliced = self._same_as_model()
+
+    def run(self, arguments: dict[str, Any]) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """Run the model; returns its output and a function: flat indices [N] into B * L -> float32 logits_NV."""
+        if not self.sliced:
+            output = self.model(**arguments)
+            logits_NV = output.logits.flatten(0, 1)
+            return output, lambda index_N: logits_NV[index_N].float()
+        self._holding_back = True
+        try:
+            output = self.model(**arguments)
+        finally:
+            self._holding_back = False
+        assert self._held_back is not None
+        hidden_ND, self._held_back = self._held_back.flatten(0, -2), None
+        return output, lambda index_N: self._logits(hidden_ND[index_N])
+
+    @property
+    def slice_positions(self) -> int:
+        """How many positions to ask for at a time."""
+        return max(1, SLICE_VALUES // self.vocabulary)
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return self._after_projection(self.projection(hidden_ND)).float()
+
+    def _hold_back(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._holding_back:
+            return None
+        self._held_back = arguments[0]
+        return (arguments[0][..., :0, :], *arguments[1:])
+
+    def _same_as_model(self) -> bool:
+        ids_BL = torch.arange(PROBE_TOKENS, device=self.model.device).remainder(self.vocabulary)[None]
+        arguments = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+        with torch.inference_mode():
+            expected = self.model(**arguments).logits[0].float()
+            self.sliced = True
+            try:
+                _, logits_of = self.run(arguments)
+                found = logits_of(torch.arange(PROBE_TOKENS, device=self.model.device))
+            except (RuntimeError, AssertionError, IndexError):
+                return False
+        # NaN weights are reported later, with the row; here they must not look like an unknown head.
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _after_projection(config: Any) -> Callable[[Tensor], Tensor]:
+    """What a few architectures do to their logits after the projection."""
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    scale = getattr(config, "logit_scale", None)  # Cohere
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    if softcap:
+        return lambda logits: torch.tanh(logits / softcap) * softcap
+    if scale:
+        return lambda logits: logits * scale
+    if divisor:
+        return lambda logits: logits / divisor
+    return lambda logits: logits

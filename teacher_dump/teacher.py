@@ -1,0 +1,197 @@
+"""The teacher: loaded, checked to be fit for the task, and run without gradients, dropout or surprises.
+
+Shapes: B rows, L tokens of the longest, D width, V vocabulary or classes, N recorded positions.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shared.errors import TeacherError, UsageError
+from shared.text.tasks import Task, check_tokenizer
+from teacher_dump.head import VocabularyHead
+from teacher_dump.request import Request
+
+transformers.utils.logging.disable_progress_bar()
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What is known of a teacher before its weights are loaded: enough to check a whole corpus against."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    label_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        head: the vocabulary head of a language model; None for other tasks.
+        vocabulary: entries of its head (language models) or of its embeddings.
+        width: of its hidden states; layers: how many of them follow the embeddings.
+    """
+
+    model: PreTrainedModel
+    device: torch.device
+    dtype: str
+    head: VocabularyHead | None
+    vocabulary: int
+    width: int
+    layers: int
+
+    @property
+    def one_row_a_batch(self) -> bool:
+        """Whether padding would be taken for text: classifiers that pool the last token find it by the pad token."""
+        config = self.model.config
+        return config.get_text_config().pad_token_id is None and "SequenceClassification" in type(self.model).__name__
+
+
+def read_blueprint(request: Request, task: Task) -> Blueprint:
+    """The teacher's configuration and tokenizer. Raises TeacherError where there is no model, UsageError where the
+    tokenizer cannot serve the task."""
+    source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
+    if _looks_like_path(request.teacher) and not Path(request.teacher).is_dir():
+        raise TeacherError(f"{request.teacher}: there is no such folder; give a model's folder or a hub id.")
+    try:
+        config = AutoConfig.from_pretrained(request.teacher, **source)
+        tokenizer = AutoTokenizer.from_pretrained(request.teacher, **source)
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
+        ) from None
+    check_tokenizer(task, tokenizer)
+    names = (
+        tuple(str(config.id2label[index]) for index in range(config.num_labels)) if task.classes == "labels" else None
+    )
+    return Blueprint(config, tokenizer, names)
+
+
+def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
+    """The teacher with its weights, on its device.
+
+    Raises:
+        TeacherError: for a missing head, or a vocabulary smaller than the tokenizer's.
+        UsageError: for a device that is not there.
+    """
+    device = _device(request.device)
+    dtype = _dtype(request.dtype, device)
+    loader = getattr(transformers, task.auto_class)
+    try:
+        model, info = loader.from_pretrained(
+            request.teacher,
+            config=blueprint.config,
+            dtype=DTYPES[dtype],
+            revision=request.revision,
+            trust_remote_code=request.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TeacherError(
+            f"{request.teacher}: cannot be loaded as {task.auto_class} ({_first_line(error)})."
+        ) from None
+    # An encoder's pooler is no part of what is recorded, and many checkpoints come without it.
+    missing = sorted(key for key in info["missing_keys"] if task.classes or "pooler" not in key)
+    if missing:
+        raise TeacherError(
+            f"{request.teacher}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
+            f"which the task {task.name} needs: this checkpoint lacks that head. Fine-tune it first (distill run) or "
+            "choose the task it was trained for."
+        )
+    model.eval().requires_grad_(False).to(device)
+    config = model.config.get_text_config()
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(blueprint.tokenizer) > embeddings:
+        raise TeacherError(
+            f"{request.teacher}: its tokenizer has {len(blueprint.tokenizer):,} entries but the model only "
+            f"{embeddings:,}; this tokenizer belongs to another model."
+        )
+    head = VocabularyHead(model) if task.classes == "vocabulary" else None
+    return Teacher(
+        model,
+        device,
+        dtype,
+        head,
+        vocabulary=head.vocabulary if head else embeddings,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the configuration and every weight, so that two teachers are equal only when they compute alike."""
+    config = model.config.to_diff_dict()
+    for key in ("transformers_version", "_name_or_path", "dtype", "architectures"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that decides how text becomes ids."""
+    if not tokenizer.is_fast:
+        return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def forward(
+    teacher: Teacher, inputs: dict[str, Tensor], want_hidden: bool
+) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
+    """Run the model once.
+
+    Returns its output (with `hidden_states` when wanted, and `logits` for tasks over labels) and, for language models,
+    a function from flat indices into [B * L] to float32 logits_NV of these positions.
+    """
+    arguments = {**inputs, "output_hidden_states": want_hidden, "return_dict": True}
+    if teacher.head is None:
+        return teacher.model(**arguments), None
+    return teacher.head.run(arguments)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r}: unknown device; use auto, cpu, cuda, cuda:1 or mps.") from None
+
+
+def _dtype(name: str, device: torch.device) -> str:
+    """auto: bfloat16 where CUDA has it, float16 on older CUDA, float32 elsewhere."""
+    if name not in ("auto", *DTYPES):
+        raise UsageError(f"--dtype {name!r}: use auto, {', '.join(DTYPES)}.")
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

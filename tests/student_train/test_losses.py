@@ -1,0 +1,314 @@
+"""The losses against references written out longhand in float64, and at their edges.
+
+Shape suffixes: N positions, V vocabulary, K kept candidates, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from student_train import losses
+
+INFINITY = float("inf")
+
+seeds = st.integers(0, 2**32 - 1)
+temperatures = st.sampled_from([0.5, 1.0, 2.0, 7.0])
+
+
+def draw_logits(seed: int, *shape: int, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def keep_top_k(teacher_logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a dump keeps of a teacher: ids, exact log-probabilities, log of the mass outside."""
+    log_probs_NV = teacher_logits_NV.log_softmax(-1)
+    log_probs_NK, ids_NK = log_probs_NV.topk(k)
+    outside_NV = log_probs_NV.scatter(1, ids_NK, -INFINITY)
+    return ids_NK, log_probs_NK, outside_NV.logsumexp(-1)
+
+
+def kl_longhand(p: np.ndarray, q: np.ndarray) -> float:
+    return float(sum(p_i * (np.log(p_i) - np.log(q_i)) for p_i, q_i in zip(p, q, strict=True) if p_i > 0))
+
+
+def temper_longhand(probs: np.ndarray, temperature: float) -> np.ndarray:
+    powers = probs ** (1 / temperature)
+    return powers / powers.sum()
+
+
+def softmax_longhand(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def kl_top_k_longhand(
+    student_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, tail_N: Tensor, temperature: float, tail: str
+) -> float:
+    """Class by class and row by row: the probabilities are made first, then lumped, then tempered."""
+    rows = []
+    for student_V, ids_K, log_probs_K, tail_log_prob in zip(
+        student_NV.numpy(), ids_NK.numpy(), log_probs_NK.numpy(), tail_N.numpy(), strict=True
+    ):
+        student_probs_V = softmax_longhand(student_V)
+        p, q = np.exp(log_probs_K), student_probs_V[ids_K]
+        if tail == "class":
+            outside = [i for i in range(len(student_V)) if i not in ids_K.tolist()]
+            p, q = np.append(p, np.exp(tail_log_prob)), np.append(q, student_probs_V[outside].sum())
+        rows.append(kl_longhand(temper_longhand(p, temperature), temper_longhand(q, temperature)))
+    return temperature**2 * float(np.mean(rows))
+
+
+@given(seeds, temperatures)
+@settings(max_examples=25, deadline=None)
+def test_dense_kl_is_the_mean_over_positions_of_sum_p_log_p_over_q_times_temperature_squared(
+    seed: int, temperature: float
+) -> None:
+    student_NV, teacher_NV = draw_logits(seed, 4, 6), draw_logits(seed + 1, 4, 6)
+    expected = temperature**2 * np.mean(
+        [
+            kl_longhand(softmax_longhand(teacher_V / temperature), softmax_longhand(student_V / temperature))
+            for student_V, teacher_V in zip(student_NV.numpy(), teacher_NV.numpy(), strict=True)
+        ]
+    )
+    assert losses.kl_dense(student_NV, teacher_NV, temperature).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gradient_of_dense_kl_is_the_difference_of_the_probabilities(temperature: float) -> None:
+    """Hinton et al. 2015, equation 2, times the T**2 of the loss."""
+    student_NV, teacher_NV = draw_logits(0, 5, 7).requires_grad_(), draw_logits(1, 5, 7)
+    losses.kl_dense(student_NV, teacher_NV, temperature).backward()
+    expected_NV = temperature * ((student_NV / temperature).softmax(-1) - (teacher_NV / temperature).softmax(-1)) / 5
+    torch.testing.assert_close(student_NV.grad, expected_NV.detach())
+
+
+@given(seeds, st.integers(1, 7), temperatures, st.sampled_from(["class", "renormalise"]))
+@settings(max_examples=60, deadline=None)
+def test_top_k_kl_agrees_with_the_lumped_distributions(
+    seed: int, k: int, temperature: float, tail: losses.Tail
+) -> None:
+    student_NV, kept = draw_logits(seed, 4, 7), keep_top_k(draw_logits(seed + 1, 4, 7), k)
+    loss = losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail)
+    expected = kl_top_k_longhand(student_NV, *kept, temperature, tail)
+    assert loss.item() == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("tail", ["class", "renormalise"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_gradient_of_top_k_kl_agrees_with_finite_differences(tail: losses.Tail, temperature: float, k: int) -> None:
+    student_NV, kept = draw_logits(2, 3, 6).requires_grad_(), keep_top_k(draw_logits(3, 3, 6), k)
+    assert torch.autograd.gradcheck(
+        lambda logits: losses.kl_top_k(logits, *kept, temperature=temperature, tail=tail), student_NV
+    )
+
+
+@given(seeds, st.integers(1, 7), temperatures, st.sampled_from(["class", "renormalise"]))
+@settings(max_examples=60, deadline=None)
+def test_top_k_kl_is_never_negative_and_zero_for_the_teacher_itself(
+    seed: int, k: int, temperature: float, tail: losses.Tail
+) -> None:
+    student_NV, teacher_NV = draw_logits(seed, 3, 7), draw_logits(seed + 1, 3, 7)
+    kept = keep_top_k(teacher_NV, k)
+    assert losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail) >= -1e-12
+    shifted_NV = teacher_NV + 17.0
+    assert losses.kl_top_k(shifted_NV, *kept, temperature=temperature, tail=tail).abs() < 1e-12
+
+
+@given(seeds, temperatures)
+@settings(max_examples=25, deadline=None)
+def test_kl_is_positive_where_a_class_that_is_compared_differs(seed: int, temperature: float) -> None:
+    teacher_NV = draw_logits(seed, 3, 7, scale=1.0)
+    kept = keep_top_k(teacher_NV, 3)
+    student_NV = teacher_NV.scatter_add(1, kept[0][:, :1], torch.full((3, 1), 0.5, dtype=torch.float64))
+    assert losses.kl_dense(student_NV, teacher_NV, temperature) > 1e-5
+    for tail in ("class", "renormalise"):
+        assert losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail) > 1e-5
+
+
+def test_only_the_tail_class_punishes_mass_outside_of_the_kept_ids() -> None:
+    teacher_NV = draw_logits(4, 3, 7)
+    kept = keep_top_k(teacher_NV, 3)
+    outside_NV = torch.ones_like(teacher_NV).scatter(1, kept[0], 0.0)
+    student_NV = teacher_NV + 2.0 * outside_NV
+    assert losses.kl_top_k(student_NV, *kept, tail="class") > 0.05
+    assert losses.kl_top_k(student_NV, *kept, tail="renormalise").abs() < 1e-12
+
+
+def test_one_id_outside_makes_the_tail_class_the_dense_kl() -> None:
+    """With V - 1 ids kept, the tail is the last id: nothing is lumped."""
+    student_NV, teacher_NV = draw_logits(5, 4, 6), draw_logits(6, 4, 6)
+    loss = losses.kl_top_k(student_NV, *keep_top_k(teacher_NV, 5), temperature=2.0)
+    torch.testing.assert_close(loss, losses.kl_dense(student_NV, teacher_NV, 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("tail", ["class", "renormalise"])
+@pytest.mark.parametrize("rounding", [-INFINITY, -16.0])
+def test_the_whole_vocabulary_kept_is_the_dense_kl_whatever_rounding_left_in_the_tail(
+    tail: losses.Tail, rounding: float
+) -> None:
+    student_NV, teacher_NV = draw_logits(7, 4, 6).requires_grad_(), draw_logits(8, 4, 6)
+    ids_NK, log_probs_NK, _ = keep_top_k(teacher_NV, 6)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, torch.full((4,), rounding), temperature=2.0, tail=tail)
+        (gradient_NV,) = torch.autograd.grad(loss, student_NV)
+    expected = losses.kl_dense(student_NV, teacher_NV, 2.0)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient_NV, torch.autograd.grad(expected, student_NV)[0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_tail_of_minus_infinity_adds_nothing_but_still_counts_in_the_students_total(temperature: float) -> None:
+    """The teacher has all of its mass on three of five ids."""
+    student_NV = draw_logits(9, 2, 5).requires_grad_()
+    ids_NK = torch.tensor([[0, 1, 2], [4, 2, 0]])
+    log_probs_NK = draw_logits(10, 2, 3).log_softmax(-1)
+    tail_N = torch.full((2,), -INFINITY)
+    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature)
+    expected = kl_top_k_longhand(student_NV.detach(), ids_NK, log_probs_NK, tail_N, temperature, "class")
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    (gradient_NV,) = torch.autograd.grad(loss, student_NV)
+    assert gradient_NV.isfinite().all()
+    assert (gradient_NV[0, 3:] > 0).all(), "mass where the teacher has none must be pushed down"
+
+
+@given(seeds, st.integers(0, 7), temperatures, st.sampled_from(["class", "renormalise"]))
+@settings(max_examples=40, deadline=None)
+def test_filling_short_rows_up_changes_neither_value_nor_gradient(
+    seed: int, k: int, temperature: float, tail: losses.Tail
+) -> None:
+    """Also with a filling id that is kept elsewhere in the row, and in rows with nothing kept at all."""
+    student_NV, teacher_NV = draw_logits(seed, 3, 7).requires_grad_(), draw_logits(seed + 1, 3, 7)
+    ids_NK, log_probs_NK, tail_N = keep_top_k(teacher_NV, max(k, 1))
+    if k == 0:
+        log_probs_NK = torch.full_like(log_probs_NK, -INFINITY)
+        expected, gradient_NV = torch.zeros((), dtype=torch.float64), torch.zeros(3, 7, dtype=torch.float64)
+        tail_N = torch.zeros(3)
+    else:
+        expected = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature, tail=tail)
+        (gradient_NV,) = torch.autograd.grad(expected, student_NV)
+    generator = torch.Generator().manual_seed(seed)
+    filled_ids_NK = torch.cat([torch.randint(7, (3, 2), generator=generator), ids_NK], dim=1)
+    filled_log_probs_NK = torch.cat([torch.full((3, 2), -INFINITY), log_probs_NK], dim=1)
+    loss = losses.kl_top_k(student_NV, filled_ids_NK, filled_log_probs_NK, tail_N, temperature=temperature, tail=tail)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, student_NV)[0], gradient_NV)
+
+
+@pytest.mark.parametrize("tail", ["class", "renormalise"])
+def test_a_row_that_says_nothing_counts_as_a_zero(tail: losses.Tail) -> None:
+    student_NV = draw_logits(11, 2, 7).requires_grad_()
+    ids_NK, log_probs_NK, tail_N = keep_top_k(draw_logits(12, 2, 7), 3)
+    alone = losses.kl_top_k(student_NV[:1], ids_NK[:1], log_probs_NK[:1], tail_N[:1], tail=tail)
+    log_probs_NK[1], tail_N[1] = -INFINITY, -INFINITY
+    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, tail=tail)
+    torch.testing.assert_close(loss, alone / 2)
+    (gradient_NV,) = torch.autograd.grad(loss, student_NV)
+    assert (gradient_NV[1] == 0).all()
+
+
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits_give_finite_losses_and_gradients(dtype: torch.dtype, k: int) -> None:
+    generator = torch.Generator().manual_seed(13)
+    student_NV = (1e4 * (2.0 * torch.randint(2, (32, 5), generator=generator) - 1)).to(dtype).requires_grad_()
+    teacher_NV = 1e4 * (2.0 * torch.randint(2, (32, 5), generator=generator) - 1)
+    kept = keep_top_k(teacher_NV, k)
+    for loss in (
+        losses.kl_dense(student_NV, teacher_NV, 0.5),
+        losses.kl_top_k(student_NV, *kept, temperature=0.5, tail="class"),
+        losses.kl_top_k(student_NV, *kept, temperature=0.5, tail="renormalise"),
+        losses.cross_entropy(student_NV, torch.arange(32) % 5),
+        losses.logits_mse(student_NV, teacher_NV),
+    ):
+        assert loss.isfinite()
+        assert torch.autograd.grad(loss, student_NV)[0].isfinite().all()
+
+
+def test_the_tail_keeps_its_digits_when_the_student_is_nearly_sure() -> None:
+    """Here 1 - sum(kept) is exactly 0 in float32, whose logarithm would be -inf."""
+    student_NV = torch.tensor([[30.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    ids_NK, log_probs_NK, tail_N = keep_top_k(torch.tensor([[5.0, 0.0, 0.0, 0.0]], dtype=torch.float64), 1)
+    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK.float(), tail_N.float())
+    expected = kl_top_k_longhand(student_NV.detach().double(), ids_NK, log_probs_NK, tail_N, 1.0, "class")
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    (gradient_NV,) = torch.autograd.grad(loss, student_NV)
+    expected_tail = -tail_N.exp().item() / 3
+    assert gradient_NV[0, 1:].tolist() == pytest.approx([expected_tail] * 3, rel=1e-4)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    student_NV, teacher_NV = draw_logits(14, 8, 50).bfloat16(), draw_logits(15, 8, 50)
+    ids_NK, log_probs_NK, tail_N = keep_top_k(teacher_NV, 5)
+    pairs = [
+        (losses.kl_dense(student_NV, teacher_NV.float()), losses.kl_dense(student_NV.double(), teacher_NV)),
+        (
+            losses.kl_top_k(student_NV, ids_NK, log_probs_NK.float(), tail_N.float()),
+            losses.kl_top_k(student_NV.double(), ids_NK, log_probs_NK, tail_N),
+        ),
+        (losses.logits_mse(student_NV, teacher_NV.float()), losses.logits_mse(student_NV.double(), teacher_NV)),
+        (losses.hidden_mse(student_NV, teacher_NV.float()), losses.hidden_mse(student_NV.double(), teacher_NV)),
+        (losses.hidden_cosine(student_NV, teacher_NV.float()), losses.hidden_cosine(student_NV.double(), teacher_NV)),
+    ]
+    labels_N = torch.arange(8)
+    pairs.append((losses.cross_entropy(student_NV, labels_N), losses.cross_entropy(student_NV.double(), labels_N)))
+    for loss, expected in pairs:
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_mean_squared_errors_are_over_positions_and_width() -> None:
+    student, teacher = draw_logits(16, 4, 6), draw_logits(17, 4, 6)
+    expected = sum((s - t) ** 2 for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True))
+    assert losses.logits_mse(student, teacher).item() == pytest.approx(expected / 24)
+    assert losses.hidden_mse(student, teacher).item() == pytest.approx(expected / 24)
+
+
+def test_hidden_cosine_is_one_minus_the_cosine_and_ignores_length() -> None:
+    student_ND, teacher_ND = draw_logits(18, 4, 6), draw_logits(19, 4, 6)
+    cosines = [
+        float(s @ t / np.sqrt((s @ s) * (t @ t))) for s, t in zip(student_ND.numpy(), teacher_ND.numpy(), strict=True)
+    ]
+    assert losses.hidden_cosine(student_ND, teacher_ND).item() == pytest.approx(1 - np.mean(cosines))
+    assert losses.hidden_cosine(3.0 * teacher_ND, teacher_ND).item() == pytest.approx(0.0, abs=1e-12)
+    assert losses.hidden_cosine(-teacher_ND, teacher_ND).item() == pytest.approx(2.0)
+
+
+def test_cross_entropy_is_averaged_over_the_labelled_positions_alone() -> None:
+    logits_NV = draw_logits(20, 4, 3).requires_grad_()
+    labels_N = torch.tensor([2, -100, 0, -100], dtype=torch.int32)
+    probs_NV = [softmax_longhand(row) for row in logits_NV.detach().numpy()]
+    loss = losses.cross_entropy(logits_NV, labels_N)
+    assert loss.item() == pytest.approx(-(np.log(probs_NV[0][2]) + np.log(probs_NV[2][0])) / 2)
+    (gradient_NV,) = torch.autograd.grad(loss, logits_NV)
+    assert (gradient_NV[1::2] == 0).all()
+
+
+def test_no_labels_give_a_zero_that_is_still_part_of_the_graph() -> None:
+    logits_NV = draw_logits(21, 4, 3).requires_grad_()
+    loss = losses.cross_entropy(logits_NV, torch.full((4,), -100))
+    assert loss.item() == 0.0
+    assert (torch.autograd.grad(loss, logits_NV)[0] == 0).all()
+
+
+def test_no_positions_give_a_zero_that_is_still_part_of_the_graph() -> None:
+    student = torch.zeros(0, 5, requires_grad=True)
+    nothing_NK, nothing_N, teacher = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, 5)
+    for loss in (
+        losses.kl_dense(student, teacher),
+        losses.kl_top_k(student, nothing_NK.long(), nothing_NK, nothing_N, tail="class"),
+        losses.kl_top_k(student, nothing_NK.long(), nothing_NK, nothing_N, tail="renormalise"),
+        losses.logits_mse(student, teacher),
+        losses.cross_entropy(student, nothing_N.long()),
+        losses.hidden_mse(student, teacher),
+        losses.hidden_cosine(student, teacher),
+    ):
+        assert loss.shape == ()
+        assert loss.item() == 0.0
+        assert torch.autograd.grad(loss, student)[0].shape == (0, 5)
