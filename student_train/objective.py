@@ -210,7 +210,7 @@ def total_loss(
     parts: dict[str, Tensor] = {}
     total = torch.zeros(())
     for index, spec in enumerate(specs):
-        value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)
+        value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)  # noqa: SIM401
         parts[spec.label] = value.detach()
         total = total.to(value.device) + spec.weight * value
     return total, parts

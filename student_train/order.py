@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A window is what a trainer holds in memory: at most so many row groups of about 8 MiB.
+# A window is what a trainer holds in memory: at most so many row groups of about 2 MiB, which also bounds how far a
+# row can be shuffled from its neighbours in the dump (the row groups themselves are permuted over the whole dump).
 WINDOW_GROUPS = 16
 # Batches that are made of rows of similar length together: enough to leave little padding, few enough to stay random.
 BATCHES_SORTED_TOGETHER = 32

@@ -7,7 +7,7 @@ rows were batched.
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from shared.dump.manifest import Manifest
 from shared.dump.storage import sha256_of, write_atomically, write_text_atomically
 from shared.errors import DumpError
 
-ROW_GROUP_BYTES = 8 * 2**20
+ROW_GROUP_BYTES = 2 * 2**20
 MISSING = -100
 
 Offsets = NDArray[np.int64]
@@ -134,6 +134,18 @@ def open_shard(folder: Path, index: int) -> pq.ParquetFile:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DumpError(f"{path}: damaged shard ({error}); delete it and run the same dump command again.") from None
+
+
+def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
+    """Compressed bytes of each column, over some shards."""
+    sizes: dict[str, int] = {}
+    for metadata in shards:
+        for group in range(metadata.num_row_groups):
+            for leaf in range(metadata.num_columns):
+                column = metadata.row_group(group).column(leaf)
+                name = column.path_in_schema.removesuffix(".list.element")
+                sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+    return sizes
 
 
 def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, columns: Sequence[str]) -> RowGroup:

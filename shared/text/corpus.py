@@ -2,48 +2,27 @@
 
 A corpus is never held in memory: it is read through once before the teacher loads (`Corpus.survey`: counts,
 fingerprint, a sample, and every error), then again block by block (`Corpus.blocks`), where blocks that are already
-done are skipped. Paths, globs, remote URLs and compression are fsspec's business.
+done are skipped.
 """
 
-import csv
 import glob
 import hashlib
-import io
 import json
 import math
 import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shared.errors import CorpusError
+from shared.text.formats import Columns, RawRow, Row, reader_of
 
-COMPRESSIONS = (".gz", ".zst")
-csv.field_size_limit(2**31 - 1)
-
-Label = str | int | None
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of the files hold what.
-
-    `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string.
-    An optional label column may be absent from every file (then nothing is labelled); a required one may not.
-    """
-
-    text: str
-    pair: str | None = None
-    label: str | None = None
-    label_required: bool = False
-    words: bool = False
+# A name or a number as text, so that 1 in JSON and 1 in CSV are the same label; None where it is missing.
+Label = str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +45,7 @@ class Survey:
     characters: int
     fingerprint: str
     labelled_rows: int
-    label_values: frozenset[str | int]
+    label_values: frozenset[str]
     sample: tuple[Example, ...]
 
 
@@ -87,37 +66,48 @@ class Corpus:
         self.limit = limit
         self.files = [file for path in paths for file in _expand(path)]
         for file in self.files:
-            _reader_of(file)
+            reader_of(file)
 
     def examples(self) -> Iterator[Example]:
         """Every row from the first. Raises CorpusError at the first bad value, naming its file and line."""
-        for _, example in islice(self._located(), self.limit):
-            yield example()
+        for make in islice(self._makers(), self.limit):
+            yield make.example(make.row())
 
     def blocks(self, block_rows: int, wanted: Container[int]) -> Iterator[tuple[int, int, list[Example]]]:
         """(index, first row, rows) of each wanted block of `block_rows` rows; the others are passed over unparsed."""
-        rows = islice(self._located(), self.limit)
+        rows = islice(self._makers(), self.limit)
         index = 0
         while block := list(islice(rows, block_rows)):
             if index in wanted:
-                yield index, index * block_rows, [example() for _, example in block]
+                yield index, index * block_rows, [make.example(make.row()) for make in block]
             index += 1
 
     def survey(self, check: Callable[[Example], None] | None = None, sample_rows: int = 256, seed: int = 0) -> Survey:
-        """Read everything once. `check` may raise a CorpusError about a row, to which file and line are added."""
+        """Read everything once, and find every error but those of tokenization.
+
+        `check` may raise a CorpusError about a row, to which file and line are added.
+        """
         digest = hashlib.blake2b(digest_size=16)
         chooser = random.Random(seed)
         rows = characters = labelled_rows = 0
-        label_values: set[str | int] = set()
+        label_values: set[str] = set()
+        label_seen = False
         sample: list[Example] = []
-        for where, make in islice(self._located(), self.limit):
-            example = make()
+        for make in islice(self._makers(), self.limit):
+            row = make.row()
+            label_seen = label_seen or self.columns.label in row
+            example = make.example(row)
             if check is not None:
                 try:
                     check(example)
                 except CorpusError as error:
-                    raise CorpusError(f"{where}: {error}") from None
-            digest.update(json.dumps((example.text, example.pair, example.label), ensure_ascii=False).encode())
+                    raise CorpusError(f"{make.where}: {error}") from None
+            content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
+            try:
+                digest.update(content.encode())
+            except UnicodeEncodeError as error:
+                lone = content[error.start]
+                raise CorpusError(f"{make.where}: {lone!r} is half a character; mend or drop this row.") from None
             characters += _length(example.text) + _length(example.pair or "")
             labels = example.label if isinstance(example.label, list) else [example.label]
             known = {label for label in labels if label is not None}
@@ -131,46 +121,42 @@ class Corpus:
             rows += 1
         if rows == 0:
             raise CorpusError(f"{', '.join(self.files)}: no rows of text in there; give a file that holds some.")
-        return Survey(rows, characters, digest.hexdigest(), labelled_rows, frozenset(label_values), tuple(sample))
-
-    def _located(self) -> Iterator[tuple[str, Callable[[], Example]]]:
-        """(where, a function that makes the row) so that rows which are passed over cost no parsing."""
-        label_seen = False
-        for file in self.files:
-            rows = _reader_of(file)(file, self.columns)
-            for number, (where, raw) in enumerate(rows):
-                if number == 0:
-                    label_seen |= self._check_columns(file, raw)
-                yield where, _Maker(self.columns, where, raw)
         if self.columns.label_required and not label_seen:
             raise CorpusError(
                 f"no column {self.columns.label!r} in {', '.join(self.files)}; name the column that holds gold labels."
             )
+        return Survey(rows, characters, digest.hexdigest(), labelled_rows, frozenset(label_values), tuple(sample))
 
-    def _check_columns(self, file: str, raw: "_Raw") -> bool:
-        row = raw() if callable(raw) else raw
+    def _makers(self) -> Iterator["_Maker"]:
+        """Each row still unparsed, so that one which is passed over costs little."""
+        for file in self.files:
+            for number, (where, raw) in enumerate(reader_of(file)(file, self.columns)):
+                make = _Maker(self.columns, where, raw)
+                if number == 0:
+                    self._check_columns(file, make.row())
+                yield make
+
+    def _check_columns(self, file: str, row: Row) -> None:
         for column in (self.columns.text, self.columns.pair):
             if column is not None and column not in row:
                 raise CorpusError(
                     f"{file}: no column {column!r}; it has {', '.join(map(repr, row))}. Name the right one "
                     "(--text-column, --pair-column, --tokens-column, or the recipe's keys of these names)."
                 )
-        return self.columns.label in row
-
-
-_Row = dict[str, Any]
-_Raw = _Row | Callable[[], _Row]
-_Located = Iterator[tuple[str, _Raw]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
+    """Makes an example of a row in two steps: parse it, then check what the columns hold."""
+
     columns: Columns
     where: str
-    raw: _Raw
+    raw: RawRow
 
-    def __call__(self) -> Example:
-        row = self.raw() if callable(self.raw) else self.raw
+    def row(self) -> Row:
+        return self.raw() if callable(self.raw) else self.raw
+
+    def example(self, row: Row) -> Example:
         columns, where = self.columns, self.where
         text = _words(row, columns.text, where) if columns.words else _string(row, columns.text, where)
         pair = None if columns.pair is None else _string(row, columns.pair, where)
@@ -184,14 +170,14 @@ class _Maker:
         return Example(text, pair, [_label(tag, where) for tag in value])
 
 
-def _string(row: _Row, column: str, where: str) -> str:
+def _string(row: Row, column: str, where: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise CorpusError(f"{where}: column {column!r} holds {value!r}, which is not text; mend or drop this row.")
     return value
 
 
-def _words(row: _Row, column: str, where: str) -> list[str]:
+def _words(row: Row, column: str, where: str) -> list[str]:
     value = row.get(column)
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise CorpusError(f"{where}: column {column!r} must hold a list of words, but holds {str(value)[:80]!r}.")
@@ -202,9 +188,9 @@ def _label(value: Any, where: str) -> Label:
     """Missing labels come as null, as NaN (pandas) or as an empty string (CSV); whole floats are pandas' integers."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    if isinstance(value, (str, int)):
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if isinstance(value, str):
         return value
     raise CorpusError(f"{where}: {value!r} is no label; labels are names or numbers.")
 
@@ -215,129 +201,10 @@ def _length(text: str | list[str]) -> int:
 
 def _expand(path: str) -> list[str]:
     """The files behind a path, glob or URL."""
-    if not glob.has_magic(path):
+    if not glob.has_magic(path) or Path(path).exists():
         return [path]
     filesystem, pattern = fsspec.core.url_to_fs(path)
     found = sorted(str(file) for file in filesystem.glob(pattern))
     if not found:
         raise CorpusError(f"{path}: no file matches this pattern; check the path.")
     return [filesystem.unstrip_protocol(file) for file in found] if "://" in path else found
-
-
-def _open(file: str) -> io.BufferedReader:
-    try:
-        opened: Any = fsspec.open(file, "rb", compression="infer").open()
-    except FileNotFoundError:
-        raise CorpusError(f"{file}: there is no such file; check the path.") from None
-    except IsADirectoryError:
-        raise CorpusError(f"{file}: this is a folder; name its files, for instance {file}/*.jsonl.") from None
-    return io.BufferedReader(opened)
-
-
-def _lines(file: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines; decoded one by one so that invalid UTF-8 is named by its line."""
-    with _open(file) as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(
-                    f"{file}, line {number}: byte {raw[error.start]:#04x} is not valid UTF-8; convert the file first "
-                    "(for instance with iconv)."
-                ) from None
-            yield number, line
-
-
-def _read_txt(file: str, columns: Columns) -> _Located:
-    """One row a line; blank lines are no rows."""
-    for number, line in _lines(file):
-        if text := line.rstrip("\r\n"):
-            yield f"{file}, line {number}", {columns.text: text.split() if columns.words else text}
-
-
-def _read_json(file: str, columns: Columns) -> _Located:
-    """One object a line, or one array of objects."""
-    lines = _lines(file)
-    for number, line in lines:
-        if not line.strip():
-            continue
-        if line.lstrip().startswith("["):
-            rows = _parse_json(line + "".join(rest for _, rest in lines), f"{file}, line {number}", list)
-            for index, row in enumerate(rows):
-                if not isinstance(row, dict):
-                    raise CorpusError(f"{file}, item {index}: expected an object, found {str(row)[:80]!r}.")
-                yield f"{file}, item {index}", row
-            return
-        where = f"{file}, line {number}"
-        yield where, partial(_parse_json, line, where, dict)
-
-
-def _parse_json(text: str, where: str, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: not valid JSON ({error.msg}).") from None
-    if not isinstance(value, kind):
-        raise CorpusError(f"{where}: expected a JSON object a line, found {text.strip()[:80]!r}.")
-    return value
-
-
-def _read_csv(file: str, columns: Columns) -> _Located:
-    return _read_delimited(file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
-
-
-def _read_tsv(file: str, columns: Columns) -> _Located:
-    """Quotes are ordinary characters here, as in GLUE's files, where a stray one would swallow the lines after it."""
-    return _read_delimited(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _read_delimited(file: str, delimiter: str, quoting: Any) -> _Located:
-    reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            where = f"{file}, line {reader.line_num}"
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise CorpusError(f"{where}: {len(fields)} fields where the header names {len(header)}.")
-            yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise CorpusError(f"{file}, line {reader.line_num}: {error}.") from None
-
-
-def _read_parquet(file: str, columns: Columns) -> _Located:
-    with _open(file) as stream:
-        compressed = PurePath(file).suffix in COMPRESSIONS
-        try:
-            parquet = pq.ParquetFile(io.BytesIO(stream.read()) if compressed else stream)
-        except pa.ArrowInvalid as error:
-            raise CorpusError(f"{file}: not a readable Parquet file ({error}).") from None
-        present = parquet.schema_arrow.names
-        read = [name for name in (columns.text, columns.pair, columns.label) if name in present]
-        number = 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=read):
-            # The names of all columns stay visible to the check for missing ones.
-            for row in batch.to_pylist():
-                yield f"{file}, row {number}", dict.fromkeys(present) | row if number == 0 else row
-                number += 1
-
-
-_READERS: dict[str, Callable[[str, Columns], _Located]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
-
-
-def _reader_of(file: str) -> Callable[[str, Columns], _Located]:
-    path = PurePath(file)
-    suffix = PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
-    if suffix not in _READERS:
-        raise CorpusError(
-            f"{file}: unknown kind of file; Lectern reads {', '.join(_READERS)}, each also with .gz or .zst behind it."
-        )
-    return _READERS[suffix]

@@ -1,0 +1,123 @@
+"""Peak memory of `dump` and of `distill run` on 100,000 rows against 10,000: it must not grow with the corpus.
+
+Runs both sizes in turn, each as a process of its own, and prints the ratio of medians. With QUICK=1: 20,000 against
+2,000 rows. Writes benchmarks/out/memory.json.
+"""
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from report import Figure, write_figures
+
+QUICK = os.environ.get("QUICK") == "1"
+SMALL, LARGE = (2_000, 20_000) if QUICK else (10_000, 100_000)
+RUNS = 1 if QUICK else 3
+WORK = Path(__file__).parent / "out" / "memory"
+WORDS = 2_000
+
+
+def main() -> None:
+    """Make a tiny teacher and two corpora, measure, print, write."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    make_teacher(WORK / "teacher")
+    for rows in (SMALL, LARGE):
+        make_corpus(WORK / f"{rows}.jsonl", rows)
+        (WORK / f"{rows}.toml").write_text(RECIPE.format(dump=WORK / f"dump-{rows}", output=WORK / f"student-{rows}"))
+    peaks: dict[tuple[str, int], list[float]] = {}
+    for run in range(RUNS):
+        for rows in (SMALL, LARGE):
+            for folder in (f"dump-{rows}", f"student-{rows}"):
+                shutil.rmtree(WORK / folder, ignore_errors=True)
+            for kind, command in commands(rows).items():
+                peaks.setdefault((kind, rows), []).append(peak_megabytes(command))
+                print(f"run {run + 1}  {kind:<8}{rows:>8,} rows  {peaks[kind, rows][-1]:>8,.0f} MB", flush=True)
+    figures = []
+    for kind in commands(SMALL):
+        value, baseline = (statistics.median(peaks[kind, rows]) for rows in (LARGE, SMALL))
+        figures.append(
+            Figure(
+                figure=f"peak memory of {kind}, {LARGE:,} rows against {SMALL:,}",
+                value=value,
+                baseline=baseline,
+                target=1.1,
+                higher_is_better=False,
+                unit="MB",
+                runs=RUNS,
+            )
+        )
+    write_figures("memory", figures)
+
+
+RECIPE = """
+output = "{output}"
+dump = "{dump}"
+student = {{ kind = "transformer", layers = 1, hidden_size = 32, heads = 2 }}
+loss = [{{ kind = "kl" }}, {{ kind = "hidden", teacher_layer = 2, student_layer = -1 }}]
+training = {{ epochs = 1, batch_size = 256, learning_rate = 1e-3, log_steps = 1000 }}
+"""
+
+
+def commands(rows: int) -> dict[str, list[str]]:
+    """What is measured, in the order in which one needs the other."""
+    binaries, dump = Path(sys.executable).parent, WORK / f"dump-{rows}"
+    task = ["--task", "sequence-classification", "--hidden", "last", "--max-length", "64"]
+    files = ["--teacher", str(WORK / "teacher"), "--data", str(WORK / f"{rows}.jsonl"), "--out", str(dump)]
+    return {
+        "dump": [str(binaries / "dump"), *task, *files],
+        "distill": [str(binaries / "distill"), "run", str(WORK / f"{rows}.toml")],
+    }
+
+
+def peak_megabytes(command: list[str]) -> float:
+    """The largest resident size of one process. A process apart waits for it, so that only it is counted."""
+    waiter = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, "
+        "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", waiter, *command], check=True, capture_output=True, text=True)
+    bytes_a_unit = 1 if sys.platform == "darwin" else 1024
+    return int(done.stdout) * bytes_a_unit / 1e6
+
+
+def make_corpus(path: Path, rows: int) -> None:
+    """Rows of 4 to 20 words with a label."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(rows):
+            text = " ".join(f"w{draw.randrange(WORDS)}" for _ in range(draw.randint(4, 20)))
+            file.write(json.dumps({"text": text, "label": draw.randrange(4)}) + "\n")
+
+
+def make_teacher(path: Path) -> None:
+    """A tiny classifier with random weights and a tokenizer of whole words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *(f"w{i}" for i in range(WORDS))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        num_labels=4,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Figures of a benchmark: printed as a table, and written to benchmarks/out/NAME.json."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure against its baseline, both medians of `runs` interleaved runs."""
+
+    figure: str
+    value: float
+    baseline: float
+    target: float
+    higher_is_better: bool
+    unit: str
+    runs: int
+
+    @property
+    def ratio(self) -> float:
+        """value / baseline."""
+        return self.value / self.baseline
+
+
+def machine() -> str:
+    """Processor, cores and memory, in words."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, CPU only"
+
+
+def write_figures(name: str, figures: list[Figure]) -> None:
+    """Print the table and write the file."""
+    print(f"\n{'figure':<56}{'value':>10}{'baseline':>10}{'ratio':>8}{'target':>8}")
+    for figure in figures:
+        sign = ">=" if figure.higher_is_better else "<="
+        print(
+            f"{figure.figure:<56}{figure.value:>10,.0f}{figure.baseline:>10,.0f}{figure.ratio:>8.3f}"
+            f"{f'{sign}{figure.target:g}':>8}  {figure.unit}"
+        )
+    file = Path(__file__).parent / "out" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    rows = [{**asdict(figure), "ratio": figure.ratio, "machine": machine()} for figure in figures]
+    file.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"written to {file.relative_to(Path(__file__).parent.parent)}")

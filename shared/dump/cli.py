@@ -1,0 +1,100 @@
+"""The command line `shards`: what is in a dump, and whether it is whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.cli import EPILOG, run
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    epilog=EPILOG,
+    help="Look into a dump: facts, readable rows, distributions, damage.",
+)
+
+Folder = Annotated[Path, typer.Argument(help="The dump's folder.")]
+
+
+@app.command()
+def info(dump: Folder) -> None:
+    """What the dump is, what it holds, and what each column costs."""
+    from shared.dump.dump import Dump
+    from shared.dump.inspection import facts
+    from shared.dump.shards import column_sizes, open_shard
+    from shared.progress import human_bytes
+
+    opened = Dump(dump)
+    for name, value in facts(opened):
+        typer.echo(f"{name:<14}{value}")
+    tokens = sum(receipt.tokens for receipt in opened.receipts.values())
+    sizes = column_sizes(open_shard(opened.path, index).metadata for index in sorted(opened.receipts))
+    if sizes:
+        typer.echo(f"\n{'column':<26}{'size':>10}{'bytes a token':>16}")
+    for name, size in sizes.items():
+        typer.echo(f"{name:<26}{human_bytes(size):>10}{size / max(tokens, 1):>16.2f}")
+
+
+@app.command()
+def head(
+    dump: Folder,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
+    candidates: Annotated[int, typer.Option("-k", "--candidates", min=1, help="How many candidates a position.")] = 4,
+    positions: Annotated[int, typer.Option(min=1, help="How many positions a row.")] = 12,
+) -> None:
+    """The first rows as readable tokens, with the teacher's most probable candidates."""
+    from shared.dump.dump import Dump
+    from shared.dump.inspection import readable_rows
+
+    for line in readable_rows(Dump(dump), rows, candidates, positions):
+        typer.echo(line)
+
+
+@app.command()
+def stats(
+    dump: Folder,
+    plot: Annotated[Path | None, typer.Option(help="Also draw histograms into this PNG.", show_default=False)] = None,
+) -> None:
+    """Distributions of length, entropy, top-1 probability and kept mass; how often the teacher is right."""
+    from shared.dump import inspection
+    from shared.dump.dump import Dump
+
+    opened = Dump(dump)
+    titles = "".join(f"{f'{q:.0%}':>9}" for q in inspection.QUANTILES)
+    typer.echo(f"{'':<20}{'count':>14}{'mean':>9}{titles}")
+    for spread in inspection.spreads(opened):
+        values = "".join(f"{value:>9.4g}" for value in (spread.mean, *spread.quantiles))
+        typer.echo(f"{spread.name:<20}{spread.count:>14,}{values}")
+    accuracy = inspection.teacher_accuracy(opened)
+    if accuracy is not None:
+        typer.echo(f"\nthe teacher's first choice is the gold label at {accuracy[0]:.1%} of {accuracy[1]:,} positions")
+    if plot is not None:
+        inspection.plot(opened, plot)
+        typer.echo(f"\nhistograms: {plot}")
+
+
+@app.command()
+def verify(dump: Folder) -> None:
+    """Whether every byte is as it was written. Ends with 1, naming the files, where it is not."""
+    from shared.dump.dump import Dump
+
+    opened = Dump(dump)
+    damages = opened.verify()
+    for damage in damages:
+        typer.echo(damage, err=True)
+    if damages:
+        typer.echo(f"\n{len(damages)} damaged; delete these files and run the same dump command again.", err=True)
+        raise typer.Exit(1)
+    rows = sum(receipt.rows for receipt in opened.receipts.values())
+    typer.echo(f"{dump}: {opened.manifest.shards} shards, {rows:,} rows, every byte as it was written.")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""File formats: a file -> its rows as plain dicts, each with the place it comes from (file and line) for messages.
+
+Readers stream, and a row that is cheap to pass over (a line of JSON) is parsed only when it is asked for. Remote URLs
+are fsspec's business, compression is pyarrow's, which notices a file that was cut short (zstandard's own stream ends
+there without a word).
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import CorpusError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the files hold what.
+
+    `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string.
+    An optional label column may be absent from every file (then nothing is labelled); a required one may not.
+    """
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    label_required: bool = False
+    words: bool = False
+
+
+Row = dict[str, Any]
+# A row, or a function that parses it.
+RawRow = Row | Callable[[], Row]
+LocatedRows = Iterator[tuple[str, RawRow]]
+
+
+def reader_of(file: str) -> Callable[[str, Columns], LocatedRows]:
+    """The reader for a file's kind, by its name. Raises CorpusError for a kind that is not read."""
+    path = PurePath(file)
+    suffix = PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    if suffix not in _READERS:
+        raise CorpusError(
+            f"{file}: unknown kind of file; Lectern reads {', '.join(_READERS)}, each also with .gz or .zst behind it."
+        )
+    return _READERS[suffix]
+
+
+def _open(file: str) -> io.BufferedReader:
+    try:
+        opened: Any = fsspec.open(file, "rb").open()
+    except FileNotFoundError:
+        raise CorpusError(f"{file}: there is no such file; check the path.") from None
+    except IsADirectoryError:
+        raise CorpusError(f"{file}: this is a folder; name its files, for instance {file}/*.jsonl.") from None
+    if compression := COMPRESSIONS.get(PurePath(file).suffix):
+        opened = pa.CompressedInputStream(pa.PythonFile(opened, mode="r"), compression)
+    return io.BufferedReader(opened)
+
+
+def _unreadable(file: str, error: Exception) -> CorpusError:
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return CorpusError(f"{file}: cannot be read to its end ({reason}); the file is damaged or cut short.")
+
+
+def _lines(file: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines; decoded one by one so that invalid UTF-8 is named by its line."""
+    with _open(file) as stream:
+        numbered = enumerate(stream, start=1)
+        while True:
+            try:
+                number, raw = next(numbered)
+            except StopIteration:
+                return
+            except OSError as error:
+                raise _unreadable(file, error) from None
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise CorpusError(
+                    f"{file}, line {number}: byte {raw[error.start]:#04x} is not valid UTF-8; convert the file first "
+                    "(for instance with iconv)."
+                ) from None
+            yield number, line
+
+
+def _read_txt(file: str, columns: Columns) -> LocatedRows:
+    """One row a line; blank lines are no rows."""
+    for number, line in _lines(file):
+        if text := line.rstrip("\r\n"):
+            yield f"{file}, line {number}", {columns.text: text.split() if columns.words else text}
+
+
+def _read_json(file: str, columns: Columns) -> LocatedRows:
+    """One object a line, or one array of objects."""
+    lines = _lines(file)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("["):
+            rows = _parse_json(line + "".join(rest for _, rest in lines), file, number)
+            for index, row in enumerate(rows):
+                if not isinstance(row, dict):
+                    raise CorpusError(f"{file}, item {index}: expected an object, found {str(row)[:80]!r}.")
+                yield f"{file}, item {index}", row
+            return
+        yield f"{file}, line {number}", partial(_parse_object, line, file, number)
+
+
+def _parse_object(line: str, file: str, number: int) -> Row:
+    value = _parse_json(line, file, number)
+    if not isinstance(value, dict):
+        raise CorpusError(f"{file}, line {number}: expected a JSON object a line, found {line.strip()[:80]!r}.")
+    return value
+
+
+def _parse_json(text: str, file: str, number: int) -> Any:
+    """`text` begins at line `number` of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{file}, line {number + error.lineno - 1}: not valid JSON ({error.msg}).") from None
+
+
+def _read_csv(file: str, columns: Columns) -> LocatedRows:
+    return _read_delimited(file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(file: str, columns: Columns) -> LocatedRows:
+    """Quotes are ordinary characters here, as in GLUE's files, where a stray one would swallow the lines after it."""
+    return _read_delimited(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_delimited(file: str, delimiter: str, quoting: Any) -> LocatedRows:
+    reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            where = f"{file}, line {reader.line_num}"
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise CorpusError(f"{where}: {len(fields)} fields where the header names {len(header)}.")
+            yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise CorpusError(f"{file}, line {reader.line_num}: {error}.") from None
+
+
+def _read_parquet(file: str, columns: Columns) -> LocatedRows:
+    with _open(file) as stream:
+        try:
+            compressed = PurePath(file).suffix in COMPRESSIONS
+            parquet = pq.ParquetFile(io.BytesIO(stream.read()) if compressed else stream)
+            present = parquet.schema_arrow.names
+            read = [name for name in (columns.text, columns.pair, columns.label) if name in present]
+            number = 0
+            for batch in parquet.iter_batches(batch_size=1024, columns=read):
+                # The names of all columns stay visible to the check for missing ones.
+                for row in batch.to_pylist():
+                    yield f"{file}, row {number}", dict.fromkeys(present) | row if number == 0 else row
+                    number += 1
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(file, error) from None
+
+
+_READERS: dict[str, Callable[[str, Columns], LocatedRows]] = {
+    ".txt": _read_txt,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
