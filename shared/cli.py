@@ -7,12 +7,12 @@ import os
 import sys
 import textwrap
 
-import click
 import typer
 
 from shared.errors import LecternError
 
 DEBUG = "--debug"
+INTERRUPTED = 130
 EPILOG = "Add --debug to any command to see the traceback behind an error."
 
 
@@ -27,15 +27,15 @@ def run(app: typer.Typer) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, and the same command goes on from there.", 130, debug)
+        message = "interrupted; what is finished is kept, and the same command goes on from there."
+        _fail(message, INTERRUPTED, debug)
     except LecternError as error:
         _fail(str(error), error.exit_code, debug)
-    except click.exceptions.Abort:
-        _fail("interrupted.", 130, debug)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except typer.TyperException as error:  # an unknown or missing option, a value that does not fit
+        _fail(f"{error.format_message().rstrip('.')}. See --help.", error.exit_code, debug)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}.", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)

@@ -67,7 +67,8 @@ def run(recipe: Recipe, resume: bool) -> Result:
     trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressReport(trainer, recipe.output.name, steps, first_step))
-    write_text_atomically(checkpoints.parent / RECIPE, _recipe_json(recipe))
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
     trainer.train(resume_from_checkpoint=checkpoint)
     detach_projections(student)
     _save(student, source.tokenizer, recipe.output)
@@ -119,7 +120,7 @@ def _steps(recipe: Recipe, source: Source) -> int:
 
 def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArguments:
     training = recipe.training
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         gradient_accumulation_steps=training.gradient_accumulation,
@@ -142,6 +143,9 @@ def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArgumen
         ignore_data_skip=True,
         remove_unused_columns=False,
     )
+    # One process trains on one device; several devices take torchrun. (Left alone, Trainer would use DataParallel.)
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | None:
@@ -153,7 +157,7 @@ def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | N
         raise RecipeError(
             f"{recipe.output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
         )
-    if (checkpoints.parent / RECIPE).read_text(encoding="utf-8") != _recipe_json(recipe):
+    if (recipe.output / RECIPE).read_text(encoding="utf-8") != _recipe_json(recipe):
         raise RecipeError(f"{recipe.output}: the unfinished run there has another recipe; choose another output.")
     return str(checkpoint)
 

@@ -61,7 +61,9 @@ class TrainingBatches(IterableDataset):
             lengths = _lengths(loaded, rows)
             batches = cut_into_batches(rows, lengths, self.batch_size, [self.seed, epoch, 2, number])
             for batch in batches[skip:]:
-                yield collate(loaded, batch[self.rank :: self.ranks], self.source)
+                # A rank for which a short batch has no row repeats one: every rank must take the step.
+                mine = batch[self.rank :: self.ranks] if self.rank < len(batch) else batch[:1]
+                yield collate(loaded, mine, self.source)
             skip = 0
 
 

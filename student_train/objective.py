@@ -80,14 +80,15 @@ class KLLoss(_Loss):
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert said.logits_NV is not None
-        if isinstance(heard.targets, DenseTargets):
-            return losses.kl_dense(said.logits_NV, heard.targets.logits_NV, self.temperature)
         assert heard.targets is not None
+        targets = heard.targets.resized(said.logits_NV.shape[-1])
+        if isinstance(targets, DenseTargets):
+            return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature)
         return losses.kl_top_k(
             said.logits_NV,
-            heard.targets.ids_NK,
-            heard.targets.log_probs_NK,
-            heard.targets.tail_N,
+            targets.ids_NK,
+            targets.log_probs_NK,
+            targets.tail_N,
             temperature=self.temperature,
             tail=self.tail,
         )

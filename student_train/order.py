@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 # row can be shuffled from its neighbours in the dump (the row groups themselves are permuted over the whole dump).
 WINDOW_GROUPS = 16
 # Batches that are made of rows of similar length together: enough to leave little padding, few enough to stay random.
+# A quarter of the window at most, or small data would meet in the same batches epoch after epoch.
 BATCHES_SORTED_TOGETHER = 32
 
 # One (row group, row within it) for each row, [n, 2].
@@ -48,7 +49,7 @@ def cut_into_batches(
 ) -> list[References]:
     """A window's rows as batches of similar length, the batches in random order (a short one, if any, stays last)."""
     batches: list[References] = []
-    stride = batch_size * BATCHES_SORTED_TOGETHER
+    stride = batch_size * max(1, min(BATCHES_SORTED_TOGETHER, len(rows) // batch_size // 4))
     for start in range(0, len(rows), stride):
         by_length = start + np.argsort(lengths[start : start + stride], kind="stable")
         batches += [rows[by_length[at : at + batch_size]] for at in range(0, len(by_length), batch_size)]

@@ -125,6 +125,8 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such recipe; check the path.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: this is a folder; name the recipe in it, a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
     for override in overrides:
@@ -167,7 +169,8 @@ def _sentence(problem: Any) -> str:
         context = problem["ctx"]
         return f"{key}.kind = {context['tag']!r}: the valid ones are {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
-        return f"the key '{key}.kind' is missing"
+        kinds = [model.model_fields["kind"].default for model in _models(Recipe.model_fields[location[0]].annotation)]
+        return f"the key '{key}.kind' is missing; the valid ones are {', '.join(map(repr, kinds))}"
     value = "" if isinstance(problem["input"], (dict, list)) else f" = {problem['input']!r}"
     return f"{key}{value}: {message}" if key else message
 

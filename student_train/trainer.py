@@ -32,7 +32,7 @@ class DistillationTrainer(Trainer):
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
         self._parts: dict[str, torch.Tensor] = {}
-        self.tokens_seen = 0
+        self._tokens_seen = torch.zeros((), dtype=torch.long)
         super().__init__(model=student, args=arguments)
         # The losses are means over a batch; the Trainer is to average them over accumulated batches.
         self.loss_is_scaled_for_ga = False
@@ -60,8 +60,13 @@ class DistillationTrainer(Trainer):
         loss, parts = total_loss(self.recipe.loss, said, heard_about(inputs, self.source), projections)
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value
-        self.tokens_seen += int(inputs["attention_mask"].sum())
+        self._tokens_seen = inputs["attention_mask"].sum() + self._tokens_seen
         return (loss, said) if return_outputs else loss
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on, padding not counted. Waits for the device, so it is asked for only now and then."""
+        return int(self._tokens_seen)
 
     def take_parts(self) -> dict[str, float]:
         """Each loss summed since the last call."""
@@ -116,13 +121,14 @@ class ProgressReport(TrainerCallback):
         now, steps = time.monotonic(), state.global_step - self._logged_step
         batches = steps * args.gradient_accumulation_steps
         parts = "  ".join(f"{name} {total / batches:.4f}" for name, total in self._trainer.take_parts().items())
-        rate = (self._trainer.tokens_seen - self._tokens) / (now - self._last_log)
+        tokens = self._trainer.tokens_seen
+        rate = (tokens - self._tokens) / (now - self._last_log)
         left = (now - self._start) / (state.global_step - self._first_step) * (self._steps - state.global_step)
         self._progress.say(
             f"{self._label}  step {state.global_step}/{self._steps}  {parts}  {rate:,.0f} tokens/s  "
             f"{human_seconds(left)} left"
         )
-        self._last_log, self._tokens, self._logged_step = now, self._trainer.tokens_seen, state.global_step
+        self._last_log, self._tokens, self._logged_step = now, tokens, state.global_step
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""

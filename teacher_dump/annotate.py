@@ -25,12 +25,14 @@ DEFAULT_BATCH_TOKENS = {"cuda": 32768, "mps": 8192, "cpu": 4096}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run did: shards of the dump, how many of them it made, its tokens and seconds at work."""
+    """What one run did: shards of the dump, how many of them it made, its tokens and seconds at work, and how many
+    rows were as long as `--max-length` lets them be (and so may have been cut)."""
 
     shards: int
     made: int
     tokens: int
     seconds: float
+    full_rows: int
 
 
 def prepare(request: Request) -> Plan:
@@ -56,7 +58,7 @@ def annotate(plan: Plan) -> Outcome:
     request, manifest = plan.request, plan.manifest
     enter_folder(request.out, manifest, plan.how.tokenizer)
     missing = [index for index in range(manifest.shards) if read_receipt(request.out, index) is None]
-    start, tokens = time.monotonic(), 0
+    start, tokens, full_rows = time.monotonic(), 0, 0
     rows_left = sum(len(manifest.rows_of_shard(index)) for index in missing)
     tokens_per_row = plan.sampled_tokens / len(plan.survey.sample)
     with Progress("dump", "tokens", round(rows_left * tokens_per_row)) as progress:
@@ -76,8 +78,9 @@ def annotate(plan: Plan) -> Outcome:
                     "are kept; make room (or mend the folder's permissions) and run the same command again."
                 ) from error
             tokens += shard_tokens
+            full_rows += sum(len(row.input_ids) >= request.max_length for row in rows)
     write_card(request.out)
-    return Outcome(manifest.shards, len(missing), tokens, time.monotonic() - start)
+    return Outcome(manifest.shards, len(missing), tokens, time.monotonic() - start, full_rows)
 
 
 def batch_tokens(request: Request, teacher: Teacher) -> int:
@@ -99,11 +102,10 @@ def annotate_rows(
     numbers = [first_row + index for index in order]
     lengths = [len(row.input_ids) for row in ordered]
     sizes = row_group_sizes(manifest, lengths, [len(row.positions) for row in ordered])
-    pad_token_id = manifest.tokenizer.pad_token_id or 0
 
     def batches() -> Iterator[tuple[int, Columns]]:
         for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
-            batch = pad(ordered[part], pad_token_id, teacher.device)
+            batch = pad(ordered[part], teacher.pad_token_id, teacher.device)
             yield len(batch.rows), extract(teacher, manifest, batch, numbers[part])
             progress.advance(batch.tokens)
 

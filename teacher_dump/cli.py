@@ -132,6 +132,10 @@ def dump(
     if not outcome.made:
         typer.echo(f"\n{out} is complete already: {outcome.shards} shards, nothing to do.")
         return
+    if outcome.full_rows:
+        typer.echo(
+            f"\n{outcome.full_rows:,} rows have the full --max-length of {max_length} tokens and may have been cut."
+        )
     size = sum(path.stat().st_size for path in (out / "shards").glob("*.parquet"))
     typer.echo(
         f"\n{out}: {outcome.made} of {outcome.shards} shards written, {outcome.tokens:,} tokens in "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from shared.dump.shards import shard_path, write_shard
+from shared.dump.shards import column_sizes, shard_path, write_shard
 from shared.progress import Progress
 from teacher_dump.annotate import annotate_rows, batch_tokens
 from teacher_dump.plan import Plan
@@ -43,7 +43,7 @@ def estimate(plan: Plan) -> Estimate:
             Path(folder), 0, plan.manifest, annotate_rows(plan.teacher, plan.manifest, rows, 0, budget, progress)
         )
         seconds = time.monotonic() - start
-        column_bytes = _column_bytes(shard_path(Path(folder), 0))
+        column_bytes = column_sizes([pq.ParquetFile(shard_path(Path(folder), 0)).metadata])
     scale = plan.survey.rows / len(rows)
     existing = next(path for path in (plan.request.out, *plan.request.out.absolute().parents) if path.exists())
     return Estimate(
@@ -57,14 +57,3 @@ def estimate(plan: Plan) -> Estimate:
         truncated_share=sum(len(row.input_ids) >= plan.how.max_length for row in rows) / len(rows),
         sampled_rows=len(rows),
     )
-
-
-def _column_bytes(path: Path) -> dict[str, int]:
-    metadata = pq.ParquetFile(path).metadata
-    sizes: dict[str, int] = {}
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            name = column.path_in_schema.removesuffix(".list.element")
-            sizes[name] = sizes.get(name, 0) + column.total_compressed_size
-    return sizes

@@ -32,12 +32,14 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch, row_numbers: lis
     if manifest.distribution is not None:
         owners = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
         encoded = _encode_distribution(teacher, manifest, batch, output, logits_of)
-        columns |= _to_host(encoded, owners, "logits")
+        # A logit of -inf is a class ruled out, and the tail's -inf says that nothing is outside.
+        columns |= _to_host(encoded, owners, "logits", lambda values: values.isnan() | values.isposinf())
     if manifest.vectors:
         owners = np.repeat(row_numbers, [len(row.input_ids) for row in batch.rows])
         real_BL = batch.inputs["attention_mask"].bool()
         for name, codec in manifest.vectors.items():
-            columns |= _to_host(codec.encode(output.hidden_states[codec.layer][real_BL]), owners, name)
+            encoded = codec.encode(output.hidden_states[codec.layer][real_BL])
+            columns |= _to_host(encoded, owners, name, lambda values: ~values.isfinite())
     return columns
 
 
@@ -69,10 +71,12 @@ def _flat_positions(batch: Batch) -> Tensor:
     return torch.from_numpy(np.concatenate(flat)).to(batch.inputs["input_ids"].device)
 
 
-def _to_host(encoded: dict[str, Tensor], owners: NDArray[Any], what: str) -> Columns:
+def _to_host(
+    encoded: dict[str, Tensor], owners: NDArray[Any], what: str, is_broken: Callable[[Tensor], Tensor]
+) -> Columns:
     for values in encoded.values():
         if values.is_floating_point():
-            broken = values.isnan() | values.isposinf()
+            broken = is_broken(values)
             if broken.any():
                 first = int(broken.flatten(1).any(-1).nonzero()[0]) if broken.dim() > 1 else int(broken.nonzero()[0])
                 raise TeacherError(

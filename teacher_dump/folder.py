@@ -1,6 +1,7 @@
 """The dump's folder before the first shard: is it ours to fill, and is it the same dump?"""
 
 import os
+import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -8,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.storage import TEMPORARY
-from shared.errors import UsageError
+from shared.errors import DumpError, UsageError
 
 TOKENIZER = "tokenizer"
 SHARDS = "shards"
 # What a run that was killed before it wrote the manifest may have left.
-_OURS = {TOKENIZER, SHARDS, "README.md", FILE_NAME + TEMPORARY}
+_OURS = {TOKENIZER, SHARDS, FILE_NAME + TEMPORARY}
 
 
 def check_folder(out: Path) -> None:
@@ -25,6 +26,8 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
     if out.is_dir() and not (out / FILE_NAME).exists():
         strangers = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
+        # Shards without the manifest that they were written under could be anyone's.
+        strangers += sorted(f"{SHARDS}/{path.name}" for path in (out / SHARDS).glob("*"))
         if strangers:
             raise UsageError(
                 f"--out {out}: holds other files already ({', '.join(strangers[:3])}); choose an empty folder."
@@ -36,6 +39,7 @@ def enter_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBa
 
     Raises:
         UsageError: when the folder is another dump, with the list of differences.
+        DumpError: when it cannot be written.
     """
     if (out / FILE_NAME).exists():
         differences = read_manifest(out).differences(manifest)
@@ -45,9 +49,25 @@ def enter_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBa
                 "Choose another folder, or the options that it was begun with."
             )
     else:
+        _begin(out, manifest, tokenizer)
+    for leftover in (*out.glob(f"*{TEMPORARY}"), *(out / SHARDS).glob(f"*{TEMPORARY}")):
+        leftover.unlink()
+
+
+def _begin(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The manifest comes last but for the card: a folder that has one has all that the shards need."""
+    try:
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(out / TOKENIZER)
         manifest.write(out)
         write_card(out)
-    for leftover in (*out.glob(f"*{TEMPORARY}"), *(out / SHARDS).glob(f"*{TEMPORARY}")):
-        leftover.unlink()
+    except Exception as error:  # the tokenizers library reports a full disk as a bare Exception
+        (out / FILE_NAME).unlink(missing_ok=True)
+        shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+        for folder in (out / SHARDS, out):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise DumpError(
+            f"--out {out}: cannot be written ({error}); make room or mend the folder's permissions, then run the same "
+            "command again."
+        ) from error

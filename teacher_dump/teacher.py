@@ -5,6 +5,7 @@ Shapes: B rows, L tokens of the longest, D width, V vocabulary or classes, N rec
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from teacher_dump.head import VocabularyHead
 from teacher_dump.request import Request
 
 transformers.utils.logging.disable_progress_bar()
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +43,8 @@ class Teacher:
 
     Attributes:
         head: the vocabulary head of a language model; None for other tasks.
+        pad_token_id: what fills up the rows of a batch: its own where it has one, because some classifiers look for it.
+        token_types: whether its inputs say which text of a pair a token belongs to.
         vocabulary: entries of its head (language models) or of its embeddings.
         width: of its hidden states; layers: how many of them follow the embeddings.
     """
@@ -48,6 +53,8 @@ class Teacher:
     device: torch.device
     dtype: str
     head: VocabularyHead | None
+    pad_token_id: int
+    token_types: bool
     vocabulary: int
     width: int
     layers: int
@@ -55,15 +62,14 @@ class Teacher:
     @property
     def one_row_a_batch(self) -> bool:
         """Whether padding would be taken for text: classifiers that pool the last token find it by the pad token."""
-        config = self.model.config
-        return config.get_text_config().pad_token_id is None and "SequenceClassification" in type(self.model).__name__
+        return _own_pad_token(self.model) is None and "SequenceClassification" in type(self.model).__name__
 
 
 def read_blueprint(request: Request, task: Task) -> Blueprint:
     """The teacher's configuration and tokenizer. Raises TeacherError where there is no model, UsageError where the
     tokenizer cannot serve the task."""
     source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
-    if _looks_like_path(request.teacher) and not Path(request.teacher).is_dir():
+    if not Path(request.teacher).is_dir() and not _HUB_ID.fullmatch(request.teacher):
         raise TeacherError(f"{request.teacher}: there is no such folder; give a model's folder or a hub id.")
     try:
         config = AutoConfig.from_pretrained(request.teacher, **source)
@@ -112,6 +118,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             "choose the task it was trained for."
         )
     model.eval().requires_grad_(False).to(device)
+    model.config.use_cache = False  # keys and values would be kept for tokens that are never generated
     config = model.config.get_text_config()
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(blueprint.tokenizer) > embeddings:
@@ -120,11 +127,19 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             f"{embeddings:,}; this tokenizer belongs to another model."
         )
     head = VocabularyHead(model) if task.classes == "vocabulary" else None
+    if task.recorded == "next-token" and _looks_ahead(model):
+        raise TeacherError(
+            f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
+            "no causal language model; choose masked-lm, or a decoder as the teacher."
+        )
+    own_pad = _own_pad_token(model)
     return Teacher(
         model,
         device,
         dtype,
         head,
+        pad_token_id=(blueprint.tokenizer.pad_token_id or 0) if own_pad is None else own_pad,
+        token_types=_knows_token_types(config, blueprint.tokenizer),
         vocabulary=head.vocabulary if head else embeddings,
         width=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -161,10 +176,31 @@ def forward(
     Returns its output (with `hidden_states` when wanted, and `logits` for tasks over labels) and, for language models,
     a function from flat indices into [B * L] to float32 logits_NV of these positions.
     """
-    arguments = {**inputs, "output_hidden_states": want_hidden, "return_dict": True}
+    given = {name: tensor for name, tensor in inputs.items() if teacher.token_types or name != "token_type_ids"}
+    arguments = {**given, "output_hidden_states": want_hidden, "return_dict": True}
     if teacher.head is None:
         return teacher.model(**arguments), None
     return teacher.head.run(arguments)
+
+
+def _own_pad_token(model: PreTrainedModel) -> int | None:
+    """The pad token that the model itself knows of, if it can be read by it at all (some have -1)."""
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return pad if pad is not None and 0 <= pad < model.get_input_embeddings().weight.shape[0] else None
+
+
+def _knows_token_types(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Not to be tried out: GPT-2, for one, takes token types for tokens and adds their embeddings."""
+    types = getattr(config, "type_vocab_size", None)
+    return "token_type_ids" in tokenizer.model_input_names if types is None else types > 1
+
+
+@torch.inference_mode()
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what is said before it."""
+    ids_BL = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], device=model.device)
+    logits_BLV = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits.float()
+    return not torch.allclose(logits_BLV[0, :-1], logits_BLV[1, :-1], rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def _device(name: str) -> torch.device:
@@ -187,10 +223,6 @@ def _dtype(name: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
 def _first_line(error: BaseException) -> str:

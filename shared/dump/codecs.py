@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn import functional
 
 DISTRIBUTION = "distribution"
 HIDDEN = "hidden"
@@ -54,6 +55,12 @@ class DenseTargets:
         """The teacher's most probable class at each position, [N]."""
         return self.logits_NV.argmax(-1)
 
+    def resized(self, classes: int) -> "DenseTargets":
+        """For a student's head of another width: both heads are padded beyond the tokenizer's entries, and what is
+        beyond one of them has no mass."""
+        missing = classes - self.logits_NV.shape[-1]
+        return self if missing == 0 else DenseTargets(functional.pad(self.logits_NV, (0, missing), value=-torch.inf))
+
 
 @dataclass(frozen=True)
 class TopKTargets:
@@ -69,6 +76,18 @@ class TopKTargets:
     def argmax(self) -> Tensor:
         """The teacher's most probable id at each position, [N]."""
         return self.ids_NK[:, 0]
+
+    def resized(self, classes: int) -> "TopKTargets":
+        """For a student's head of another width: an id beyond it (padding of the teacher's head) joins the tail."""
+        beyond_NK = self.ids_NK >= classes
+        if not beyond_NK.any():
+            return self
+        beyond_N = self.log_probs_NK.masked_fill(~beyond_NK, -torch.inf).logsumexp(-1)
+        return TopKTargets(
+            self.ids_NK.masked_fill(beyond_NK, 0),
+            self.log_probs_NK.masked_fill(beyond_NK, -torch.inf),
+            torch.logaddexp(self.tail_N, beyond_N),
+        )
 
 
 class Codec(BaseModel, ABC):
@@ -151,8 +170,8 @@ class Dense(DistributionCodec):
 class TopK(DistributionCodec):
     """The k most probable ids with exact log-softmax values over the whole vocabulary, and the mass left out.
 
-    Log-probabilities are float16: off by at most 2**-11 of their size, or 2**-25 near 0. The mass left out is exact
-    to 1e-6 of the whole before its log is rounded to float32.
+    Log-probabilities are float16: off by at most 2**-11 of their size, or 2**-25 near 0 (and float32's own error, some
+    1e-6). The mass left out is exact to 1e-5 of itself, however small it is.
     """
 
     codec: Literal["top-k"] = "top-k"
@@ -177,18 +196,19 @@ class TopK(DistributionCodec):
 
     def encode(self, logits_NV: Tensor) -> dict[str, Tensor]:
         top_NK, ids_NK = logits_NV.topk(self.k, dim=-1)
-        log_probs_NK = top_NK - logits_NV.logsumexp(-1, keepdim=True)
-        # In float64, because a confident teacher's kept mass is 1 less a sliver that float32 would round away.
-        tail_N = torch.log1p(-log_probs_NK.double().exp().sum(-1).clamp(max=1.0))
-        if self.k == self.vocabulary:
-            tail_N = torch.full_like(tail_N, -torch.inf)
+        # Relative to the largest logit: next to a logit of 10,000 float32 would round log-probabilities to 0.001.
+        largest_N1 = top_NK[:, :1]
+        mass_NV = (logits_NV - largest_N1).exp_()
+        total_N1 = mass_NV.sum(-1, keepdim=True)
+        log_probs_NK = (top_NK - largest_N1) - total_N1.log()
+        # Summed over what is left out, because 1 - the kept mass would lose a confident teacher's sliver to rounding.
+        tail_N1 = (mass_NV.scatter_(-1, ids_NK, 0.0).sum(-1, keepdim=True) / total_N1).log()
         smallest = torch.finfo(torch.float16).min
-        values = {
-            self._ids.name: ids_NK,
-            self._log_probs.name: log_probs_NK.clamp(min=smallest).half(),
-            self._tail.name: tail_N.float(),
+        values = (ids_NK, log_probs_NK.clamp(min=smallest).half(), tail_N1.float())
+        return {
+            column.name: value.squeeze(-1) if column.width == 1 else value
+            for column, value in zip(self.columns, values, strict=True)
         }
-        return {name: value.squeeze(-1) if self.k == 1 else value for name, value in values.items()}
 
     def decode(self, columns: dict[str, Tensor]) -> TopKTargets:
         return TopKTargets(

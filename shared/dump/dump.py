@@ -51,10 +51,12 @@ class Dump:
     def open_shard(self, index: int) -> pq.ParquetFile:
         """A shard for reading; its checksum is verified the first time. Raises DumpError that names a damaged file."""
         if index not in self._checked:
-            if sha256_of(shard_path(self.path, index)) != self.receipts[index].sha256:
+            path = shard_path(self.path, index)
+            if index not in self.receipts or not path.exists():
+                raise DumpError(f"{path}: missing or cut short; run the same dump command again to finish it.")
+            if sha256_of(path) != self.receipts[index].sha256:
                 raise DumpError(
-                    f"{shard_path(self.path, index)}: its bytes are not those that were written; "
-                    "delete it and run the same dump command again."
+                    f"{path}: its bytes are not those that were written; delete it and run the same dump command again."
                 )
             self._checked.add(index)
         return open_shard(self.path, index)

@@ -121,8 +121,9 @@ def plot(dump: Dump, file: Path) -> None:
         values = frame.collect()["value"].to_numpy()
         unit = " (nats)" if name == "entropy" else ""
         # Whole numbers get bars of whole numbers, so that none stays empty for want of a value.
-        step = -(-(values.max() - values.min() + 1) // 40) if name == "tokens a row" else None
-        edges = np.arange(values.min() - 0.5, values.max() + 0.5 + step, step) if step else 40
+        first, last = int(values.min()), int(values.max())
+        step = 1 + (last - first) // 40
+        edges = np.arange(first - 0.5, last + 0.5 + step, step) if name == "tokens a row" else 40
         axes.hist(values, bins=edges, color="#3b6ea5")
         axes.set(xlabel=f"{name}{unit}", ylabel="rows" if name == "tokens a row" else "positions")
         axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
-_INFORMATIONAL = ("lectern_version", "teacher.name")
+_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision")
 
 
 class _Frozen(BaseModel):

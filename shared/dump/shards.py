@@ -121,6 +121,8 @@ def write_shard(folder: Path, index: int, manifest: Manifest, groups: Iterator[R
                 counts["positions"] += len(group.positions)
 
     path = shard_path(folder, index)
+    # A receipt of a shard that was deleted must not vouch for the new one.
+    receipt_path(folder, index).unlink(missing_ok=True)
     write_atomically(path, write)
     receipt = Receipt(**counts, bytes=path.stat().st_size, sha256=sha256_of(path), row_groups=tuple(row_groups))
     write_text_atomically(receipt_path(folder, index), receipt.model_dump_json() + "\n")

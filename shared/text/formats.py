@@ -118,7 +118,7 @@ def _read_json(file: str, columns: Columns) -> LocatedRows:
 
 
 def _parse_object(line: str, file: str, number: int) -> Row:
-    value = _parse_json(line, file, number)
+    value = _parse_json(line.rstrip(), file, number)
     if not isinstance(value, dict):
         raise CorpusError(f"{file}, line {number}: expected a JSON object a line, found {line.strip()[:80]!r}.")
     return value

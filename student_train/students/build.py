@@ -264,8 +264,8 @@ def _check_reach(model: PreTrainedModel, tokenizer_size: int, max_length: int) -
     embeddings = int(model.get_input_embeddings().weight.shape[0])
     if embeddings < tokenizer_size:
         raise RecipeError(
-            f"The student's vocabulary has {embeddings} ids, and the tokenizer gives {tokenizer_size}; choose a student "
-            "that was made for the dump's tokenizer."
+            f"The student's vocabulary has {embeddings} ids, and the tokenizer gives {tokenizer_size}; choose a "
+            "student that was made for the dump's tokenizer."
         )
     for name, module in model.named_modules():
         if name.endswith(POSITION_MODULES) and isinstance(module, nn.Embedding):

