@@ -16,12 +16,17 @@ INTERRUPTED = 130
 EPILOG = "Add --debug to any command to see the traceback behind an error."
 
 
-def run(app: typer.Typer) -> None:
-    """Run a typer app as a command line; never returns."""
+def run(app: typer.Typer, several: tuple[str, ...] = ()) -> None:
+    """Run a typer app as a command line; never returns.
+
+    The options named in `several` take any number of values (`--data a.jsonl b.jsonl`), as an unquoted glob gives them.
+    """
     debug = DEBUG in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    arguments = _repeat_options([argument for argument in sys.argv[1:] if argument != DEBUG], several)
     # Nobody asked for look-ups at the hub or for telemetry; a hub id as a teacher still works.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # A new head on a checkpoint is what a recipe asks for; transformers would print a table of warnings about it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Threads that spin while they wait make a small model's step up to a thousand times slower when another process
     # has the core (0.4 ms became 250 ms). Read when torch is first imported, which is after this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,6 +44,19 @@ def run(app: typer.Typer) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}.", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _repeat_options(arguments: list[str], several: tuple[str, ...]) -> list[str]:
+    """`--data a b` as `--data a --data b`, which is what typer understands."""
+    spread: list[str] = []
+    open_option = None
+    for previous, argument in zip([None, *arguments], arguments, strict=False):
+        if argument.startswith("-"):
+            open_option = argument if argument in several else None
+        elif open_option is not None and previous != open_option:
+            spread.append(open_option)
+        spread.append(argument)
+    return spread
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

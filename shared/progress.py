@@ -18,7 +18,7 @@ class Progress:
         self.label, self.unit, self.total, self.done = label, unit, total, 0
         self._start = self._last_line = time.monotonic()
         self._bar = (
-            tqdm(desc=label, unit=f" {unit}", total=total, unit_scale=True, dynamic_ncols=True, smoothing=0.05)
+            tqdm(desc=label, unit=f" {unit}", total=total, unit_scale=total > 9999, dynamic_ncols=True, smoothing=0.05)
             if sys.stderr.isatty()
             else None
         )

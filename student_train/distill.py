@@ -8,16 +8,18 @@ from pathlib import Path
 
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from shared.dump.storage import write_text_atomically
-from shared.errors import RecipeError
-from shared.text.tasks import task_named
+from shared.errors import LecternError, RecipeError
+from shared.text.corpus import Corpus
+from shared.text.tasks import Tokenizing, task_named
 from student_train.card import write_card
-from student_train.evaluate import Report, evaluate
+from student_train.evaluate import Report, evaluate, open_held_out
 from student_train.order import batches_per_epoch
 from student_train.recipe import Recipe
-from student_train.sources import DumpSource, Source, TextSource, load_tokenizer
+from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.students import PretrainedStudent, build_student
 from student_train.trainer import DistillationTrainer, ProgressReport, detach_projections
 
@@ -48,6 +50,9 @@ def run(recipe: Recipe, resume: bool) -> Result:
     source = open_source(recipe)
     for spec in recipe.loss:
         spec.check(source)
+    if isinstance(recipe.student, PretrainedStudent):
+        check_same_tokenizer(recipe.student.path, source)
+    _check_eval(recipe, source)
     set_seed(recipe.training.seed)
     student = build_student(
         recipe.student,
@@ -69,12 +74,17 @@ def run(recipe: Recipe, resume: bool) -> Result:
     trainer.add_callback(ProgressReport(trainer, recipe.output.name, steps, first_step))
     recipe.output.mkdir(parents=True, exist_ok=True)
     write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.resume_or_train(checkpoint, is_trained=first_step >= steps)
+    except LecternError:
+        _leave_no_trace(recipe.output)
+        raise
     detach_projections(student)
+    source.tokenizer.model_max_length = source.max_length
     _save(student, source.tokenizer, recipe.output)
     report = None
     if recipe.eval is not None:
-        report = evaluate(recipe.output, recipe.eval.data, recipe.eval, recipe.eval.dump)
+        report = evaluate(recipe.output, recipe.eval.data, recipe.eval, recipe.eval.dump, device=recipe.training.device)
         write_text_atomically(recipe.output / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
     write_card(recipe, source, steps, report)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -107,6 +117,20 @@ def open_source(recipe: Recipe) -> Source:
         data.limit,
         recipe.training.seed,
     )
+
+
+def _check_eval(recipe: Recipe, source: Source) -> None:
+    """Whatever the scoring would stumble over is found before the training, and not after hours of it."""
+    if recipe.eval is None:
+        return
+    task = source.task
+    if task.metrics is None:
+        raise RecipeError(f"the section 'eval' has nothing to score, as the task is {task.name}; leave it out.")
+    how = Tokenizing(source.tokenizer, source.max_length, source.label_names or ())
+    held_out = Corpus(recipe.eval.data, recipe.eval.columns(task, labels_required=True))
+    held_out.survey(check=lambda example: task.check_labels(how, example))
+    if recipe.eval.dump is not None:
+        open_held_out(recipe.eval.dump, task, source.label_names)
 
 
 def _steps(recipe: Recipe, source: Source) -> int:
@@ -150,6 +174,10 @@ def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArgumen
 
 def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | None:
     """The checkpoint to go on from. Raises RecipeError where one is in the way, or is another recipe's."""
+    for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        # The Trainer writes its state last: without it, the run was killed while it wrote the checkpoint.
+        if not (folder / TRAINER_STATE_NAME).exists():
+            shutil.rmtree(folder)
     checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if checkpoint is None:
         return None
@@ -160,6 +188,16 @@ def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | N
     if (recipe.output / RECIPE).read_text(encoding="utf-8") != _recipe_json(recipe):
         raise RecipeError(f"{recipe.output}: the unfinished run there has another recipe; choose another output.")
     return str(checkpoint)
+
+
+def _leave_no_trace(output: Path) -> None:
+    """Remove what a run that failed before its first checkpoint has written."""
+    checkpoints = output / CHECKPOINTS
+    if not any(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (output / RECIPE).unlink()
+        if not any(output.iterdir()):
+            output.rmdir()
 
 
 def _recipe_json(recipe: Recipe) -> str:

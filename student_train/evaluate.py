@@ -19,12 +19,13 @@ from student_train import losses
 from student_train.loader import Batch, in_order
 from student_train.objective import Heard, KLLoss, Said
 from student_train.recipe import ColumnNames
-from student_train.sources import DumpSource, Source, TextSource, load_tokenizer
+from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.trainer import heard_about, said_about
 
 transformers.utils.logging.disable_progress_bar()
 
 EVAL_ROWS = 32
+DEFAULT_LENGTH = 512
 LATENCY_BATCHES = (1, 32)
 LATENCY_SECONDS = 1.5
 # Architectures whose names do not end in their Auto class's.
@@ -85,18 +86,23 @@ def evaluate(
     """
     model, task = load_model(model_path, task_name)
     where = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    model.to(torch.device(where))
+    try:
+        model.to(torch.device(where))
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
     label_names = label_names_of(model) if task.classes == "labels" else None
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
-    source = TextSource(
-        task, data, names.columns(task, labels_required=True), tokenizer, max_length or min(reach, 512), label_names
-    )
+    # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    length = max_length or min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
+    source = TextSource(task, data, names.columns(task, labels_required=True), tokenizer, length, label_names)
     predictions, _, _ = _predict(model, source, [])
     assert task.metrics is not None
     agreement = divergence = None
     if dump is not None:
-        agreement, divergence = agree(model, task, label_names, dump)
+        held_out = open_held_out(dump, task, label_names)
+        check_same_tokenizer(model_path, held_out)
+        agreement, divergence = agree(model, held_out)
     return Report(
         model=str(model_path),
         task=task.name,
@@ -136,12 +142,8 @@ def label_names_of(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
 
 
-def agree(model: PreTrainedModel, task: Task, label_names: tuple[str, ...] | None, dump: Path) -> tuple[float, float]:
-    """(share of positions with the teacher's first choice, mean KL(teacher || model) in nats) over a dump's rows.
-
-    Raises:
-        RecipeError: when the dump is of another task or has other labels.
-    """
+def open_held_out(dump: Path, task: Task, label_names: tuple[str, ...] | None) -> DumpSource:
+    """A dump to measure agreement on. Raises RecipeError when it is of another task or has other labels."""
     source = DumpSource(dump)
     if source.task.name != task.name:
         raise RecipeError(f"{dump}: a dump of {source.task.name}, but the model is one for {task.name}.")
@@ -149,6 +151,12 @@ def agree(model: PreTrainedModel, task: Task, label_names: tuple[str, ...] | Non
         raise RecipeError(f"{dump}: its labels are {source.label_names}, but the model's are {label_names}.")
     if source.distribution is None:
         raise RecipeError(f"{dump}: no distribution is recorded there, so there is nothing to agree with.")
+    return source
+
+
+def agree(model: PreTrainedModel, source: DumpSource) -> tuple[float, float]:
+    """(share of positions with the teacher's first choice, mean KL(teacher || model) in nats) over a dump's rows."""
+    assert source.distribution is not None
     _, agreed, divergence = _predict(model, source, [column.name for column in source.distribution.columns])
     return agreed, divergence
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from shared.dump.shards import RowGroup
+from shared.dump.rowgroup import RowGroup
 from student_train.order import References, batches_per_epoch, cut_into_batches, windows
 from student_train.sources import Source
 

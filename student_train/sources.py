@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, Float16Vectors
 from shared.dump.dump import Dump
-from shared.dump.shards import RowGroup, read_row_group
+from shared.dump.rowgroup import RowGroup
+from shared.dump.shards import read_row_group
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
 from shared.text.labels import names_from_values
@@ -80,7 +81,7 @@ class DumpSource(Source):
         super().__init__(
             name=str(path),
             task=task_named(manifest.task),
-            tokenizer=AutoTokenizer.from_pretrained(path / "tokenizer"),
+            tokenizer=load_tokenizer(str(path / "tokenizer")),
             label_names=manifest.label_names,
             vocabulary=manifest.vocabulary,
             max_length=manifest.options.max_length,
@@ -141,7 +142,24 @@ class TextSource(Source):
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A tokenizer by folder or hub id. Raises RecipeError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RecipeError(f"{path}: no tokenizer can be loaded from there ({reason}).") from None
+    # From a model without a tokenizer beside it, transformers makes one that knows its special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise RecipeError(f"{path}: there is no tokenizer beside this model; save one there, or name another.")
+    return tokenizer
+
+
+def check_same_tokenizer(path: Path | str, source: Source) -> None:
+    """Raises RecipeError where a model's own tokenizer gives other ids than the source's."""
+    try:
+        own = load_tokenizer(str(path))
+    except RecipeError:
+        return  # It comes without one, and its size is checked when it is built.
+    if own.get_vocab() != source.tokenizer.get_vocab():
+        raise RecipeError(
+            f"{path}: its tokenizer ({len(own):,} entries) is not that of {source.name} "
+            f"({len(source.tokenizer):,} entries), so the same ids are other tokens; choose a model with that one."
+        )

@@ -51,7 +51,10 @@ class DistillationTrainer(Trainer):
             self.args.process_index,
             self.args.world_size,
         )
-        return DataLoader(batches, batch_size=None, pin_memory=self.args.device.type == "cuda")
+        # With a generator of its own the loader leaves the global one, and so the dropout of a resumed run, alone.
+        return DataLoader(
+            batches, batch_size=None, pin_memory=self.args.device.type == "cuda", generator=torch.Generator()
+        )
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
         """The recipe's weighted losses over one batch."""
@@ -67,6 +70,13 @@ class DistillationTrainer(Trainer):
     def tokens_seen(self) -> int:
         """Tokens trained on, padding not counted. Waits for the device, so it is asked for only now and then."""
         return int(self._tokens_seen)
+
+    def resume_or_train(self, checkpoint: str | None, is_trained: bool) -> None:
+        """Train from the checkpoint on, if there is one. A run that has taken its last step takes no other."""
+        if is_trained and checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+        else:
+            self.train(resume_from_checkpoint=checkpoint)
 
     def take_parts(self) -> dict[str, float]:
         """Each loss summed since the last call."""

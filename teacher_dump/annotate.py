@@ -8,7 +8,8 @@ import numpy as np
 
 from shared.dump.card import write_card
 from shared.dump.manifest import Manifest
-from shared.dump.shards import RowGroup, read_receipt, row_group_sizes, shard_path, write_shard
+from shared.dump.rowgroup import RowGroup
+from shared.dump.shards import read_receipt, row_group_sizes, shard_path, write_shard
 from shared.errors import DumpError
 from shared.progress import Progress
 from shared.text.rows import row_group
@@ -106,8 +107,9 @@ def annotate_rows(
     def batches() -> Iterator[tuple[int, Columns]]:
         for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
             batch = pad(ordered[part], teacher.pad_token_id, teacher.device)
-            yield len(batch.rows), extract(teacher, manifest, batch, numbers[part])
+            columns = extract(teacher, manifest, batch, numbers[part])
             progress.advance(batch.tokens)
+            yield len(batch.rows), columns
 
     pieces = batches()
     start, held_rows = 0, 0

@@ -27,8 +27,9 @@ def dump(
     data: Annotated[
         list[str],
         typer.Option(
+            metavar="FILE...",
             help="A file, glob or URL of text: .txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst. "
-            "Repeat it for more."
+            "Any number of them.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The dump's folder. The same command again finishes what is missing.")],
@@ -146,7 +147,7 @@ def dump(
 
 def main() -> None:
     """Entry point of the console script."""
-    run(app)
+    run(app, several=("--data",))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,10 @@ class Plan:
 
     @cached_property
     def sampled_tokens(self) -> int:
-        """Tokens of the survey's sample, for estimates."""
-        return sum(len(row.input_ids) for row in self.task.tokenize(self.how, self.survey.sample, 0))
+        """Tokens of the survey's sample, for estimates. Empty texts, which some tasks refuse, are refused where their
+        row number is known."""
+        sample = [example for example in self.survey.sample if example.text or example.pair]
+        return sum(len(row.input_ids) for row in self.task.tokenize(self.how, sample, 0)) if sample else 0
 
 
 def corpus_of(request: Request, task: Task) -> Corpus:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -105,7 +106,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TeacherError(
             f"{request.teacher}: cannot be loaded as {task.auto_class} ({_first_line(error)})."
         ) from None

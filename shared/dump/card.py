@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from shared.dump.manifest import read_manifest
-from shared.dump.shards import read_receipt, shard_schema
+from shared.dump.rowgroup import shard_schema
+from shared.dump.shards import read_receipt
 from shared.dump.storage import write_text_atomically
 
 

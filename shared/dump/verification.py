@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from shared.dump.manifest import Manifest
-from shared.dump.shards import open_shard, read_receipt, receipt_path, shard_path, shard_schema
+from shared.dump.rowgroup import shard_schema
+from shared.dump.shards import open_shard, read_receipt, receipt_path, shard_path
 from shared.dump.storage import sha256_of
 from shared.errors import DumpError
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.dump.shards import RowGroup
+from shared.dump.rowgroup import RowGroup
 from shared.text.tasks import TokenizedRow
 
 

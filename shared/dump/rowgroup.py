@@ -1,0 +1,204 @@
+"""Row groups: flat arrays <-> plain Arrow tables, by a schema that the manifest decides.
+
+Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shared.dump.codecs import Column, Float16Vectors
+from shared.dump.manifest import Manifest
+
+MISSING = -100
+# Columns that are no codec's; which of them a dump has, its manifest says.
+PLAIN = ("row", "input_ids", "token_type_ids", "positions", "labels", "label")
+
+Offsets = NDArray[np.int64]
+Int32 = NDArray[np.int32]
+
+
+@dataclass
+class RowGroup:
+    """Some rows, flat.
+
+    Attributes:
+        rows: int64 [R], row numbers of the corpus.
+        token_offsets: int64 [R + 1]; row r's tokens are input_ids[token_offsets[r]:token_offsets[r + 1]].
+        input_ids: int32 [T].
+        token_type_ids: uint8 [T], or None where rows are no pairs.
+        position_offsets: int64 [R + 1], likewise into the recorded positions.
+        positions: int32 [P], indices into the row's own tokens.
+        labels: int32 [P], gold labels, -100 where missing.
+        columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1).
+    """
+
+    rows: NDArray[np.int64]
+    token_offsets: Offsets
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.uint8] | None
+    position_offsets: Offsets
+    positions: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def shard_schema(manifest: Manifest) -> pa.Schema:
+    """The Arrow schema of every shard, each field with a sentence about what it holds."""
+
+    def numbers(type_: pa.DataType, nullable: bool = False) -> pa.DataType:
+        return pa.list_(pa.field("element", type_, nullable=nullable))
+
+    fields = [
+        ("row", pa.int64(), "row number in the corpus, from 0"),
+        ("input_ids", numbers(pa.int32()), "token ids as the teacher saw them"),
+    ]
+    if manifest.pairs:
+        fields.append(("token_type_ids", numbers(pa.uint8()), "0 for the first text of a pair, 1 for the second"))
+    if manifest.recorded == "listed":
+        fields.append(("positions", numbers(pa.int32()), "indices into input_ids at which a distribution is recorded"))
+    if manifest.gold == "listed":
+        fields.append(("labels", numbers(pa.int32(), nullable=True), "gold label at each of `positions`, or null"))
+    if manifest.gold == "row":
+        fields.append(("label", pa.int32(), "gold label of the row, or null"))
+    where = {
+        "next-token": "one for each token but the last: the distribution after token t is that of token t + 1",
+        "listed": "one for each of `positions`",
+        "row": "one for the row",
+        "none": "",
+    }[manifest.recorded]
+    for signal in manifest.signals:
+        place = "one for each token" if isinstance(signal, Float16Vectors) else where
+        fields += [
+            (column.name, numbers(_arrow_type(column)), f"{column.dtype} x {column.width}, {place}")
+            for column in signal.columns
+        ]
+    return pa.schema(
+        [
+            pa.field(name, type_, nullable=name in ("label",), metadata={"description": about})
+            for name, type_, about in fields
+        ],
+        metadata={"lectern": manifest.model_dump_json(include={"format_version", "task", "recorded", "signals"})},
+    )
+
+
+def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table:
+    """A row group as a table of this schema."""
+
+    def lists(name: str, offsets: Offsets, values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=schema.field(name).type)
+
+    tokens, positions = group.token_offsets, group.position_offsets
+    arrays: dict[str, pa.Array] = {
+        "row": pa.array(group.rows),
+        "input_ids": lists("input_ids", tokens, pa.array(group.input_ids)),
+    }
+    if group.token_type_ids is not None:
+        arrays["token_type_ids"] = lists("token_type_ids", tokens, pa.array(group.token_type_ids))
+    if manifest.recorded == "listed":
+        arrays["positions"] = lists("positions", positions, pa.array(group.positions))
+    if manifest.gold == "listed":
+        labels = pa.array(group.labels, mask=group.labels == MISSING)
+        arrays["labels"] = lists("labels", positions, labels)
+    if manifest.gold == "row":
+        arrays["label"] = pa.array(group.labels, mask=group.labels == MISSING)
+    for signal in manifest.signals:
+        offsets = tokens if isinstance(signal, Float16Vectors) else positions
+        for column in signal.columns:
+            values = np.ascontiguousarray(group.columns[column.name].astype(column.dtype, copy=False))
+            arrays[column.name] = lists(column.name, offsets, _values(column, values))
+    return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _values(column: Column, values: NDArray[Any]) -> pa.Array:
+    if column.width == 1:
+        return pa.array(values)
+    return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(column), len(values), [None, pa.py_buffer(values)])
+
+
+def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> RowGroup:
+    """A table with the plain columns and the codecs' columns named, flat and without a Python object a row."""
+    arrays = {name: _contiguous(table[name]) for name in table.column_names}
+    token_offsets, input_ids = _flat(arrays["input_ids"], "int32", 1)
+    position_offsets, positions, labels = _RECORDED[manifest.recorded](manifest, arrays, token_offsets, input_ids)
+    codec_columns = {column.name: column for signal in manifest.signals for column in signal.columns}
+    return RowGroup(
+        rows=arrays["row"].to_numpy(),
+        token_offsets=token_offsets,
+        input_ids=input_ids,
+        token_type_ids=_flat(arrays["token_type_ids"], "uint8", 1)[1] if manifest.pairs else None,
+        position_offsets=position_offsets,
+        positions=positions,
+        labels=labels,
+        columns={
+            name: _flat(arrays[name], codec_columns[name].dtype, codec_columns[name].width)[1] for name in columns
+        },
+    )
+
+
+def _recorded_next_token(
+    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
+) -> tuple[Offsets, Int32, Int32]:
+    lengths = np.maximum(np.diff(token_offsets) - 1, 0)
+    position_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(position_offsets[-1]) - np.repeat(position_offsets[:-1], lengths)
+    labels = input_ids[np.repeat(token_offsets[:-1], lengths) + within + 1]
+    return position_offsets, within.astype(np.int32), labels
+
+
+def _recorded_listed(
+    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
+) -> tuple[Offsets, Int32, Int32]:
+    position_offsets, positions = _flat(arrays["positions"], "int32", 1)
+    if manifest.gold == "none":
+        return position_offsets, positions, np.full(len(positions), MISSING, np.int32)
+    return position_offsets, positions, arrays["labels"].flatten().fill_null(MISSING).to_numpy()
+
+
+def _recorded_row(
+    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
+) -> tuple[Offsets, Int32, Int32]:
+    count = len(token_offsets) - 1
+    missing = np.full(count, MISSING, np.int32)
+    labels = missing if manifest.gold == "none" else arrays["label"].fill_null(MISSING).to_numpy()
+    return np.arange(count + 1, dtype=np.int64), np.zeros(count, np.int32), labels
+
+
+def _recorded_none(
+    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
+) -> tuple[Offsets, Int32, Int32]:
+    return np.zeros(len(token_offsets), np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32)
+
+
+# (manifest, arrays, token offsets, input ids) -> position offsets [R + 1], positions [P], labels [P].
+_RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
+    "next-token": _recorded_next_token,
+    "listed": _recorded_listed,
+    "row": _recorded_row,
+    "none": _recorded_none,
+}
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    if column.width == 1:
+        return pa.from_numpy_dtype(np.dtype(column.dtype))
+    return pa.binary(column.bytes_per_position)
+
+
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _flat(array: pa.ListArray, dtype: str, width: int) -> tuple[Offsets, NDArray[Any]]:
+    """(offsets from 0, values [n] or [n, width]) of a list array, without copying the values."""
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    values = array.flatten()
+    if width == 1:
+        return offsets - offsets[0], values.to_numpy(zero_copy_only=False)
+    data = np.frombuffer(values.buffers()[1], np.dtype(dtype))
+    start = values.offset * width
+    return offsets - offsets[0], data[start : start + len(values) * width].reshape(-1, width)

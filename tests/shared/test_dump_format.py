@@ -1,0 +1,413 @@
+"""The dump on disk: plain Parquet that anyone reads, a manifest that refuses what it does not know, found damages."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shared import Dump, DumpError
+from shared.dump import shards as shards_module
+from shared.dump.manifest import read_manifest
+from shared.dump.rowgroup import shard_schema
+from shared.dump.shards import open_shard, read_row_group
+from shared.dump.storage import write_atomically, write_text_atomically
+
+TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
+
+
+@pytest.fixture(scope="module")
+def dumps(make_dump: Any) -> dict[str, Path]:
+    """One finished dump of each task, all with hidden states; not to be changed."""
+    return {task: make_dump(task, hidden="0,2") for task in TASKS}
+
+
+@pytest.fixture
+def copy(dumps: dict[str, Path], tmp_path: Path) -> Path:
+    """A dump of four shards to be damaged."""
+    return Path(shutil.copytree(dumps["sequence-classification"], tmp_path / "copy"))
+
+
+def shard(folder: Path, index: int) -> Path:
+    return folder / "shards" / f"{index:05d}.parquet"
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << (at % 8)
+    path.write_bytes(content)
+
+
+# --- plain Parquet ---------------------------------------------------------------------------------------------------
+
+
+def is_plain(dtype: Any) -> bool:
+    if isinstance(dtype, pl.List):
+        return is_plain(dtype.inner)
+    return dtype == pl.Binary or dtype.is_numeric()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_polars_reads_every_column_with_its_own_expressions(task: str, dumps: dict[str, Path]) -> None:
+    """`pl.scan_parquet` and `bin.reinterpret` alone, with the widths that the schema's descriptions give."""
+    manifest = Dump(dumps[task]).manifest
+    frame = pl.scan_parquet(f"{dumps[task]}/shards/*.parquet")
+    schema = frame.collect_schema()
+    assert schema.names() == shard_schema(manifest).names
+    assert all(is_plain(dtype) for dtype in schema.dtypes()), schema
+    numbers = {"float16": pl.Float16, "float32": pl.Float32, "uint16": pl.UInt16}
+    tokens = frame.select(pl.col("input_ids").list.len().sum()).collect().item()
+    for signal in manifest.signals:
+        for column in signal.columns:
+            values = frame.select(pl.col(column.name).explode(empty_as_null=False)).collect()[column.name]
+            if column.width > 1:
+                kind = pl.Array(numbers[column.dtype], column.width)
+                values = values.bin.reinterpret(dtype=kind).explode()
+            assert values.null_count() == 0
+            assert not values.cast(pl.Float64).is_nan().any()
+            if column.name.startswith("hidden"):
+                assert len(values) == tokens * column.width
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_duckdb_reads_every_column(task: str, dumps: dict[str, Path]) -> None:
+    query = f"select * from read_parquet('{dumps[task]}/shards/*.parquet') order by row"
+    found = duckdb.sql(query).fetchall()
+    expected = pl.scan_parquet(f"{dumps[task]}/shards/*.parquet").sort("row").collect().rows()
+    assert found == expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_have_the_manifests_schema_and_no_extension_types(task: str, dumps: dict[str, Path]) -> None:
+    manifest = read_manifest(dumps[task])
+    for index in range(manifest.shards):
+        file = pq.ParquetFile(shard(dumps[task], index))
+        assert file.schema_arrow.equals(shard_schema(manifest))
+        assert b"ARROW:extension" not in shard(dumps[task], index).read_bytes()
+        for field in file.schema_arrow:
+            assert field.metadata[b"description"], f"{field.name} does not say what it holds"
+        for group in range(file.metadata.num_row_groups):
+            assert file.metadata.row_group(group).column(0).statistics.min is not None
+
+
+def test_a_dump_is_nothing_but_parquet_json_and_text(dumps: dict[str, Path]) -> None:
+    for folder in dumps.values():
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        shards = {f"shards/{index:05d}.{suffix}" for index in range(4) for suffix in ("json", "parquet")}
+        tokenizer = {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
+        assert names == shards | tokenizer | {"manifest.json", "README.md"}
+
+
+def test_row_groups_depend_on_lengths_alone(make_dump: Any, make_teacher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small row groups, so that batches end in the middle of them."""
+    monkeypatch.setattr(shards_module, "ROW_GROUP_BYTES", 20_000)
+    teacher = make_teacher("token-classification")
+    layouts, frames = [], []
+    for budget in (20, 333, 4096):
+        out = make_dump("token-classification", teacher=teacher, hidden="all", batch_tokens=budget, shard_rows=40)
+        manifest, file = read_manifest(out), open_shard(out, 0)
+        layouts.append([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
+        assert Dump(out).receipts[0].row_groups == tuple(layouts[-1])
+        assert Dump(out).verify() == []
+        columns = [column.name for signal in manifest.signals for column in signal.columns]
+        groups = [read_row_group(manifest, file, group, columns) for group in range(file.metadata.num_row_groups)]
+        frames.append({name: np.concatenate([group.columns[name] for group in groups]) for name in columns})
+        rows = np.concatenate([group.rows for group in groups])
+        assert sorted(rows.tolist()) == list(range(40))
+    assert len(layouts[0]) > 3
+    assert layouts[0] == layouts[1] == layouts[2]
+    for name in frames[0]:
+        for other in frames[1:]:
+            np.testing.assert_allclose(frames[0][name].astype(float), other[name].astype(float), atol=5e-3)
+
+
+# --- Dump.positions and Dump.vectors ---------------------------------------------------------------------------------
+
+POSITION_COLUMNS = {
+    "row": pl.Int64,
+    "position": pl.Int32,
+    "token_id": pl.Int32,
+    "token": pl.String,
+    "label": pl.Int32,
+    "ids": pl.List(pl.Int64),
+    "log_probs": pl.List(pl.Float64),
+    "tail": pl.Float64,
+}
+
+
+@pytest.mark.parametrize("task", TASKS[:-1])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_positions_have_one_schema_whatever_is_recorded(
+    task: str, labelled: bool, make_dump: Any, toy_rows: Any
+) -> None:
+    rows = [{k: v for k, v in row.items() if labelled or k not in ("label", "tags")} for row in toy_rows(task, 5)]
+    frame = Dump(make_dump(task, data=rows)).positions()
+    assert dict(frame.collect_schema()) == POSITION_COLUMNS
+    collected = frame.collect()
+    assert dict(collected.schema) == POSITION_COLUMNS
+    assert collected["row"].n_unique() == 5
+    if task.endswith("classification"):
+        assert (collected["label"].null_count() < len(collected)) == labelled
+    else:
+        assert collected["label"].null_count() == 0
+
+
+def test_rows_without_a_recorded_position_are_simply_absent(make_dump: Any) -> None:
+    """An empty text, or one of a single token, has nothing to predict; its neighbours keep their own values."""
+    dump = Dump(make_dump("causal-lm", data=["", "fox", "a", "", "the lazy dog", ""], top_k=3))
+    lengths = dict(dump.scan().select("row", pl.col("input_ids").list.len()).collect().iter_rows())
+    found = dump.positions().collect()
+    assert lengths[0] == lengths[3] == lengths[5] == 0
+    assert lengths[2] == 1
+    assert found["row"].value_counts().sort("row").rows() == [
+        (row, length - 1) for row, length in sorted(lengths.items()) if length > 1
+    ]
+    assert found.filter(row=4)["position"].to_list() == list(range(lengths[4] - 1))
+    masked = Dump(make_dump("masked-lm", data=["", "fox", ""], top_k=3))
+    assert masked.positions().collect()["row"].to_list() == [1]
+    words = Dump(make_dump("token-classification", data=[{"tokens": []}, {"tokens": ["fox"]}, {"tokens": []}]))
+    assert words.positions().collect()["row"].to_list() == [1]
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "masked-lm", "token-classification"])
+def test_a_dump_of_nothing_but_empty_rows_can_be_read(task: str, make_dump: Any) -> None:
+    rows = [{"tokens": []}] * 3 if task == "token-classification" else [""] * 3
+    dump = Dump(make_dump(task, data=[{"text": row} if isinstance(row, str) else row for row in rows]))
+    assert dump.verify() == []
+    assert len(dump.positions().collect()) == 0
+    assert dict(dump.positions().collect().schema) == POSITION_COLUMNS
+    assert len(dump.scan().collect()) == 3
+
+
+def test_tokens_are_readable_and_padding_of_the_head_has_no_name(
+    dumps: dict[str, Path], tiny_tokenizer: Any, tiny_causal_tokenizer: Any
+) -> None:
+    for task, tokenizer in (("causal-lm", tiny_causal_tokenizer), ("masked-lm", tiny_tokenizer)):
+        dump = Dump(dumps[task])
+        assert len(dump.token_texts) == len(tokenizer) < dump.manifest.vocabulary
+        frame = dump.positions().collect()
+        ids = dict(dump.scan().select("row", "input_ids").collect().iter_rows())
+        for row, position, token_id in frame.select("row", "position", "token_id").iter_rows():
+            assert ids[row][position] == token_id
+    seen = dict(Dump(dumps["causal-lm"]).positions().select("token_id", "token").collect().iter_rows())
+    assert all(text == tiny_causal_tokenizer.decode([index]) for index, text in seen.items() if "\ufffd" not in text)
+
+
+def test_asking_for_what_is_not_there_names_what_is(dumps: dict[str, Path]) -> None:
+    with pytest.raises(DumpError, match=r"no distribution is recorded.*encoder"):
+        Dump(dumps["encoder"]).positions()
+    with pytest.raises(DumpError, match=r"no vectors named 'hidden\.1'.*hidden\.0, hidden\.2"):
+        Dump(dumps["encoder"]).vectors("hidden.1")
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------------
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_another_format_version_is_refused(copy: Path) -> None:
+    edit(copy, format_version=2, something_new=[1])
+    with pytest.raises(DumpError, match=r"manifest\.json: format version 2, .* reads version 1; upgrade Lectern"):
+        Dump(copy)
+    edit(copy, format_version=0)
+    with pytest.raises(DumpError, match=r"format version 0, .* dump again"):
+        Dump(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format_version": 1}', "[]", "null", "\x00\x01", '{"a": 1}'])
+def test_a_damaged_manifest_is_named(content: str, copy: Path) -> None:
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
+        Dump(copy)
+
+
+def test_a_manifest_that_is_not_text_is_named(copy: Path) -> None:
+    (copy / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
+        Dump(copy)
+
+
+def test_an_unknown_entry_or_a_bad_value_is_named(copy: Path) -> None:
+    edit(copy, vocabulary=0)
+    with pytest.raises(DumpError, match="vocabulary"):
+        Dump(copy)
+    edit(copy, vocabulary=5, surprise=1)
+    with pytest.raises(DumpError, match="surprise"):
+        Dump(copy)
+
+
+def test_a_folder_without_a_dump_says_so(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DumpError, match="no dump here"):
+            Dump(folder)
+
+
+def test_differences_names_each_key_that_changes_content_and_no_other(dumps: dict[str, Path]) -> None:
+    mine = read_manifest(dumps["sequence-classification"])
+    assert mine.differences(mine) == []
+    teacher = mine.teacher.model_copy(update={"name": "elsewhere", "revision": "abc"})
+    assert mine.differences(mine.model_copy(update={"teacher": teacher, "lectern_version": "9"})) == []
+    other = mine.model_copy(
+        update={
+            "label_names": ("neutral", "negative", "positive"),
+            "options": mine.options.model_copy(update={"seed": 5}),
+            "signals": mine.signals[:1],
+        }
+    )
+    assert [difference.split(":")[0] for difference in mine.differences(other)] == [
+        "label_names",
+        "options.seed",
+        *(f"signals.hidden.{layer}.{key}" for layer in (0, 2) for key in ("codec", "layer", "name", "width")),
+    ]
+    assert "options.seed: the dump has 0, this command asks for 5" in mine.differences(other)
+
+
+# --- damages ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_dump_has_no_damage_and_reads_anywhere(dumps: dict[str, Path], copy: Path) -> None:
+    for folder in (*dumps.values(), copy):
+        assert Dump(folder).verify() == []
+
+
+def test_every_flipped_byte_is_found_and_stops_the_trainer(copy: Path) -> None:
+    """40 random bytes of a shard, the first and the last among them."""
+    whole = shard(copy, 1).read_bytes()
+    places = [0, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 38)]
+    for at in places:
+        flip(shard(copy, 1), at)
+        damages = Dump(copy).verify()
+        assert len(damages) == 1
+        assert "00001.parquet" in damages[0]
+        with pytest.raises(DumpError, match=r"00001\.parquet"):
+            Dump(copy).open_shard(1)
+        Dump(copy).open_shard(0)
+        shard(copy, 1).write_bytes(whole)
+    assert Dump(copy).verify() == []
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1000, -1])
+def test_a_shard_cut_short(kept: int, copy: Path) -> None:
+    shard(copy, 2).write_bytes(shard(copy, 2).read_bytes()[:kept])
+    assert_one_damage(copy, "00002.parquet")
+
+
+def test_a_missing_shard(copy: Path) -> None:
+    shard(copy, 3).unlink()
+    assert_one_damage(copy, "00003.parquet")
+
+
+def test_a_missing_receipt(copy: Path) -> None:
+    shard(copy, 0).with_suffix(".json").unlink()
+    assert_one_damage(copy, "00000.parquet")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"rows": 1}', "\x00"])
+def test_a_damaged_receipt(content: str, copy: Path) -> None:
+    shard(copy, 0).with_suffix(".json").write_text(content)
+    assert_one_damage(copy, "00000.parquet")
+
+
+def assert_one_damage(folder: Path, name: str) -> None:
+    damages = Dump(folder).verify()
+    assert len(damages) == 1
+    assert name in damages[0]
+    with pytest.raises(DumpError, match=name.replace(".", r"\.")):
+        Dump(folder).open_shard(int(name[:5]))
+    with pytest.raises(DumpError, match=f"1 of 4 shards are missing.*{name[:5]}"):
+        Dump(folder).require_complete()
+
+
+def test_a_shard_that_vanishes_while_it_is_in_use_is_named(copy: Path) -> None:
+    dump = Dump(copy)
+    dump.require_complete()
+    shard(copy, 1).unlink()
+    with pytest.raises(DumpError, match=r"00001\.parquet"):
+        dump.open_shard(1)
+
+
+def test_swapped_shards(copy: Path) -> None:
+    """Each with its own receipt, so that sizes and checksums fit: the rows do not."""
+    for suffix in (".parquet", ".json"):
+        first, second = shard(copy, 0).with_suffix(suffix), shard(copy, 1).with_suffix(suffix)
+        held = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(held)
+    damages = Dump(copy).verify()
+    assert [name for damage in damages for name in ("00000", "00001") if f"{name}.parquet: its rows" in damage] == [
+        "00000",
+        "00001",
+    ]
+
+
+def test_a_shard_of_another_dump(copy: Path, dumps: dict[str, Path]) -> None:
+    for suffix in (".parquet", ".json"):
+        shutil.copy(shard(dumps["encoder"], 0).with_suffix(suffix), shard(copy, 0).with_suffix(suffix))
+    assert [damage for damage in Dump(copy).verify() if "00000.parquet: columns" in damage]
+
+
+def test_strangers_among_the_shards(copy: Path) -> None:
+    (copy / "shards" / "00004.parquet").write_bytes(b"")
+    (copy / "shards" / "00001.parquet.tmp").write_bytes(b"")
+    damages = Dump(copy).verify()
+    assert len(damages) == 2
+    assert all("does not belong to this dump" in damage for damage in damages)
+
+
+def test_a_changed_tokenizer(copy: Path) -> None:
+    path = copy / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"fox"', '"fux"'))
+    assert [damage for damage in Dump(copy).verify() if "not the tokenizer that the manifest names" in damage]
+    path.write_text("{")
+    assert [damage for damage in Dump(copy).verify() if "tokenizer.json: cannot be read" in damage]
+    path.unlink()
+    assert [damage for damage in Dump(copy).verify() if "tokenizer.json: missing" in damage]
+
+
+def test_pages_carry_their_own_checksums(dumps: dict[str, Path], tmp_path: Path) -> None:
+    """So that readers of other projects notice damage too."""
+    path = shutil.copy(shard(dumps["sequence-classification"], 0), tmp_path / "shard.parquet")
+    column = (
+        pq.ParquetFile(path).metadata.row_group(0).column(pq.ParquetFile(path).schema_arrow.names.index("hidden.2"))
+    )
+    flip(Path(path), column.data_page_offset + column.total_compressed_size - 5)
+    with pytest.raises((OSError, pa.ArrowInvalid), match=r"CRC|crc"):
+        pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+# --- atomic writes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text_atomically(path, "before")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "before"
+
+
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        assert not (tmp_path / "file").exists()
+        temporary.write_text("whole")
+
+    write_atomically(tmp_path / "file", write)
+    assert (tmp_path / "file").read_text() == "whole"
+    assert len(list(tmp_path.iterdir())) == 1
