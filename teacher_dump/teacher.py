@@ -80,10 +80,16 @@ def read_blueprint(request: Request, task: Task) -> Blueprint:
             f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
         ) from None
     check_tokenizer(task, tokenizer)
-    names = (
-        tuple(str(config.id2label[index]) for index in range(config.num_labels)) if task.classes == "labels" else None
-    )
-    return Blueprint(config, tokenizer, names)
+    if task.classes != "labels":
+        return Blueprint(config, tokenizer, None)
+    # Every configuration has label names, generic ones at least; without the head they would be held against the data.
+    architectures, head = config.architectures or [], task.auto_class.removeprefix("AutoModel")
+    if architectures and not any(name.endswith(head) for name in architectures):
+        raise TeacherError(
+            f"{request.teacher}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first "
+            "(distill run) or choose the task it was trained for."
+        )
+    return Blueprint(config, tokenizer, tuple(str(config.id2label[index]) for index in range(config.num_labels)))
 
 
 def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
@@ -161,8 +167,6 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of everything that decides how text becomes ids."""
-    if not tokenizer.is_fast:
-        return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
     backend: Any = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -217,9 +217,9 @@ def test_a_tokenizer_that_cannot_serve_the_task_is_refused(
     class Slow:
         is_fast = False
 
-    with pytest.raises(UsageError, match="token-classification needs a fast tokenizer"):
-        check_tokenizer(TASKS["token-classification"], Slow())  # type: ignore[arg-type]
     for task in TASKS.values():
+        with pytest.raises(UsageError, match="needs a fast one"):
+            check_tokenizer(task, Slow())  # type: ignore[arg-type]
         check_tokenizer(task, tiny_tokenizer)
 
 
