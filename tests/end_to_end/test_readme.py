@@ -1,0 +1,51 @@
+"""The README's recipe is valid, and its commands are ones that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from shared.dump.cli import app as shards
+from student_train.cli import app as distill
+from student_train.recipe import read_recipe
+from teacher_dump.cli import app as dump
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+APPS = {"dump": dump, "distill": distill, "shards": shards}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_recipe_is_valid(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    (tmp_path / "recipe.toml").write_text(block)
+    recipe = read_recipe(tmp_path / "recipe.toml", [])
+    assert [spec.label for spec in recipe.loss] == ["kl", "hidden.6"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
+    read_recipe(path, [])
+
+
+@pytest.mark.parametrize("program", APPS)
+def test_commands_and_options_exist(program: str) -> None:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    calls = [line.split() for line in lines if line.split()[:1] == [program]]
+    assert calls
+    command = typer.main.get_command(APPS[program])
+    for _, *words in calls:
+        called = command.commands[words[0]] if hasattr(command, "commands") else command
+        known = {option for parameter in called.params for option in parameter.opts}
+        used = {word for word in words if word.startswith("-")}
+        assert used <= known, used - known
+
+
+def test_just_lists_what_the_readme_runs() -> None:
+    justfile = (ROOT / "Justfile").read_text(encoding="utf-8")
+    for name in set(re.findall(r"just (\w+)", "\n".join(blocks("bash")))):
+        assert re.search(rf"^{name}\b.*:", justfile, re.MULTILINE), name
