@@ -1,18 +1,20 @@
 """The student's model card: what it is, what it learnt from, how, and its scores."""
 
+from pathlib import Path
+
 from shared.dump.storage import write_text_atomically
 from student_train.evaluate import Report
 from student_train.recipe import Recipe
 from student_train.sources import Source
 
 
-def write_card(recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
+def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
     """Write README.md into the student's folder."""
     learnt_from = "a teacher's record (a Lectern dump)" if recipe.dump else "gold labels"
     losses = ", ".join(f"{spec.label} x {spec.weight:g}" for spec in recipe.loss)
     scores = "".join(f"| {name} | {value} |\n" for name, value in report.table()) if report else "| not scored | |\n"
     write_text_atomically(
-        recipe.output / "README.md",
+        folder / "README.md",
         f"""---
 library_name: transformers
 tags: [knowledge-distillation, lectern, {source.task.name}]

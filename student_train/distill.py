@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
@@ -28,6 +28,7 @@ transformers.utils.logging.disable_progress_bar()
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.json"
 METRICS = "metrics.json"
+STAGING = "student.tmp"
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,11 @@ def run(recipe: Recipe, resume: bool) -> Result:
         raise
     detach_projections(student)
     source.tokenizer.model_max_length = source.max_length
-    _save(student, source.tokenizer, recipe.output)
-    report = None
-    if recipe.eval is not None:
-        report = evaluate(recipe.output, recipe.eval.data, recipe.eval, recipe.eval.dump, device=recipe.training.device)
-        write_text_atomically(recipe.output / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
-    write_card(recipe, source, steps, report)
+    staging = recipe.output / STAGING
+    _save(student, source.tokenizer, staging)
+    report = _score(recipe, staging)
+    write_card(staging, recipe, source, steps, report)
+    _commit(staging, recipe.output)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return Result(recipe.output, steps, report)
 
@@ -204,12 +204,24 @@ def _recipe_json(recipe: Recipe) -> str:
     return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
 
 
-def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Save into a folder beside, then move file by file, the configuration last: it makes the student whole."""
-    staging = output / "student.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    student.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
+def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _score(recipe: Recipe, folder: Path) -> Report | None:
+    """Score the saved student: what is measured is what a user will load."""
+    if recipe.eval is None:
+        return None
+    report = evaluate(folder, recipe.eval.data, recipe.eval, recipe.eval.dump, device=recipe.training.device)
+    report = replace(report, model=str(recipe.output))
+    write_text_atomically(folder / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
+    return report
+
+
+def _commit(staging: Path, output: Path) -> None:
+    """Move file by file, the configuration last: it makes the student whole."""
     for file in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(file, output / file.name)
     staging.rmdir()

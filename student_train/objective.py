@@ -212,6 +212,6 @@ def total_loss(
     total = torch.zeros(())
     for index, spec in enumerate(specs):
         value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)  # noqa: SIM401
-        parts[spec.label] = value.detach()
+        parts[spec.label if spec.label not in parts else f"{spec.label}#{index}"] = value.detach()
         total = total.to(value.device) + spec.weight * value
     return total, parts

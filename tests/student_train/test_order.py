@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.dump.shards import RowGroup
+from shared.dump.rowgroup import RowGroup
 from student_train import order
 from student_train.loader import TrainingBatches
 from student_train.order import References, batches_per_epoch, cut_into_batches, windows
@@ -58,6 +58,11 @@ def test_the_order_is_a_function_of_seed_and_epoch(group_rows: list[int], batch_
 def test_rows_of_a_window_are_mixed_across_its_groups() -> None:
     first = next(iter(windows([50] * order.WINDOW_GROUPS, 10, 0, 0)))
     assert len(set(first[:50, 0].tolist())) > order.WINDOW_GROUPS // 2
+
+
+def test_a_window_meets_other_groups_each_epoch() -> None:
+    first, second = (set(next(iter(windows([1] * 100, 1, 0, epoch)))[:, 0].tolist()) for epoch in (0, 1))
+    assert first != second
 
 
 def test_a_window_holds_no_more_groups_than_it_says() -> None:

@@ -1,0 +1,202 @@
+"""Batches: padded rows in which every position, label and vector still belongs to its own token and row."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared import Dump
+from shared.text.formats import Columns
+from shared.text.tasks import TASKS
+from student_train import sources
+from student_train.loader import TrainingBatches, collate, in_order
+from student_train.sources import DumpSource, Source, TextSource
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "causal-lm": {"top_k": 5},
+    "masked-lm": {"top_k": 5},
+    "sequence-classification": {},
+    "token-classification": {},
+    "encoder": {},
+}
+
+
+@pytest.fixture(scope="module")
+def dumps(make_dump: Callable[..., Path]) -> dict[str, Path]:
+    return {task: make_dump(task, hidden="0,2", **options) for task, options in OPTIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def pair_dump(make_dump: Callable[..., Path], texts: list[str]) -> Path:
+    rows = [
+        {"text": one, "second": other, "label": "neutral"} for one, other in zip(texts[:40], texts[40:80], strict=True)
+    ]
+    return make_dump("sequence-classification", data=rows, pair_column="second", hidden="last")
+
+
+def all_columns(source: Source) -> list[str]:
+    codecs = [*source.vectors.values(), *([source.distribution] if source.distribution else [])]
+    return [column.name for codec in codecs for column in codec.columns]
+
+
+def plain_rows(path: Path, recorded: str) -> list[dict[str, Any]]:
+    """The dump's rows, one by one, from the raw columns in polars: lists of numbers."""
+    dump = Dump(path)
+    rows: list[dict[str, Any]] = []
+    for raw in dump.scan().collect().iter_rows(named=True):
+        ids = raw["input_ids"]
+        row = {
+            "ids": ids,
+            "types": raw.get("token_type_ids"),
+            "positions": {
+                "next-token": list(range(len(ids) - 1)),
+                "listed": raw.get("positions"),
+                "row": [0],
+                "none": [],
+            }[recorded],
+            "labels": {"next-token": ids[1:], "listed": raw.get("labels"), "row": [raw.get("label")], "none": []}[
+                recorded
+            ],
+        }
+        signals = dump.manifest.signals
+        for column in (column for signal in signals for column in signal.columns):
+            values = raw[column.name]
+            decoded = [np.frombuffer(v, column.dtype).tolist() if isinstance(v, bytes) else v for v in values]
+            row[column.name] = decoded
+        rows.append(row)
+    return rows
+
+
+def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
+    source = DumpSource(path)
+    columns = all_columns(source)
+    loaded = {group: source.load(group, columns) for group in range(len(source.group_rows))}
+    place = [(group, row) for group, count in enumerate(source.group_rows) for row in range(count)]
+    batch = collate(loaded, np.asarray([place[number] for number in batch_rows]), source)
+
+    rows = [plain_rows(path, source.task.recorded)[number] for number in batch_rows]
+    longest = max(1, *(len(row["ids"]) for row in rows))
+    pad = source.tokenizer.pad_token_id or 0
+    assert batch["input_ids"].tolist() == [row["ids"] + [pad] * (longest - len(row["ids"])) for row in rows]
+    assert batch["attention_mask"].tolist() == [
+        [1] * len(row["ids"]) + [0] * (longest - len(row["ids"])) for row in rows
+    ]
+    if rows[0]["types"] is None:
+        assert "token_type_ids" not in batch
+    else:
+        assert batch["token_type_ids"].tolist() == [row["types"] + [0] * (longest - len(row["ids"])) for row in rows]
+    expected_positions, expected_labels = [], []
+    expected_columns: dict[str, list[Any]] = {name: [] for name in columns}
+    for index, row in enumerate(rows):
+        for position, label in zip(row["positions"], row["labels"], strict=True):
+            expected_positions.append(index * longest + position)
+            expected_labels.append(-100 if label is None else label)
+        for name in columns:
+            expected_columns[name] += row[name]
+    assert batch["positions"].tolist() == expected_positions
+    assert batch["labels"].tolist() == expected_labels
+    assert list(batch["columns"]) == columns
+    for name in columns:
+        assert batch["columns"][name].tolist() == expected_columns[name], name
+    for name in source.vectors:
+        assert len(batch["columns"][name]) == sum(len(row["ids"]) for row in rows)
+    assert {batch[name].dtype for name in ("input_ids", "attention_mask", "positions", "labels")} == {torch.int64}
+
+
+@pytest.mark.parametrize("batch_rows", [[0, 25, 59, 3], [7], [30, 29, 31, 0, 1]])
+@pytest.mark.parametrize("task", OPTIONS)
+def test_a_batch_is_what_a_plain_loop_over_its_rows_makes(
+    dumps: dict[str, Path], task: str, batch_rows: list[int]
+) -> None:
+    check_against_plain_loop(dumps[task], batch_rows)
+
+
+def test_a_batch_of_pairs_is_what_a_plain_loop_makes(pair_dump: Path) -> None:
+    check_against_plain_loop(pair_dump, [3, 39, 17, 0])
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "masked-lm", "sequence-classification", "token-classification"])
+def test_files_and_a_dump_of_them_give_the_same_batches(
+    task: str,
+    make_dump: Callable[..., Path],
+    make_teacher: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    toy_rows: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = write_corpus(tmp_path / "rows.jsonl", toy_rows(task))
+    teacher = make_teacher(task)
+    # Shards of the size of the text's groups, so that both have the same order of rows within a group...
+    monkeypatch.setattr(sources, "TEXT_GROUP_ROWS", 16)
+    dump = DumpSource(make_dump(task, teacher=teacher, data=data, max_length=20, seed=5))
+    words = TASKS[task].words
+    text = TextSource(
+        TASKS[task],
+        [str(data)],
+        Columns("tokens" if words else "text", label="tags" if words else "label", words=words),
+        sources.load_tokenizer(str(teacher)),
+        20,
+        dump.label_names,
+        seed=5,
+    )
+    assert text.group_rows == dump.group_rows
+    assert (text.label_names, text.has_gold, text.positions) == (dump.label_names, dump.has_gold, dump.positions)
+
+    # ... but for length, so the rows are compared by their numbers.
+    def rows(source: Source) -> dict[int, Any]:
+        found = {}
+        for group in range(len(source.group_rows)):
+            loaded = source.load(group, [])
+            for at, number in enumerate(loaded.rows.tolist()):
+                batch = collate({group: loaded}, np.asarray([[group, at]]), source)
+                found[number] = {name: value.tolist() for name, value in batch.items() if name != "columns"}
+        return found
+
+    assert rows(text) == rows(dump)
+
+
+def test_only_the_columns_asked_for_are_read(dumps: dict[str, Path]) -> None:
+    source = DumpSource(dumps["causal-lm"])
+    for columns in ([], ["hidden.2"], ["distribution.ids", "distribution.tail"]):
+        assert list(source.load(0, columns).columns) == columns
+        (batch,) = islice(TrainingBatches(source, columns, 4, 0), 1)
+        assert list(batch["columns"]) == columns
+
+
+def test_in_order_gives_every_row_once_in_its_order(dumps: dict[str, Path]) -> None:
+    source = DumpSource(dumps["sequence-classification"])
+    batches = list(in_order(source, [], 7))
+    rows = plain_rows(dumps["sequence-classification"], "row")
+    ids = [
+        [token for token, is_real in zip(tokens, mask, strict=True) if is_real]
+        for batch in batches
+        for tokens, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    ]
+    assert ids == [row["ids"] for row in rows]
+    assert max(len(batch["input_ids"]) for batch in batches) == 7
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_a_stream_resumed_at_a_batch_is_tensor_equal(dumps: dict[str, Path], task: str) -> None:
+    source = DumpSource(dumps[task])
+    columns = all_columns(source)
+    whole = list(islice(TrainingBatches(source, columns, 7, 3), 20))
+    for first in (1, 8, 9, 15):
+        resumed = islice(TrainingBatches(DumpSource(dumps[task]), columns, 7, 3, first_batch=first), 4)
+        for one, other in zip(whole[first : first + 4], resumed, strict=True):
+            for name in ("input_ids", "attention_mask", "positions", "labels"):
+                assert torch.equal(one[name], other[name])
+            for name in columns:
+                assert one["columns"][name].numpy().tobytes() == other["columns"][name].numpy().tobytes()
+
+
+def test_a_row_without_tokens_leaves_the_others_as_they_are(make_dump: Callable[..., Path]) -> None:
+    """An empty text has no tokens for a byte-level tokenizer; its row is all padding."""
+    dump = make_dump("causal-lm", data=["the fox", "", "a dog", ""], top_k=3, hidden="last")
+    check_against_plain_loop(dump, [0, 2, 1])
+    check_against_plain_loop(dump, [2])

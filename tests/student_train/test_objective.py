@@ -1,0 +1,276 @@
+"""The objective: losses weighted and summed, blind to padding, and zero for a student that is its teacher."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shared.dump.codecs import DenseTargets, TopKTargets
+from shared.errors import RecipeError
+from student_train import losses
+from student_train.loader import Batch, collate
+from student_train.objective import (
+    GoldLoss,
+    Heard,
+    HiddenLoss,
+    KLLoss,
+    LogitsMSELoss,
+    Said,
+    TeacherLabelLoss,
+    make_projections,
+    total_loss,
+)
+from student_train.sources import DumpSource, Source
+from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
+from student_train.trainer import PROJECTIONS, detach_projections, heard_about, said_about
+
+TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
+TRANSFORMER = TransformerStudent(layers=1, hidden_size=16, heads=2)
+BILSTM = BiLSTMStudent(embedding_size=6, hidden_size=8)
+
+
+@pytest.fixture(scope="module")
+def teachers(make_teacher: Callable[..., Path]) -> dict[str, Path]:
+    return {task: make_teacher(task) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def dumps(make_dump: Callable[..., Path], teachers: dict[str, Path]) -> dict[str, DumpSource]:
+    return {task: DumpSource(make_dump(task, teacher=teachers[task], hidden="0,2")) for task in TASKS}
+
+
+def student_for(source: Source, spec: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = build_student(
+        spec,
+        auto_class=source.task.auto_class,
+        vocab_size=source.vocabulary,
+        tokenizer_size=len(source.tokenizer),
+        label_names=source.label_names,
+        pad_token_id=source.tokenizer.pad_token_id,
+        max_length=source.max_length,
+    )
+    return model.eval()
+
+
+def batch_of(source: Source, rows: list[int]) -> Batch:
+    """Rows of the first row group, with every column."""
+    codecs = [*source.vectors.values(), *([source.distribution] if source.distribution else [])]
+    loaded = {0: source.load(0, [column.name for codec in codecs for column in codec.columns])}
+    return collate(loaded, np.asarray([[0, row] for row in rows]), source)
+
+
+def loss_of(
+    spec: Any, model: PreTrainedModel, projections: nn.ModuleDict, batch: Batch, source: Source
+) -> torch.Tensor:
+    said = said_about(model, batch, source, wants_hidden=spec.student_layer is not None)
+    return total_loss((spec,), said, heard_about(batch, source), projections)[0]
+
+
+def hidden_loss(teacher_layer: int, student_layer: int, **options: Any) -> HiddenLoss:
+    return HiddenLoss(teacher_layer=teacher_layer, student_layer=student_layer, **options)
+
+
+# ---------------------------------------------------------------- the weighted sum
+
+
+def test_the_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
+    logits, teacher = torch.randn(6, 3), torch.randn(6, 3)
+    labels = torch.tensor([0, 1, 2, -100, 1, 0])
+    specs = (KLLoss(weight=2.0, temperature=3.0), LogitsMSELoss(weight=0.5), TeacherLabelLoss(), GoldLoss(weight=4.0))
+    total, parts = total_loss(specs, Said(logits, ()), Heard(DenseTargets(teacher), {}, labels), nn.ModuleDict())
+    expected = {
+        "kl": losses.kl_dense(logits, teacher, 3.0),
+        "logits-mse": (logits - teacher).square().mean(),
+        "teacher-label": nn.functional.cross_entropy(logits, teacher.argmax(-1)),
+        "gold": nn.functional.cross_entropy(logits, labels),
+    }
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}
+    )
+    weights = {"kl": 2.0, "logits-mse": 0.5, "teacher-label": 1.0, "gold": 4.0}
+    assert float(total) == pytest.approx(sum(weights[name] * float(value) for name, value in expected.items()))
+
+
+def test_top_k_losses_get_ids_log_probabilities_tail_and_their_options() -> None:
+    logits = torch.randn(4, 10)
+    log_probs, ids = torch.randn(4, 10).log_softmax(-1).topk(3)
+    tail = torch.log1p(-log_probs.exp().sum(-1))
+    heard = Heard(TopKTargets(ids, log_probs, tail), {}, torch.full((4,), -100))
+    for options in ({}, {"temperature": 2.0}, {"tail": "renormalise"}):
+        value = KLLoss(**options).value(Said(logits, ()), heard, None)
+        assert float(value) == pytest.approx(float(losses.kl_top_k(logits, ids, log_probs, tail, **options)))
+    hard = TeacherLabelLoss().value(Said(logits, ()), heard, None)
+    assert float(hard) == pytest.approx(float(nn.functional.cross_entropy(logits, ids[:, 0])))
+
+
+def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metric() -> None:
+    layers = tuple(torch.randn(5, 4) for _ in range(3))
+    vectors = {"hidden.0": torch.randn(5, 6), "hidden.6": torch.randn(5, 6), "hidden.7": torch.randn(5, 4)}
+    heard, said = Heard(None, vectors, torch.zeros(0)), Said(None, layers)
+    linear = nn.Linear(4, 6)
+    linear.requires_grad_(False)
+    mse = hidden_loss(6, 1).value(said, heard, linear)
+    assert float(mse) == pytest.approx(float(losses.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
+    cosine = hidden_loss(7, -1, metric="cosine").value(said, heard, None)
+    expected = 1 - nn.functional.cosine_similarity(layers[2], vectors["hidden.7"], dim=-1).mean()
+    assert float(cosine) == pytest.approx(float(expected))
+
+
+# ---------------------------------------------------------------- a student that is its teacher
+
+
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_a_student_that_is_its_teacher_is_punished_for_nothing(
+    task: str, teachers: dict[str, Path], dumps: dict[str, DumpSource]
+) -> None:
+    """Alignment from end to end: a position, row or layer out of place would show, as the teacher is far from flat."""
+    source = dumps[task]
+    itself = student_for(source, PretrainedStudent(path=str(teachers[task])))
+    batch = batch_of(source, [0, 15, 7, 3])
+    none = nn.ModuleDict()
+    for layer in (0, 2):
+        assert float(loss_of(hidden_loss(layer, layer), itself, none, batch, source)) < 1e-5
+    assert float(loss_of(hidden_loss(0, 2), itself, none, batch, source)) > 0.1
+    if source.distribution is None:
+        return
+    kinds = [KLLoss(), KLLoss(temperature=3.0), KLLoss(tail="renormalise")]
+    for spec in [*kinds, LogitsMSELoss()] if source.has_dense_logits else kinds:
+        assert float(loss_of(spec, itself, none, batch, source)) < 1e-5, spec
+    logits = said_about(itself, batch, source, wants_hidden=False).logits_NV
+    targets = heard_about(batch, source).targets
+    assert logits is not None
+    assert targets is not None
+    assert (logits.argmax(-1) == targets.argmax()).float().mean() > 0.98  # but for ties after rounding
+    shifted = Said(logits.roll(1, 0), ())
+    assert float(KLLoss().value(shifted, heard_about(batch, source), None)) > 0.005, "a flat teacher shows nothing"
+
+
+@torch.no_grad()
+def test_pairs_reach_the_student_with_their_token_types(
+    make_dump: Callable[..., Path], teachers: dict[str, Path], texts: list[str]
+) -> None:
+    teacher = teachers["sequence-classification"]
+    rows = [{"text": one, "second": other} for one, other in zip(texts[:16], texts[16:32], strict=True)]
+    source = DumpSource(make_dump("sequence-classification", teacher=teacher, data=rows, pair_column="second"))
+    itself = student_for(source, PretrainedStudent(path=str(teacher)))
+    batch = batch_of(source, [0, 9, 4])
+    assert float(loss_of(LogitsMSELoss(), itself, nn.ModuleDict(), batch, source)) < 1e-6
+    del batch["token_type_ids"]
+    assert float(loss_of(LogitsMSELoss(), itself, nn.ModuleDict(), batch, source)) > 1e-4
+
+
+# ---------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize(
+    ("task", "student"),
+    [(task, TRANSFORMER) for task in TASKS] + [("sequence-classification", BILSTM), ("token-classification", BILSTM)],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_padding_changes_no_loss_and_no_gradient(task: str, student: Any, dumps: dict[str, DumpSource]) -> None:
+    """The mean over a padded batch is that over its rows, each alone and unpadded, weighted by what they count for."""
+    source = dumps[task]
+    model = student_for(source, student)
+    rows = [0, 15, 8]  # the longest, the shortest and one between
+    specs: list[Any] = [hidden_loss(2, -1), hidden_loss(2, 1, metric="cosine")]
+    if source.distribution is not None:
+        specs += [KLLoss(), KLLoss(temperature=2.0, tail="renormalise"), TeacherLabelLoss(), GoldLoss()]
+        specs += [LogitsMSELoss()] if source.has_dense_logits else []
+    for spec in specs:
+        projections = make_projections((spec,), source, model)
+        parameters = [*model.parameters(), *projections.parameters()]
+
+        def run(
+            rows: list[int], spec: Any = spec, projections: Any = projections, parameters: Any = parameters
+        ) -> tuple[int, torch.Tensor, list[torch.Tensor]]:
+            batch = batch_of(source, rows)
+            loss = loss_of(spec, model, projections, batch, source)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            if spec.student_layer is not None:
+                count = int(batch["attention_mask"].sum())
+            else:
+                count = int((batch["labels"] != -100).sum()) if spec.kind == "gold" else len(batch["positions"])
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+            return count, loss.detach(), filled
+
+        alone = [run([row]) for row in rows]
+        count, together, gradients = run(rows)
+        assert count == sum(part[0] for part in alone)
+        assert float(together) == pytest.approx(sum(float(n * loss) for n, loss, _ in alone) / max(count, 1), rel=1e-4)
+        for index, gradient in enumerate(gradients):
+            expected = sum((n * parts[index] for n, _, parts in alone), torch.zeros(())) / max(count, 1)
+            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+        assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+# ---------------------------------------------------------------- projections
+
+
+def test_a_projection_is_made_only_where_widths_differ(dumps: dict[str, DumpSource], teachers: dict[str, Path]) -> None:
+    source = dumps["sequence-classification"]
+    specs = (KLLoss(), hidden_loss(0, 0), hidden_loss(2, -1))
+    narrow = make_projections(specs, source, student_for(source, TRANSFORMER))
+    assert {name: (p.in_features, p.out_features) for name, p in narrow.items()} == {"1": (16, 32), "2": (16, 32)}  # type: ignore[union-attr]
+    mixed = make_projections(specs, source, student_for(source, BILSTM))
+    assert {name: p.in_features for name, p in mixed.items()} == {"1": 6, "2": 8}
+    same = student_for(source, PretrainedStudent(path=str(teachers["sequence-classification"])))
+    assert not make_projections(specs, source, same)
+    assert not make_projections((KLLoss(),), source, same)
+
+
+def test_making_projections_leaves_the_student_as_it_was(dumps: dict[str, DumpSource]) -> None:
+    source = dumps["sequence-classification"]
+    model = student_for(source, TRANSFORMER).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    make_projections((hidden_loss(2, 1),), source, model)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_the_student_lacks_is_refused(dumps: dict[str, DumpSource], layer: int) -> None:
+    source = dumps["sequence-classification"]
+    model = student_for(source, TRANSFORMER)
+    with pytest.raises(RecipeError, match=rf"loss\.1\.student_layer = {layer}: the student has layers 0 to 1"):
+        make_projections((KLLoss(), hidden_loss(2, layer)), source, model)
+
+
+def test_projections_leave_no_trace_in_the_saved_student(dumps: dict[str, DumpSource], tmp_path: Path) -> None:
+    source = dumps["sequence-classification"]
+    model = student_for(source, TRANSFORMER)
+    names = set(model.state_dict())
+    model.add_module(PROJECTIONS, make_projections((hidden_loss(2, 1),), source, model))
+    assert set(model.state_dict()) != names
+    detach_projections(model)
+    assert set(model.state_dict()) == names
+
+
+# ---------------------------------------------------------------- what a source must have
+
+
+def test_losses_refuse_a_source_without_what_they_need(
+    make_dump: Callable[..., Path], dumps: dict[str, DumpSource], texts: list[str]
+) -> None:
+    top_k, encoder = dumps["causal-lm"], dumps["encoder"]
+    for spec in (KLLoss(), LogitsMSELoss(), TeacherLabelLoss()):
+        with pytest.raises(
+            RecipeError, match=rf"'{spec.kind}' needs the signal 'distribution', .* has hidden\.0, hidd"
+        ):
+            spec.check(encoder)
+    with pytest.raises(RecipeError, match=r"'logits-mse' needs all logits, .* top k only"):
+        LogitsMSELoss().check(top_k)
+    with pytest.raises(RecipeError, match=r"'hidden\.1' needs the signal 'hidden\.1', .* has distribution, hidden\.0"):
+        hidden_loss(1, 0).check(top_k)
+    unlabelled = DumpSource(make_dump("sequence-classification", data=texts[:5]))
+    with pytest.raises(RecipeError, match=r"'gold' needs gold labels, .* has none"):
+        GoldLoss().check(unlabelled)
+    for spec in (KLLoss(), LogitsMSELoss(), TeacherLabelLoss(), GoldLoss(), hidden_loss(2, 0)):
+        spec.check(dumps["sequence-classification"])
