@@ -25,12 +25,8 @@ setup:
 demo: setup
     python recipes/docstrings/demo.py
 
-# The tests that take minutes are left to `just test-slow`.
+# Every test, some three minutes; `just test tests/shared -x` for some of them.
 test *arguments: setup
-    python -m pytest -m "not slow" {{ arguments }}
-
-# Every test.
-test-slow *arguments: setup
     python -m pytest {{ arguments }}
 
 # Lint, types, and which package may import which.
