@@ -59,6 +59,7 @@ def annotate(plan: Plan) -> Outcome:
     request, manifest = plan.request, plan.manifest
     enter_folder(request.out, manifest, plan.how.tokenizer)
     missing = [index for index in range(manifest.shards) if read_receipt(request.out, index) is None]
+    budget = batch_tokens(request, plan.teacher)
     start, tokens, full_rows = time.monotonic(), 0, 0
     rows_left = sum(len(manifest.rows_of_shard(index)) for index in missing)
     tokens_per_row = plan.sampled_tokens / len(plan.survey.sample)
@@ -68,9 +69,8 @@ def annotate(plan: Plan) -> Outcome:
             shard_tokens = sum(len(row.input_ids) for row in rows)
             rows_left -= len(rows)
             progress.revise_total(progress.done + shard_tokens + round(rows_left * tokens_per_row))
-            groups = annotate_rows(
-                plan.teacher, manifest, rows, first_row, batch_tokens(request, plan.teacher), progress
-            )
+            numbers = range(first_row, first_row + len(rows))
+            groups = annotate_rows(plan.teacher, manifest, rows, numbers, budget, progress)
             try:
                 write_shard(request.out, index, manifest, groups)
             except OSError as error:
@@ -93,14 +93,14 @@ def annotate_rows(
     teacher: Teacher,
     manifest: Manifest,
     rows: Sequence[TokenizedRow],
-    first_row: int,
+    numbers: Sequence[int],
     budget: int,
     progress: Progress,
 ) -> Iterator[RowGroup]:
-    """One shard's rows -> its row groups, in the shard's order, whatever batches the budget makes of them."""
+    """One shard's rows, numbered as in the corpus -> its row groups, in the shard's order, whatever batches the budget
+    makes of them."""
     order = shard_order(rows)
-    ordered = [rows[index] for index in order]
-    numbers = [first_row + index for index in order]
+    ordered, numbers = [rows[index] for index in order], [numbers[index] for index in order]
     lengths = [len(row.input_ids) for row in ordered]
     sizes = row_group_sizes(manifest, lengths, [len(row.positions) for row in ordered])
 

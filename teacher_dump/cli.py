@@ -11,11 +11,6 @@ from teacher_dump.request import DEFAULT_TOP_K, Request
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-TEACHER = "What is the teacher"
-INPUT = "What it reads"
-RECORD = "What is recorded"
-RUN = "How it runs"
-
 
 @app.command(epilog=EPILOG)
 def dump(

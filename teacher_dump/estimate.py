@@ -31,28 +31,32 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Annotate the survey's sample into a temporary folder and scale up."""
+    teacher, manifest, numbers = plan.teacher, plan.manifest, plan.survey.sample_numbers
     rows = plan.task.tokenize(plan.how, plan.survey.sample, 0)
     tokens = sum(len(row.input_ids) for row in rows)
     with tempfile.TemporaryDirectory() as folder, Progress("dry run", "tokens", tokens) as progress:
-        (Path(folder) / "shards").mkdir()
-        budget = batch_tokens(plan.request, plan.teacher)
+        file = shard_path(Path(folder), 0)
+        file.parent.mkdir()
+        budget = batch_tokens(plan.request, teacher)
         # The first batch also pays for warming up; a few rows ahead of the clock keep that out of the figure.
-        list(annotate_rows(plan.teacher, plan.manifest, rows[:4], 0, budget, progress))
+        list(annotate_rows(teacher, manifest, rows[:4], numbers, budget, progress))
         start = time.monotonic()
         receipt = write_shard(
-            Path(folder), 0, plan.manifest, annotate_rows(plan.teacher, plan.manifest, rows, 0, budget, progress)
+            Path(folder), 0, manifest, annotate_rows(teacher, manifest, rows, numbers, budget, progress)
         )
         seconds = time.monotonic() - start
-        column_bytes = column_sizes([pq.ParquetFile(shard_path(Path(folder), 0)).metadata])
+        columns = column_sizes([pq.ParquetFile(file).metadata])
     scale = plan.survey.rows / len(rows)
+    content = sum(columns.values())
     existing = next(path for path in (plan.request.out, *plan.request.out.absolute().parents) if path.exists())
     return Estimate(
         rows=plan.survey.rows,
         tokens=round(tokens * scale),
-        bytes=round(receipt.bytes * scale),
+        # A shard's footer costs the same however many rows it has.
+        bytes=round(content * scale + (receipt.bytes - content) * manifest.shards),
         seconds=seconds * scale,
         tokens_per_second=tokens / seconds,
-        column_bytes={name: size / max(tokens, 1) for name, size in column_bytes.items()},
+        column_bytes={name: size / max(tokens, 1) for name, size in columns.items()},
         free_bytes=shutil.disk_usage(existing).free,
         truncated_share=sum(len(row.input_ids) >= plan.how.max_length for row in rows) / len(rows),
         sampled_rows=len(rows),

@@ -39,14 +39,15 @@ class Survey:
     """What one pass over a corpus found out.
 
     `fingerprint` covers the values of the columns that are read, in order, and not the files' names or formats.
+    `sample` are rows drawn at random, `sample_numbers` where in the corpus they are.
     """
 
     rows: int
-    characters: int
     fingerprint: str
     labelled_rows: int
     label_values: frozenset[str]
     sample: tuple[Example, ...]
+    sample_numbers: tuple[int, ...]
 
 
 class Corpus:
@@ -89,10 +90,10 @@ class Corpus:
         """
         digest = hashlib.blake2b(digest_size=16)
         chooser = random.Random(seed)
-        rows = characters = labelled_rows = 0
+        rows = labelled_rows = 0
         label_values: set[str] = set()
         label_seen = False
-        sample: list[Example] = []
+        sample: list[tuple[int, Example]] = []
         for make in islice(self._makers(), self.limit):
             row = make.row()
             label_seen = label_seen or self.columns.label in row
@@ -108,16 +109,15 @@ class Corpus:
             except UnicodeEncodeError as error:
                 lone = content[error.start]
                 raise CorpusError(f"{make.where}: {lone!r} is half a character; mend or drop this row.") from None
-            characters += _length(example.text) + _length(example.pair or "")
             labels = example.label if isinstance(example.label, list) else [example.label]
             known = {label for label in labels if label is not None}
             label_values |= known
             labelled_rows += bool(known)
             # Reservoir sampling (Vitter's algorithm R): every row is as likely to be in the sample.
             if rows < sample_rows:
-                sample.append(example)
+                sample.append((rows, example))
             elif (slot := chooser.randrange(rows + 1)) < sample_rows:
-                sample[slot] = example
+                sample[slot] = (rows, example)
             rows += 1
         if rows == 0:
             raise CorpusError(f"{', '.join(self.files)}: no rows of text in there; give a file that holds some.")
@@ -125,7 +125,9 @@ class Corpus:
             raise CorpusError(
                 f"no column {self.columns.label!r} in {', '.join(self.files)}; name the column that holds gold labels."
             )
-        return Survey(rows, characters, digest.hexdigest(), labelled_rows, frozenset(label_values), tuple(sample))
+        sample.sort(key=lambda numbered: numbered[0])
+        numbers, examples = zip(*sample, strict=True)
+        return Survey(rows, digest.hexdigest(), labelled_rows, frozenset(label_values), examples, numbers)
 
     def _makers(self) -> Iterator["_Maker"]:
         """Each row still unparsed, so that one which is passed over costs little."""
@@ -193,10 +195,6 @@ def _label(value: Any, where: str) -> Label:
     if isinstance(value, str):
         return value
     raise CorpusError(f"{where}: {value!r} is no label; labels are names or numbers.")
-
-
-def _length(text: str | list[str]) -> int:
-    return len(text) if isinstance(text, str) else sum(len(word) + 1 for word in text)
 
 
 def _expand(path: str) -> list[str]:

@@ -179,10 +179,9 @@ def test_blocks_that_are_passed_over_are_not_parsed(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- survey
 
 
-def test_a_survey_counts_rows_characters_and_labels(tmp_path: Path) -> None:
+def test_a_survey_counts_rows_and_labels(tmp_path: Path) -> None:
     found = survey(write(tmp_path / "a.jsonl", serialise(ROWS, "jsonl")))
     assert (found.rows, found.labelled_rows, found.label_values) == (5, 4, {"world", "sport"})
-    assert found.characters == sum(len(str(row["text"])) + len(str(row["other"])) for row in ROWS)
     assert list(found.sample) == EXAMPLES
 
 

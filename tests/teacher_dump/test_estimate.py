@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
-from shared import Dump
+from shared import Dump, TeacherError
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.estimate import estimate
 from teacher_dump.request import Request
@@ -36,7 +38,7 @@ def test_estimate_is_near_what_the_dump_takes(
     assert found.rows == sum(receipt.rows for receipt in receipts) == 300
     assert found.sampled_rows == 256
     assert found.tokens == pytest.approx(sum(receipt.tokens for receipt in receipts), rel=0.1)
-    assert found.bytes == pytest.approx(sum(receipt.bytes for receipt in receipts), rel=0.2)
+    assert found.bytes == pytest.approx(sum(receipt.bytes for receipt in receipts), rel=0.1)
     assert found.column_bytes.keys() == set(dump.scan().collect_schema().names())
     assert found.free_bytes > 0
     assert found.seconds > 0
@@ -57,3 +59,20 @@ def test_a_corpus_smaller_than_the_sample_is_estimated_exactly(
     outcome = annotate(plan)
     assert found.tokens == outcome.tokens
     assert found.bytes == sum(path.stat().st_size for path in (tmp_path / "out" / "shards").glob("*.parquet"))
+
+
+def test_a_dry_run_names_rows_of_the_corpus(make_teacher: Any, write_corpus: Any, tmp_path: Path) -> None:
+    """256 of 300 rows are drawn; the first of the last 100 among them has its number in the corpus, not in the sample."""
+    teacher = make_teacher("encoder")
+    model = transformers.AutoModel.from_pretrained(teacher)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    poison = tokenizer("wizards", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poison] = torch.nan
+    model.save_pretrained(teacher)
+    data = write_corpus(tmp_path / "corpus.jsonl", ["the fox"] * 200 + ["wizards dog"] * 100)
+    request = Request(str(teacher), "encoder", (str(data),), tmp_path / "out", hidden="1", device="cpu", max_length=64)
+    plan = prepare(request)
+    first = min(number for number in plan.survey.sample_numbers if number >= 200)
+    with pytest.raises(TeacherError, match=f"row {first}: NaN"):
+        estimate(plan)
