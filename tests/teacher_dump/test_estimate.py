@@ -62,7 +62,7 @@ def test_a_corpus_smaller_than_the_sample_is_estimated_exactly(
 
 
 def test_a_dry_run_names_rows_of_the_corpus(make_teacher: Any, write_corpus: Any, tmp_path: Path) -> None:
-    """256 of 300 rows are drawn; the first of the last 100 among them has its number in the corpus, not in the sample."""
+    """256 of 300 rows are drawn; the first of the bad ones is named by its place in the corpus, not in the sample."""
     teacher = make_teacher("encoder")
     model = transformers.AutoModel.from_pretrained(teacher)
     tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
