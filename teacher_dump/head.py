@@ -68,18 +68,36 @@ class VocabularyHead:
         return (arguments[0][..., :0, :], *arguments[1:])
 
     def _same_as_model(self) -> bool:
+        """Whether slices give the model's own logits, on a probe.
+
+        Two questions, because half precision blurs matrix products by more than a soft cap changes them: are the
+        model's logits, number by number, what `_after_projection` makes of its own projection's output? And does the
+        projection, run afterwards on what was held back, give that output but for rounding?
+        """
         ids_BL = torch.arange(PROBE_TOKENS, device=self.model.device).remainder(self.vocabulary)[None]
         arguments = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+        projected: list[Tensor] = []
+        hook = self.projection.register_forward_hook(lambda module, inputs, output: projected.append(output))
         with torch.inference_mode():
-            expected = self.model(**arguments).logits[0].float()
+            try:
+                expected = self.model(**arguments).logits[0].float()
+            finally:
+                hook.remove()
             self.sliced = True
             try:
                 _, logits_of = self.run(arguments)
                 found = logits_of(torch.arange(PROBE_TOKENS, device=self.model.device))
             except (RuntimeError, AssertionError, IndexError):
                 return False
+        if len(projected) != 1 or found.shape != expected.shape:
+            return False
+        rounding = torch.finfo(projected[0].dtype).eps
+        reached = self._after_projection(projected[0][0]).float()
+        blur = max(1e-4, 16 * rounding * float(expected.nan_to_num().abs().max()))
         # NaN weights are reported later, with the row; here they must not look like an unknown head.
-        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+        return torch.allclose(reached, expected, rtol=1e-6, atol=1e-6, equal_nan=True) and torch.allclose(
+            found, expected, rtol=0.0, atol=blur, equal_nan=True
+        )
 
 
 def _after_projection(config: Any) -> Callable[[Tensor], Tensor]:
