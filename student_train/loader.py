@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
@@ -57,7 +58,10 @@ class TrainingBatches(IterableDataset):
                 skip -= count
                 continue
             needed = set(rows[:, 0].tolist())
-            loaded = {group: loaded.get(group) or self.source.load(group, self.columns) for group in sorted(needed)}
+            # What is done with goes before anything new comes, so that there is never more than one window in memory.
+            loaded = {group: content for group, content in loaded.items() if group in needed}
+            pa.default_memory_pool().release_unused()
+            loaded |= {group: self.source.load(group, self.columns) for group in sorted(needed - loaded.keys())}
             lengths = _lengths(loaded, rows)
             batches = cut_into_batches(rows, lengths, self.batch_size, [self.seed, epoch, 2, number])
             for batch in batches[skip:]:

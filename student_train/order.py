@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A window is what a trainer holds in memory: at most so many row groups of about 2 MiB, which also bounds how far a
-# row can be shuffled from its neighbours in the dump (the row groups themselves are permuted over the whole dump).
-WINDOW_GROUPS = 16
+# A window is what a trainer holds in memory: so many row groups of about 2 MiB, and those of rows that still wait. It
+# also bounds how far a row is shuffled from its neighbours in the dump; the row groups are permuted over all of it.
+WINDOW_GROUPS = 8
 # Batches that are made of rows of similar length together: enough to leave little padding, few enough to stay random.
 # A quarter of the window at most, or small data would meet in the same batches epoch after epoch.
 BATCHES_SORTED_TOGETHER = 32
