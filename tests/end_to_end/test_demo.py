@@ -47,6 +47,7 @@ def commands(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             output = read_recipe(RECIPES / Path(words[2]).name, []).output
             output.mkdir(parents=True)
             (output / "metrics.json").write_text(json.dumps(METRICS), encoding="utf-8")
+            (output / "config.json").touch()
 
     monkeypatch.setattr(demo, "run", run)
     return ran
@@ -71,23 +72,6 @@ def test_a_second_run_does_nothing_but_show_the_results(
     assert commands == []
     assert "transformer 1 x 64" in capsys.readouterr().out
     assert demo.PLOT.stat().st_size > 0
-
-
-def test_a_student_that_was_saved_and_not_scored_is_scored(demo: ModuleType, commands: list[str]) -> None:
-    demo.main()
-    commands.clear()
-    folder = demo.OUT / "students" / "tiny"
-    (folder / "metrics.json").unlink()
-    run = demo.run
-    demo.run = lambda command: commands.append(command) if "distill run" in command else _score(folder, run, command)
-    demo.main()
-    assert [command.split()[:2] for command in commands] == [["distill", "run"], ["distill", "eval"]]
-
-
-def _score(folder: Path, run: object, command: str) -> None:
-    assert callable(run)
-    run(command)
-    (folder / "metrics.json").write_text(json.dumps(METRICS), encoding="utf-8")
 
 
 def test_the_table_is_aligned_and_fits_a_terminal(demo: ModuleType) -> None:
