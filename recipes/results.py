@@ -25,7 +25,7 @@ def spread(read: Callable[[Metrics], float | None], digits: int) -> Callable[[li
         values = [value for run in runs if (value := read(run)) is not None]
         if not values:
             return ""
-        mean = f"{statistics.mean(values):.{digits}f}"
+        mean = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # 0.0 turns -0.0 round
         return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
     return cell
@@ -38,7 +38,7 @@ def seeds(read: Callable[[Metrics], float], digits: int) -> Callable[[list[Metri
 
 def latency(batch: str) -> Callable[[list[Metrics]], str]:
     """A column of median milliseconds of a batch."""
-    return lambda runs: f"{statistics.median(run['latency_ms'][batch] for run in runs):.3g}"
+    return lambda runs: f"{statistics.median(run['latency_ms'][batch] for run in runs):.1f}"
 
 
 def percent(key: str) -> Callable[[Metrics], float | None]:
