@@ -14,7 +14,8 @@ class Progress:
     Use it as a context manager; nothing is shown once it is closed.
     """
 
-    def __init__(self, label: str, unit: str, total: int) -> None:
+    def __init__(self, label: str, unit: str, total: int, estimated: bool = False) -> None:
+        self._of = "of about" if estimated else "of"
         self.label, self.unit, self.total, self.done = label, unit, total, 0
         self._start = self._last_line = time.monotonic()
         self._bar = (
@@ -52,7 +53,7 @@ class Progress:
             rate = self.done / (self._last_line - self._start)
             left = max(self.total - self.done, 0) / rate if rate else 0.0
             print(
-                f"{self.label}: {self.done:,} of about {self.total:,} {self.unit}, {rate:,.0f}/s, "
+                f"{self.label}: {self.done:,} {self._of} {self.total:,} {self.unit}, {rate:,.0f}/s, "
                 f"{human_seconds(left)} left",
                 file=sys.stderr,
                 flush=True,

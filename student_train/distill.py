@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from shared.dump.storage import write_text_atomically
+from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
 from shared.text.corpus import Corpus
 from shared.text.tasks import Tokenizing, task_named
@@ -66,6 +66,16 @@ def run(recipe: Recipe, resume: bool) -> Result:
     )
     if recipe.training.freeze_embeddings:
         student.get_input_embeddings().requires_grad_(False)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    with only_one(recipe.output):
+        try:
+            return _train_and_save(recipe, source, student, resume)
+        except LecternError:
+            _leave_no_trace(recipe.output)
+            raise
+
+
+def _train_and_save(recipe: Recipe, source: Source, student: PreTrainedModel, resume: bool) -> Result:
     checkpoints = recipe.output / CHECKPOINTS
     checkpoint = _last_checkpoint(recipe, checkpoints, resume)
     steps = _steps(recipe, source)
@@ -73,13 +83,8 @@ def run(recipe: Recipe, resume: bool) -> Result:
     trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressReport(trainer, recipe.output.name, steps, first_step))
-    recipe.output.mkdir(parents=True, exist_ok=True)
     write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
-    try:
-        trainer.resume_or_train(checkpoint, is_trained=first_step >= steps)
-    except LecternError:
-        _leave_no_trace(recipe.output)
-        raise
+    trainer.resume_or_train(checkpoint, is_trained=first_step >= steps)
     detach_projections(student)
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
@@ -195,7 +200,7 @@ def _leave_no_trace(output: Path) -> None:
     checkpoints = output / CHECKPOINTS
     if not any(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         shutil.rmtree(checkpoints, ignore_errors=True)
-        (output / RECIPE).unlink()
+        (output / RECIPE).unlink(missing_ok=True)
         if not any(output.iterdir()):
             output.rmdir()
 

@@ -64,7 +64,7 @@ class Report:
         if self.agreement is not None:
             lines.append(("agreement with the teacher", f"{self.agreement:.4f}"))
         if self.divergence is not None:
-            lines.append(("KL to the teacher, nats", f"{self.divergence:.4f}"))
+            lines.append(("KL to the teacher, nats", f"{abs(self.divergence):.4f}"))
         lines.append(("parameters", f"{self.parameters:,}"))
         lines += [(f"latency, batch {size}", f"{value:.3g} ms") for size, value in self.latency_ms.items()]
         return lines

@@ -10,13 +10,14 @@ from shared.dump.card import write_card
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import read_receipt, row_group_sizes, shard_path, write_shard
+from shared.dump.storage import only_one
 from shared.errors import DumpError
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow, task_named
 from teacher_dump.batches import cut_batches, pad, shard_order
 from teacher_dump.extract import Columns, extract
-from teacher_dump.folder import check_folder, enter_folder
+from teacher_dump.folder import check_folder, enter_folder, remove_leftovers
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
 from teacher_dump.teacher import Teacher, load_teacher, read_blueprint
@@ -53,17 +54,25 @@ def annotate(plan: Plan) -> Outcome:
     """Fill the dump's folder: every shard that is not there yet.
 
     Raises:
-        UsageError: when the folder holds another dump, with the list of differences.
+        UsageError: when the folder holds another dump, with the list of differences, or another run is at work in it.
         CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
     """
+    enter_folder(plan.request.out, plan.manifest, plan.how.tokenizer)
+    with only_one(plan.request.out):
+        remove_leftovers(plan.request.out)
+        outcome = _annotate_missing(plan)
+        write_card(plan.request.out)
+    return outcome
+
+
+def _annotate_missing(plan: Plan) -> Outcome:
     request, manifest = plan.request, plan.manifest
-    enter_folder(request.out, manifest, plan.how.tokenizer)
     missing = [index for index in range(manifest.shards) if read_receipt(request.out, index) is None]
     budget = batch_tokens(request, plan.teacher)
     start, tokens, full_rows = time.monotonic(), 0, 0
     rows_left = sum(len(manifest.rows_of_shard(index)) for index in missing)
     tokens_per_row = plan.sampled_tokens / len(plan.survey.sample)
-    with Progress("dump", "tokens", round(rows_left * tokens_per_row)) as progress:
+    with Progress("dump", "tokens", round(rows_left * tokens_per_row), estimated=True) as progress:
         for index, first_row, examples in plan.corpus.blocks(manifest.options.shard_rows, set(missing)):
             rows = plan.task.tokenize(plan.how, examples, first_row)
             shard_tokens = sum(len(row.input_ids) for row in rows)
@@ -80,7 +89,6 @@ def annotate(plan: Plan) -> Outcome:
                 ) from error
             tokens += shard_tokens
             full_rows += sum(len(row.input_ids) >= request.max_length for row in rows)
-    write_card(request.out)
     return Outcome(manifest.shards, len(missing), tokens, time.monotonic() - start, full_rows)
 
 

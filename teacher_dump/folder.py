@@ -50,6 +50,10 @@ def enter_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBa
             )
     else:
         _begin(out, manifest, tokenizer)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed run was writing. Only for a folder that no other run is at work in."""
     for leftover in (*out.glob(f"*{TEMPORARY}"), *(out / SHARDS).glob(f"*{TEMPORARY}")):
         leftover.unlink()
 

@@ -174,7 +174,9 @@ def plot(teacher: Scores, pairs: dict[str, tuple[Scores, Scores]]) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
 
     def note(text: str, x: float, y: float, offset: tuple[int, int], colour: str) -> None:
-        axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha="center", va="center", color=colour)
+        place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center"}
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line runs through the text
+        axes.annotate(text, (x, y), color=colour, bbox=box, **place)
 
     grey, blue, red = "#555555", "#0b6e99", "#c8553d"
     axes.axhline(100 * teacher.accuracy, color=grey, linestyle="--", linewidth=1, zorder=1)

@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files that are there whole or not at all, their checksums, and folders for one process at a time."""
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shared.errors import UsageError
 
 TEMPORARY = ".tmp"
 
@@ -36,6 +40,26 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process while the block runs. The system lets go when a process ends, however it ends.
+
+    Raises:
+        UsageError: when another process is at work in it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{folder}: another run is at work in this folder; wait for it, or choose another one."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def sha256_of(path: Path) -> str:

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared import Dump, DumpError
+from shared import Dump, DumpError, UsageError
 from shared.dump import shards as shards_module
 from shared.dump.manifest import read_manifest
 from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import open_shard, read_row_group
-from shared.dump.storage import write_atomically, write_text_atomically
+from shared.dump.storage import only_one, write_atomically, write_text_atomically
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 
@@ -411,3 +413,26 @@ def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", write)
     assert (tmp_path / "file").read_text() == "whole"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_kept_to_one_process_until_that_ends(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from shared.dump.storage import only_one\n"
+        f"with only_one(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another run is at work in this folder"), only_one(tmp_path):
+            pass
+        other.kill()
+    with only_one(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dump_at_work_is_not_joined_by_a_second_one(make_dump: Any, tmp_path: Path) -> None:
+    out = make_dump()
+    (out / "shards" / "00001.parquet.tmp").write_bytes(b"what the other run is writing")
+    with only_one(out), pytest.raises(UsageError, match="another run is at work"):
+        make_dump(out=out)
+    assert (out / "shards" / "00001.parquet.tmp").exists()

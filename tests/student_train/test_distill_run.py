@@ -18,6 +18,7 @@ from seqeval.metrics import f1_score as seqeval_f1
 from transformers import AutoTokenizer
 
 from shared import Dump
+from shared.dump.storage import only_one
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, UsageError
 from shared.text.tasks import TASKS
 from student_train import distill, evaluate
@@ -391,6 +392,15 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(
     distill.run(made, resume=True)
     assert distill.is_finished(made.output)
     assert json.loads((made.output / "metrics.json").read_text())["model"] == str(made.output)
+
+
+def test_a_run_at_work_is_not_joined_by_a_second_one(dumps: dict[str, Path], tmp_path: Path) -> None:
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
+    made.output.mkdir()
+    (made.output / "recipe.json").write_text("the other run's")
+    with only_one(made.output), pytest.raises(UsageError, match="another run is at work"):
+        distill.run(made, resume=True)
+    assert [path.name for path in made.output.iterdir()] == ["recipe.json"]
 
 
 def test_a_finished_student_is_not_overwritten(dumps: dict[str, Path], tmp_path: Path) -> None:
