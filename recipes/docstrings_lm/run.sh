@@ -5,7 +5,7 @@
 #
 #     recipes/docstrings_lm/run.sh [SEED...]
 #
-# Seed 0 is what RESULTS.md shows.
+# RESULTS.md shows seed 0, and seed 1 of student-text and student-kl-text.
 # Everything goes to out/docstrings_lm; started again, it goes on where it was stopped. The tables of RESULTS.md:
 # python recipes/results.py
 set -euo pipefail
