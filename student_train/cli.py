@@ -36,7 +36,7 @@ def run_recipe(
         typer.echo(f"{description.output} is finished already, nothing to do.")
         return
     result = distill.run(description, resume)
-    typer.echo(f"\n{result.output}: a student after {result.steps:,} steps")
+    typer.echo(f"\n{result.output}: trained for {result.steps:,} steps")
     if result.report is not None:
         _print(result.report.table())
 

@@ -202,7 +202,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 @torch.inference_mode()
 def latency(model: PreTrainedModel, source: Source) -> dict[int, float]:
-    """Batch size -> median milliseconds of a forward pass over rows from the middle of the data."""
+    """Batch size -> median milliseconds of a forward pass over the first rows of the data."""
     result = {}
     for size in LATENCY_BATCHES:
         batches = [
