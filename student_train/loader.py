@@ -71,12 +71,13 @@ class TrainingBatches(IterableDataset):
             skip = 0
 
 
-def in_order(source: Source, columns: Sequence[str], batch_size: int) -> Iterator[Batch]:
-    """Every row once, in the order of the source, for scoring."""
+def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length: bool = False) -> Iterator[Batch]:
+    """Every row once, in the order of the source, for scoring; `by_length` sorts each row group, against padding."""
     for group, count in enumerate(source.group_rows):
         loaded = {group: source.load(group, columns)}
+        order = np.argsort(np.diff(loaded[group].token_offsets), kind="stable") if by_length else np.arange(count)
         for start in range(0, count, batch_size):
-            rows = np.arange(start, min(start + batch_size, count))
+            rows = order[start : start + batch_size]
             yield collate(loaded, np.stack([np.full(len(rows), group), rows], axis=1), source)
 
 
