@@ -89,11 +89,7 @@ def spreads(dump: Dump) -> list[Spread]:
 
     Where ids were cut off, they count as one class in the entropy, which makes it a lower bound.
     """
-    lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
-    found = [_spread(lengths, "tokens a row")]
-    if dump.manifest.distribution is not None:
-        found += [_spread(_quantities(dump), name) for name in ("entropy", "top-1 probability", "kept mass")]
-    return found
+    return [spread for frame in _quantities(dump) for spread in _spreads(frame)]
 
 
 def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
@@ -112,13 +108,9 @@ def plot(dump: Dump, file: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise UsageError("plots need matplotlib: pip install 'lectern[plot]'.") from None
-    series = {"tokens a row": dump.scan().select(pl.col("input_ids").list.len().alias("value"))}
-    if dump.manifest.distribution is not None:
-        for name in ("entropy", "top-1 probability", "kept mass"):
-            series[name] = _quantities(dump).select(pl.col(name).alias("value"))
+    series = {column.name: column.to_numpy() for frame in _quantities(dump) for column in frame.collect()}
     figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
-    for axes, (name, frame) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
-        values = frame.collect()["value"].to_numpy()
+    for axes, (name, values) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
         unit = " (nats)" if name == "entropy" else ""
         # Whole numbers get bars of whole numbers, so that none stays empty for want of a value.
         first, last = int(values.min()), int(values.max())
@@ -131,27 +123,37 @@ def plot(dump: Dump, file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def _quantities(dump: Dump) -> pl.LazyFrame:
+def _quantities(dump: Dump) -> list[pl.LazyFrame]:
+    """A frame with one row a row of the corpus, and where there is a distribution one with a row a position."""
+    lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
+    if dump.manifest.distribution is None:
+        return [lengths]
     log_p = pl.element()
     inside = -pl.col("log_probs").list.eval(log_p.exp() * log_p).list.sum()
     tail = pl.col("tail")
     # 0 * log 0 is 0.
     outside = pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
-    return dump.positions().select(
+    certainty = dump.positions().select(
         (inside + outside).alias("entropy"),
         pl.col("log_probs").list.max().exp().alias("top-1 probability"),
         (1 - tail.exp()).alias("kept mass"),
     )
+    return [lengths, certainty]
 
 
-def _spread(frame: pl.LazyFrame, name: str) -> Spread:
-    column = pl.col(name)
-    quantiles = [column.quantile(q).alias(str(q)) for q in QUANTILES]
-    count, mean, *rest = frame.select(pl.len().alias("n"), column.mean().alias("mean"), *quantiles).collect().row(0)
-    nothing = float("nan")
-    return Spread(
-        name, count, *((float(mean), tuple(map(float, rest))) if count else (nothing, (nothing,) * len(rest)))
-    )
+def _spreads(frame: pl.LazyFrame) -> list[Spread]:
+    """The spread of each column, all in one pass."""
+    names = frame.collect_schema().names()
+    statistics = [[pl.col(name).mean(), *(pl.col(name).quantile(q) for q in QUANTILES)] for name in names]
+    flat = [expr.alias(str(index)) for index, expr in enumerate(expr for group in statistics for expr in group)]
+    count, *values = frame.select(pl.len().alias("count"), *flat).collect().row(0)
+    numbers = [math.nan if value is None else float(value) for value in values]
+    width = 1 + len(QUANTILES)
+    starts = range(0, len(numbers), width)
+    return [
+        Spread(name, count, numbers[start], tuple(numbers[start + 1 : start + width]))
+        for name, start in zip(names, starts, strict=True)
+    ]
 
 
 def _token(dump: Dump, index: int) -> str:
