@@ -10,6 +10,7 @@ import textwrap
 import typer
 
 from shared.errors import LecternError
+from shared.memory import keep_freed_memory
 
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -30,6 +31,7 @@ def run(app: typer.Typer, several: tuple[str, ...] = ()) -> None:
     # Threads that spin while they wait make a small model's step up to a thousand times slower when another process
     # has the core (0.4 ms became 250 ms). Read when torch is first imported, which is after this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     try:
         code = app(args=arguments, standalone_mode=False)
         if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this

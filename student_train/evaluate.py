@@ -167,6 +167,9 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
     predictions = Predictions(source.label_names or ())
     agreed = positions = 0
     divergence = 0.0
+    # The value of a loss against sampled ids is no divergence.
+    has_exact_ids = source.distribution is not None and source.distribution.has_exact_ids
+    measure = KLLoss(tail="class" if has_exact_ids else None)
     for host_batch in in_order(source, columns, EVAL_ROWS, by_length=True):
         batch = _to(host_batch, model.device)
         logits_NV = said_about(model, batch, source, wants_hidden=False).logits_NV
@@ -185,7 +188,7 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
             agreed += int((guess_N == targets.argmax()).sum())
             positions += len(guess_N)
             said, heard = Said(logits_NV, ()), Heard(targets, {}, labels_N)
-            divergence += float(KLLoss().value(said, heard, None)) * len(guess_N)
+            divergence += float(measure.value(said, heard, None)) * len(guess_N)
     return predictions, agreed / max(positions, 1), divergence / max(positions, 1)
 
 

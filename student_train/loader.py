@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from shared.dump.rowgroup import RowGroup
+from shared.dump.rowgroup import RowGroup, join, to_flat
 from student_train.order import References, batches_per_epoch, cut_into_batches, windows
 from student_train.sources import Source
 
 # What the trainer moves to the device: inputs for the student, and where and what it is asked.
 #   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
 #   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
-#   columns: column name -> [N, width] or [T, width], as stored
+#   columns: what the codecs decode, as stored
 Batch = dict[str, Any]
 
 
@@ -116,12 +116,11 @@ def collate(loaded: dict[int, RowGroup], rows: References, source: Source) -> Ba
         np.concatenate([group.labels[part] for (group, _), part in recorded]).astype(np.int64)
     )
     vectors = {column.name for codec in source.vectors.values() for column in codec.columns}
-    batch["columns"] = {
-        name: torch.from_numpy(
-            np.concatenate([group.columns[name][part] for (group, _), part in (pairs if name in vectors else recorded)])
-        )
+    joined = {
+        name: join([group.columns[name][part] for (group, _), part in (pairs if name in vectors else recorded)])
         for name in groups[0][0].columns
     }
+    batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(joined).items()}
     return batch
 
 

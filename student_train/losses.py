@@ -40,7 +40,7 @@ def kl_dense(student_logits_NV: Tensor, teacher_logits_NV: Tensor, temperature: 
     return _tempered_kl(student_logits_NV, teacher_logits_NV, temperature)
 
 
-def kl_top_k(
+def kl_sparse(
     student_logits_NV: Tensor,
     ids_NK: Tensor,
     log_probs_NK: Tensor,
@@ -48,6 +48,7 @@ def kl_top_k(
     *,
     temperature: float = 1.0,
     tail: Tail = "class",
+    log_sum_N: Tensor | None = None,
 ) -> Tensor:
     """Forward KL(teacher || student), times temperature squared, where the teacher kept K ids of the vocabulary.
 
@@ -56,19 +57,30 @@ def kl_top_k(
     log-probability -inf; the ids there are ignored. A row that says nothing at all counts as a zero.
 
     `tail="class"`: everything outside is one more class, so that the student learns how much mass belongs there but
-    not where. At another temperature the K + 1 classes are tempered as a whole, on both sides.
+    not where. At another temperature the K + 1 classes are tempered as a whole, on both sides; unless `log_sum_N`, the
+    log of the teacher's sum over V of p ** (1 / temperature), is known: then each side is tempered over the whole
+    vocabulary first, as Hinton's formula has it, and lumped together afterwards.
     `tail="renormalise"`: both sides are conditioned on the K ids, and the student's mass outside goes unpunished.
 
     >>> logits = torch.tensor([[2.0, 0.0, -1.0, -1.0]])
     >>> log_probs = logits.log_softmax(-1)
     >>> ids = torch.tensor([[0, 1]])
-    >>> round(kl_top_k(logits, ids, log_probs[:, :2], log_probs[:, 2:].logsumexp(-1)).item(), 6)
+    >>> round(kl_sparse(logits, ids, log_probs[:, :2], log_probs[:, 2:].logsumexp(-1)).item(), 6)
     0.0
     """
     is_kept_NK = log_probs_NK != NO_MASS
     student_NK = student_logits_NV.gather(1, ids_NK).masked_fill(~is_kept_NK, NO_MASS)
     if tail == "renormalise":
         return _tempered_kl(student_NK, log_probs_NK, temperature)
+
+    if log_sum_N is not None:
+        log_probs_NK = log_probs_NK / temperature - log_sum_N[:, None]
+        # What rounding makes of an empty tail is a little more or less than nothing.
+        outside_N = 1 - log_probs_NK.exp().sum(dim=1)
+        tail_N = torch.where(outside_N > 0, outside_N.clamp(min=torch.finfo(outside_N.dtype).tiny).log(), NO_MASS)
+        student_logits_NV = _at_least_float32(student_logits_NV) / temperature
+        untempered = kl_sparse(student_logits_NV, ids_NK, log_probs_NK, tail_N)
+        return untempered * temperature**2
 
     # Where the whole vocabulary is kept, a tail can only be the teacher's rounding, which no student could match.
     keeps_all_N1 = is_kept_NK.sum(dim=1, keepdim=True) == student_logits_NV.shape[1]
@@ -86,6 +98,23 @@ def kl_top_k(
         torch.cat([log_probs_NK, teacher_tail_N1], dim=1),
         temperature,
     )
+
+
+def kl_sampled(student_logits_NV: Tensor, ids_NK: Tensor, log_weights_NK: Tensor) -> Tensor:
+    """Sum over the kept ids of w * (log w - log q): forward KL against sampled targets.
+
+    Its gradient is the student's softmax times sum(w), minus w: where the weights w are unbiased for the teacher's
+    probabilities, it is unbiased for the gradient of KL(teacher || student). Its value is not: few ids, each of which
+    stands for many, look more certain than the teacher is. Anshumann et al. 2025, "Sparse Logit Sampling" (arXiv
+    2503.16870), section 3, for draws; any unbiased weights will do. No temperature: tempering weights is not unbiased.
+
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0, -1.0]])
+    >>> round(kl_sampled(logits, torch.arange(4)[None], logits.log_softmax(-1)).item(), 6)
+    0.0
+    """
+    log_q_NK = _log_softmax(student_logits_NV, 1.0).gather(1, ids_NK)
+    log_ratio_NK = (log_weights_NK - log_q_NK).masked_fill(log_weights_NK == NO_MASS, 0.0)
+    return (log_weights_NK.exp() * log_ratio_NK).sum() / max(len(ids_NK), 1)
 
 
 def logits_mse(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:

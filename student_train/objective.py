@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from shared.dump.codecs import DenseTargets, TopKTargets
+from shared.dump.codecs import DenseTargets, Targets
 from shared.errors import RecipeError
 from student_train import losses
 from student_train.sources import Source
@@ -32,7 +32,7 @@ class Said:
 class Heard:
     """What it should have said: the teacher's distributions and vectors (by signal), and gold labels_N."""
 
-    targets: DenseTargets | TopKTargets | None
+    targets: Targets | None
     vectors_TD: dict[str, Tensor]
     labels_N: Tensor
 
@@ -72,11 +72,39 @@ class _Loss(BaseModel, ABC):
 
 
 class KLLoss(_Loss):
-    """KL(teacher || student) at a temperature; of a top-k dump with the rest as one class, or renormalised."""
+    """KL(teacher || student) at a temperature.
+
+    Where a dump keeps some ids of a vocabulary, `tail` says what becomes of the others: "sampled" ids stand for them
+    (the default where the dump has such), they are one "class" (the default elsewhere), or both sides are
+    "renormalised" to the ids kept.
+    """
 
     kind: Literal["kl"] = "kl"
     temperature: float = Field(default=1.0, gt=0)
-    tail: Literal["class", "renormalise"] = "class"
+    tail: Literal["sampled", "class", "renormalise"] | None = None
+
+    def check(self, source: Source) -> None:
+        super().check(source)
+        codec = source.distribution
+        assert codec is not None
+        if self.tail == "sampled" and not codec.samples:
+            raise RecipeError(
+                f"the loss 'kl' with tail = \"sampled\" needs a sampled tail, which {source.name} lacks; dump with "
+                '--threshold and --tail sample, or use tail = "class".'
+            )
+        if self.tail in ("class", "renormalise") and not codec.has_exact_ids:
+            raise RecipeError(
+                f"the loss 'kl' with tail = \"{self.tail}\" needs exact probabilities, and {source.name} holds random "
+                "draws alone; leave tail out."
+            )
+        if self._is_sampled(codec.samples) and self.temperature != 1:
+            raise RecipeError(
+                f"the loss 'kl' cannot temper sampled ids (temperature = {self.temperature:g}), and {source.name} "
+                'holds such; use temperature = 1, tail = "class", or a dump of another selection.'
+            )
+
+    def _is_sampled(self, dump_samples: bool) -> bool:
+        return self.tail == "sampled" or (self.tail is None and dump_samples)
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert said.logits_NV is not None
@@ -84,13 +112,17 @@ class KLLoss(_Loss):
         targets = heard.targets.resized(said.logits_NV.shape[-1])
         if isinstance(targets, DenseTargets):
             return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature)
-        return losses.kl_top_k(
+        if self._is_sampled(targets.sampled_NK is not None):
+            return losses.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK)
+        exact = targets.exact()
+        return losses.kl_sparse(
             said.logits_NV,
-            targets.ids_NK,
-            targets.log_probs_NK,
-            targets.tail_N,
+            exact.ids_NK,
+            exact.log_probs_NK,
+            exact.tail_N,
             temperature=self.temperature,
-            tail=self.tail,
+            tail="renormalise" if self.tail == "renormalise" else "class",
+            log_sum_N=exact.log_sums_N.get(self.temperature),
         )
 
 
@@ -103,7 +135,7 @@ class LogitsMSELoss(_Loss):
         super().check(source)
         if not source.has_dense_logits:
             raise RecipeError(
-                f"the loss 'logits-mse' needs all logits, but {source.name} keeps the top k only; dump with --dense, "
+                f"the loss 'logits-mse' needs all logits, but {source.name} keeps some of them; dump with --dense, "
                 "or use the loss 'kl'."
             )
 

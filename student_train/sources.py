@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shared.dump.codecs import Dense, DistributionCodec, Float16Vectors
+from shared.dump.codecs import Dense, DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import read_row_group
@@ -42,7 +42,7 @@ class Source(ABC):
     has_gold: bool
     positions: str | None
     distribution: DistributionCodec | None = None
-    vectors: dict[str, Float16Vectors] = field(default_factory=dict)
+    vectors: dict[str, VectorCodec] = field(default_factory=dict)
 
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:

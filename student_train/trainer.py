@@ -102,7 +102,7 @@ def heard_about(batch: Batch, source: Source) -> Heard:
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
     return Heard(
         codec.decode(columns) if codec is not None and has_distribution else None,
-        {name: vectors.decode(columns) for name, vectors in source.vectors.items() if name in columns},
+        {name: codec.decode(columns) for name, codec in source.vectors.items() if codec.columns[0].name in columns},
         batch["labels"],
     )
 

@@ -1,28 +1,23 @@
 """The main path of `dump`: corpus -> tokens -> batches -> teacher -> signals -> shards."""
 
+import dataclasses
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from shared.dump.card import write_card
-from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import RowGroup
-from shared.dump.shards import read_receipt, row_group_sizes, shard_path, write_shard
+from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
+from shared.dump.shards import read_receipt, shard_path, write_shard
 from shared.dump.storage import only_one
+from shared.dump.weights import load_weights
 from shared.errors import DumpError
 from shared.progress import Progress
-from shared.text.rows import row_group
-from shared.text.tasks import TokenizedRow, task_named
-from teacher_dump.batches import cut_batches, pad, shard_order
-from teacher_dump.extract import Columns, extract
+from shared.text.tasks import task_named
+from teacher_dump.calibrate import as_begun, calibrate
 from teacher_dump.folder import check_folder, enter_folder, remove_leftovers
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
-from teacher_dump.teacher import Teacher, load_teacher, read_blueprint
-
-DEFAULT_BATCH_TOKENS = {"cuda": 32768, "mps": 8192, "cpu": 4096}
+from teacher_dump.rows import annotate_rows, batch_tokens
+from teacher_dump.teacher import load_teacher, read_blueprint
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,18 @@ def prepare(request: Request) -> Plan:
     how = tokenizing(request, blueprint, positions)
     survey = corpus.survey(check=lambda example: task.check_labels(how, example), seed=request.seed)
     teacher = load_teacher(request, task, blueprint)
-    return Plan(request, task, teacher, how, corpus, survey, describe(request, task, blueprint, teacher, how, survey))
+    draft = describe(request, task, blueprint, teacher, how, survey)
+    plan = Plan(request, task, teacher, how, corpus, survey, draft)
+    return dataclasses.replace(plan, manifest=_fitted(plan))
+
+
+def _fitted(plan: Plan) -> Manifest:
+    """The plan's manifest with its signals fitted to a sample, or as the dump that is there already was begun."""
+    out, draft = plan.request.out, plan.manifest
+    if (out / FILE_NAME).exists():
+        return as_begun(load_weights(read_manifest(out), out), draft)
+    numbers, rows = plan.sampled_rows
+    return calibrate(plan.teacher, draft, rows, numbers, batch_tokens(plan.request, plan.teacher))
 
 
 def annotate(plan: Plan) -> Outcome:
@@ -90,56 +96,3 @@ def _annotate_missing(plan: Plan) -> Outcome:
             tokens += shard_tokens
             full_rows += sum(len(row.input_ids) >= request.max_length for row in rows)
     return Outcome(manifest.shards, len(missing), tokens, time.monotonic() - start, full_rows)
-
-
-def batch_tokens(request: Request, teacher: Teacher) -> int:
-    """The batches' token budget, padding counted."""
-    return request.batch_tokens or DEFAULT_BATCH_TOKENS.get(teacher.device.type, DEFAULT_BATCH_TOKENS["cpu"])
-
-
-def annotate_rows(
-    teacher: Teacher,
-    manifest: Manifest,
-    rows: Sequence[TokenizedRow],
-    numbers: Sequence[int],
-    budget: int,
-    progress: Progress,
-) -> Iterator[RowGroup]:
-    """One shard's rows, numbered as in the corpus -> its row groups, in the shard's order, whatever batches the budget
-    makes of them."""
-    order = shard_order(rows)
-    ordered, numbers = [rows[index] for index in order], [numbers[index] for index in order]
-    lengths = [len(row.input_ids) for row in ordered]
-    sizes = row_group_sizes(manifest, lengths, [len(row.positions) for row in ordered])
-
-    def batches() -> Iterator[tuple[int, Columns]]:
-        for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
-            batch = pad(ordered[part], teacher.pad_token_id, teacher.device)
-            columns = extract(teacher, manifest, batch, numbers[part])
-            progress.advance(batch.tokens)
-            yield len(batch.rows), columns
-
-    pieces = batches()
-    start, held_rows = 0, 0
-    held: list[Columns] = []
-    for size in sizes:
-        while held_rows < size:
-            count, columns = next(pieces)
-            held_rows += count
-            held.append(columns)
-        group = row_group(ordered[start : start + size], numbers[start : start + size])
-        group.columns, rest = _split(held, manifest, len(group.input_ids), len(group.positions))
-        yield group
-        held, held_rows, start = [rest], held_rows - size, start + size
-
-
-def _split(held: list[Columns], manifest: Manifest, tokens: int, positions: int) -> tuple[Columns, Columns]:
-    """Columns of several batches -> those of a row group with so many tokens and positions, and what is left over."""
-    vectors = {column.name for codec in manifest.vectors.values() for column in codec.columns}
-    mine: Columns = {}
-    rest: Columns = {}
-    for name in held[0] if held else ():
-        joined = np.concatenate([columns[name] for columns in held]) if len(held) > 1 else held[0][name]
-        at = tokens if name in vectors else positions
-        mine[name], rest[name] = joined[:at], joined[at:]
-    return mine, rest

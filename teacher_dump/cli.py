@@ -7,7 +7,7 @@ import typer
 
 from shared.cli import EPILOG, run
 from shared.progress import human_bytes, human_seconds
-from teacher_dump.request import DEFAULT_TOP_K, Request
+from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -46,17 +46,63 @@ def dump(
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[
-        int | None,
+    preset: Annotated[
+        str | None,
         typer.Option(
-            help=f"Keep the k most probable classes of each position, and the mass of the rest. Default for "
-            f"vocabularies: {DEFAULT_TOP_K}.",
+            help="How much to keep of a vocabulary's distributions: tiny, compact, default, rich or near-lossless.",
             show_default=False,
         ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Keep every class more probable than this, and see --tail for the rest.", show_default=False),
+    ] = None,
+    tail: Annotated[
+        str | None,
+        typer.Option(
+            help="What stands for classes below the threshold: sample (some of them, drawn so that nothing is biased; "
+            "the default) or mass (their sum).",
+            show_default=False,
+        ),
+    ] = None,
+    bytes_per_token: Annotated[
+        float | None,
+        typer.Option(help="Find the threshold that takes so many bytes a recorded position.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Keep the k most probable classes, and the mass of the rest.", show_default=False),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Keep the most probable classes that together reach p, at most --top-k (default {MOST_TOP_P_IDS}) of "
+            "them.",
+            show_default=False,
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Keep so many random draws with replacement (at most 255).", show_default=False),
     ] = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Keep all logits (4 bytes a class and position). Default for labels.")
     ] = False,
+    levels: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps in which a probability p is kept, even in p ** 0.4; above 250 a code takes two bytes. Default: "
+            "the preset's, or 130.",
+            show_default=False,
+        ),
+    ] = None,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(
+            help="Also keep the log-sum-exp at these temperatures, as in 2,4 (2 bytes each): losses there are exact.",
+            show_default=False,
+        ),
+    ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +118,14 @@ def dump(
             "transformers: 0 is the embeddings' output."
         ),
     ] = "none",
+    hidden_codec: Annotated[str, typer.Option(help="How hidden states are kept: float16, int8 or int4.")] = "float16",
+    hidden_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep only so many coefficients of a hidden state, in the basis that loses least of a sample.",
+            show_default=False,
+        ),
+    ] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Rows are cut to this many tokens.")] = 512,
     batch_tokens: Annotated[
         int | None,
@@ -83,7 +137,7 @@ def dump(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows a shard: the unit of work that a kill can cost.")] = 4096,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random (masked positions).")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random (masked positions, ids).")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.", show_default=False)] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the teacher. Off unless asked for.")
@@ -100,16 +154,15 @@ def dump(
     from teacher_dump.annotate import annotate, prepare
     from teacher_dump.estimate import estimate
 
-    if dense and top_k is not None:
-        raise typer.BadParameter("--top-k and --dense exclude each other: keep k classes, or all of them.")
     options = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
     plan = prepare(Request(**{**options, "data": tuple(data)}))
     manifest = plan.manifest
+    signals = (f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals)
     typer.echo(
         f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
         f"{manifest.options.dtype} on {plan.teacher.device}\n"
         f"corpus   {manifest.corpus.rows:,} rows, {manifest.corpus.labelled_rows:,} with a gold label\n"
-        f"signals  {'; '.join(signal.describe() for signal in manifest.signals)}"
+        + "\n".join(signals)
     )
     if dry_run:
         found = estimate(plan)

@@ -3,7 +3,7 @@
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, D width, V classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,57 +11,74 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.dump.codecs import DistributionCodec
+from shared.dump.codecs import Codec, NotFiniteError, position_keys
 from shared.dump.manifest import Manifest
+from shared.dump.rowgroup import Values, from_flat
 from shared.errors import TeacherError
 from teacher_dump.batches import Batch
 from teacher_dump.teacher import Teacher, forward
 
-Columns = dict[str, NDArray[Any]]
+Columns = dict[str, Values]
 
 
 @torch.inference_mode()
 def extract(teacher: Teacher, manifest: Manifest, batch: Batch, row_numbers: list[int]) -> Columns:
-    """Every signal of the manifest for one batch: column name -> [N, width] (distributions) or [T, width] (vectors).
+    """Every signal of the manifest for one batch: column name -> N (distributions) or T (vectors) positions.
 
     Raises:
         TeacherError: for NaN or infinity in what the teacher says, naming the row.
     """
     output, logits_of = forward(teacher, batch.inputs, want_hidden=bool(manifest.vectors))
     columns: Columns = {}
-    if manifest.distribution is not None:
-        owners = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
-        encoded = _encode_distribution(teacher, manifest, batch, output, logits_of)
-        # A logit of -inf is a class ruled out, and the tail's -inf says that nothing is outside.
-        columns |= _to_host(encoded, owners, "logits", lambda values: values.isnan() | values.isposinf())
+    codec = manifest.distribution
+    if codec is not None:
+        owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
+        slices = []
+        for start, logits_NV, keys_N in distributions(teacher, manifest, batch, row_numbers, output, logits_of):
+            try:
+                slices.append(codec.encode(logits_NV, keys_N))
+            except NotFiniteError as error:
+                raise broken(owners_N[start + error.position], "logits") from None
+        columns |= _on_host(codec, {name: torch.cat([part[name] for part in slices]) for name in slices[0]})
     if manifest.vectors:
-        owners = np.repeat(row_numbers, [len(row.input_ids) for row in batch.rows])
+        owners_T = np.repeat(row_numbers, [len(row.input_ids) for row in batch.rows])
         real_BL = batch.inputs["attention_mask"].bool()
-        for name, codec in manifest.vectors.items():
-            encoded = codec.encode(output.hidden_states[codec.layer][real_BL])
-            columns |= _to_host(encoded, owners, name, lambda values: ~values.isfinite())
+        for name, vectors in manifest.vectors.items():
+            try:
+                columns |= _on_host(vectors, vectors.encode(output.hidden_states[vectors.layer][real_BL]))
+            except NotFiniteError as error:
+                raise broken(owners_T[error.position], name) from None
     return columns
 
 
-def _encode_distribution(
-    teacher: Teacher, manifest: Manifest, batch: Batch, output: Any, logits_of: Callable[[Tensor], Tensor] | None
-) -> dict[str, Tensor]:
-    codec = manifest.distribution
-    assert codec is not None
+def distributions(
+    teacher: Teacher,
+    manifest: Manifest,
+    batch: Batch,
+    row_numbers: list[int],
+    output: Any,
+    logits_of: Callable[[Tensor], Tensor] | None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The recorded positions of a batch that went through `forward`, slice by slice: (the first one's number in the
+    batch, float32 logits_NV, the positions' keys_N)."""
+    owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
+    positions_N = np.concatenate([row.positions for row in batch.rows])
+    keys_N = position_keys(
+        manifest.options.seed,
+        torch.from_numpy(owners_N.astype(np.int64)),
+        torch.from_numpy(positions_N.astype(np.int64)),
+    ).to(teacher.device)
     if manifest.recorded == "row":
-        return codec.encode(output.logits.float())
+        yield 0, output.logits.float(), keys_N
+        return
     index_N = _flat_positions(batch)
     if logits_of is None:
-        return codec.encode(output.logits.flatten(0, 1)[index_N].float())
+        yield 0, output.logits.flatten(0, 1)[index_N].float(), keys_N
+        return
     assert teacher.head is not None
-    return _encode_in_slices(codec, logits_of, index_N, teacher.head.slice_positions)
-
-
-def _encode_in_slices(
-    codec: DistributionCodec, logits_of: Callable[[Tensor], Tensor], index_N: Tensor, slice_positions: int
-) -> dict[str, Tensor]:
-    slices = [codec.encode(logits_of(part_N)) for part_N in index_N.split(slice_positions)]
-    return {name: torch.cat([encoded[name] for encoded in slices]) for name in slices[0]}
+    size = teacher.head.slice_positions
+    for start in range(0, max(1, len(index_N)), size):
+        yield start, logits_of(index_N[start : start + size]), keys_N[start : start + size]
 
 
 def _flat_positions(batch: Batch) -> Tensor:
@@ -71,16 +88,14 @@ def _flat_positions(batch: Batch) -> Tensor:
     return torch.from_numpy(np.concatenate(flat)).to(batch.inputs["input_ids"].device)
 
 
-def _to_host(
-    encoded: dict[str, Tensor], owners: NDArray[Any], what: str, is_broken: Callable[[Tensor], Tensor]
-) -> Columns:
-    for values in encoded.values():
-        if values.is_floating_point():
-            broken = is_broken(values)
-            if broken.any():
-                first = int(broken.flatten(1).any(-1).nonzero()[0]) if broken.dim() > 1 else int(broken.nonzero()[0])
-                raise TeacherError(
-                    f"row {owners[first]}: NaN or infinity in the teacher's {what}. Nothing of its shard was written. "
-                    "Try --dtype fp32 (half precision overflows in some models), or drop the row."
-                )
-    return {name: values.cpu().numpy() for name, values in encoded.items()}
+def _on_host(codec: Codec, encoded: dict[str, Tensor]) -> Columns:
+    arrays: dict[str, NDArray[Any]] = {name: values.cpu().numpy() for name, values in encoded.items()}
+    return from_flat(codec.columns, arrays)
+
+
+def broken(row: int, what: str) -> TeacherError:
+    """The error for a row whose signal no codec can hold."""
+    return TeacherError(
+        f"row {row}: NaN or infinity in the teacher's {what}. Nothing of its shard was written. "
+        "Try --dtype fp32 (half precision overflows in some models), or drop the row."
+    )

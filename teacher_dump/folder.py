@@ -9,12 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.storage import TEMPORARY
+from shared.dump.weights import WEIGHTS, save_weights
 from shared.errors import DumpError, UsageError
 
 TOKENIZER = "tokenizer"
 SHARDS = "shards"
 # What a run that was killed before it wrote the manifest may have left.
-_OURS = {TOKENIZER, SHARDS, FILE_NAME + TEMPORARY}
+_OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY}
 
 
 def check_folder(out: Path) -> None:
@@ -62,12 +63,16 @@ def _begin(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) ->
     """The manifest comes last but for the card: a folder that has one has all that the shards need."""
     try:
         (out / SHARDS).mkdir(parents=True, exist_ok=True)
+        # Fast tokenizers remember how they were last called and would save that: the sample was cut to length.
+        tokenizer.backend_tokenizer.no_truncation()
         tokenizer.save_pretrained(out / TOKENIZER)
+        save_weights(manifest, out)
         manifest.write(out)
         write_card(out)
     except Exception as error:  # the tokenizers library reports a full disk as a bare Exception
         (out / FILE_NAME).unlink(missing_ok=True)
-        shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+        for made in (TOKENIZER, WEIGHTS):
+            shutil.rmtree(out / made, ignore_errors=True)
         for folder in (out / SHARDS, out):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

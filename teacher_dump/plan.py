@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 
-from shared.dump.codecs import DISTRIBUTION, HIDDEN, Dense, Float16Vectors, Signal, TopK
+from shared.dump.codecs import Float16Vectors, Signal
 from shared.dump.manifest import (
     FORMAT_VERSION,
     CorpusFacts,
@@ -16,8 +16,9 @@ from shared.dump.manifest import (
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.errors import UsageError
 from shared.text.corpus import Columns, Corpus, Survey
-from shared.text.tasks import Task, Tokenizing
-from teacher_dump.request import DEFAULT_TOP_K, Request
+from shared.text.tasks import Task, TokenizedRow, Tokenizing
+from teacher_dump.request import Request
+from teacher_dump.signals import distribution, hidden_layers, hidden_name
 from teacher_dump.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 
 
@@ -34,11 +35,18 @@ class Plan:
     manifest: Manifest
 
     @cached_property
+    def sampled_rows(self) -> tuple[list[int], list[TokenizedRow]]:
+        """(row numbers, rows) of the survey's sample. Empty texts, which some tasks refuse, are refused where their row
+        number is known."""
+        sample = zip(self.survey.sample_numbers, self.survey.sample, strict=True)
+        told = [(number, example) for number, example in sample if example.text or example.pair]
+        rows = self.task.tokenize(self.how, [example for _, example in told], 0) if told else []
+        return [number for number, _ in told], list(rows)
+
+    @property
     def sampled_tokens(self) -> int:
-        """Tokens of the survey's sample, for estimates. Empty texts, which some tasks refuse, are refused where their
-        row number is known."""
-        sample = [example for example in self.survey.sample if example.text or example.pair]
-        return sum(len(row.input_ids) for row in self.task.tokenize(self.how, sample, 0)) if sample else 0
+        """Tokens of the survey's sample, for estimates."""
+        return sum(len(row.input_ids) for row in self.sampled_rows[1])
 
 
 def corpus_of(request: Request, task: Task) -> Corpus:
@@ -66,7 +74,7 @@ def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) ->
 def describe(
     request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
 ) -> Manifest:
-    """The manifest of the dump that the command asks for."""
+    """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
     gold: Recorded = task.recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -96,46 +104,20 @@ def describe(
             dtype=teacher.dtype,
             shard_rows=request.shard_rows,
             seed=request.seed,
+            bytes_per_token=request.bytes_per_token,
+            hidden_codec=request.hidden_codec,
+            hidden_rank=request.hidden_rank,
         ),
-        signals=(*_distribution(request, task, blueprint, teacher), *_hidden(request, task, teacher)),
+        signals=_signals(request, task, blueprint, teacher),
     )
 
 
-def _distribution(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:
-    if task.classes is None:
-        if request.top_k is not None or request.dense:
-            raise UsageError(f"the task {task.name} has no distribution; leave out --top-k and --dense.")
-        return ()
+def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:
+    """Every signal asked for, with first guesses of what a sample will tell."""
     classes = teacher.vocabulary if task.classes == "vocabulary" else len(blueprint.label_names or ())
-    if request.dense or (request.top_k is None and task.classes == "labels"):
-        return (Dense(name=DISTRIBUTION, classes=classes),)
-    if request.top_k is None:
-        return (TopK(name=DISTRIBUTION, k=min(DEFAULT_TOP_K, classes), vocabulary=classes),)
-    if not 1 <= request.top_k <= classes:
-        raise UsageError(
-            f"--top-k {request.top_k}: the teacher's distribution has {classes:,} classes; use 1 to {classes:,}."
-        )
-    return (TopK(name=DISTRIBUTION, k=request.top_k, vocabulary=classes),)
-
-
-def _hidden(request: Request, task: Task, teacher: Teacher) -> tuple[Signal, ...]:
-    """--hidden none | last | all | 6,12: layers counted as transformers' hidden_states are, 0 for the embeddings."""
-    if request.hidden == "none":
-        if task.classes is None:
-            raise UsageError(f"the task {task.name} records hidden states only; say which, for instance --hidden last.")
-        return ()
-    if request.hidden == "last":
-        layers = [teacher.layers]
-    elif request.hidden == "all":
-        layers = list(range(teacher.layers + 1))
-    else:
-        try:
-            layers = sorted({int(part) for part in request.hidden.split(",")})
-        except ValueError:
-            raise UsageError(
-                f"--hidden {request.hidden!r}: use none, last, all or layer numbers such as 6,12."
-            ) from None
-    for layer in layers:
-        if not 0 <= layer <= teacher.layers:
-            raise UsageError(f"--hidden {layer}: this teacher has layers 0 (the embeddings) to {teacher.layers}.")
-    return tuple(Float16Vectors(name=f"{HIDDEN}.{layer}", layer=layer, width=teacher.width) for layer in layers)
+    distributions = distribution(request, classes if task.classes else None, task.classes == "vocabulary")
+    layers = hidden_layers(request, task.classes is not None, teacher.layers)
+    if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
+        raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
+    vectors = (Float16Vectors(name=hidden_name(layer), layer=layer, width=teacher.width) for layer in layers)
+    return (*distributions, *vectors)

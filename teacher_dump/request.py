@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_TOP_K = 64
+MOST_TOP_P_IDS = 256
 
 
 @dataclass(frozen=True)
 class Request:
     """One `dump` command. See `dump --help` for what each option means.
 
-    `top_k` None and `dense` False mean the task's default: dense over labels, top-64 over a vocabulary.
+    Of `preset`, `threshold`, `bytes_per_token`, `top_k`, `top_p`, `draws` and `dense` at most one is given (`top_p` may
+    have a `top_k` as its limit). None means the task's default: dense over labels, the default preset over a
+    vocabulary.
     """
 
     teacher: str
@@ -22,10 +24,20 @@ class Request:
     label_column: str | None = None
     tokens_column: str = "tokens"
     tags_column: str | None = None
+    preset: str | None = None
+    threshold: float | None = None
+    tail: str | None = None
+    bytes_per_token: float | None = None
     top_k: int | None = None
+    top_p: float | None = None
+    draws: int | None = None
     dense: bool = False
+    levels: int | None = None
+    temperatures: str | None = None
     positions: str | None = None
     hidden: str = "none"
+    hidden_codec: str = "float16"
+    hidden_rank: int | None = None
     max_length: int = 512
     batch_tokens: int | None = None
     dtype: str = "auto"

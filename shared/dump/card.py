@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.dump.codecs import Sparse
 from shared.dump.manifest import read_manifest
 from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import read_receipt
@@ -22,6 +23,8 @@ def write_card(folder: Path) -> None:
         f", {manifest.corpus.labelled_rows:,} labelled" if manifest.label_names else ""
     )
     options, teacher = manifest.options, manifest.teacher
+    codec = manifest.distribution
+    entries = f"\n{codec.explain()}\n" if isinstance(codec, Sparse) else ""
     text = f"""---
 tags: [knowledge-distillation, lectern]
 configs:
@@ -39,7 +42,7 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 | rows | {rows} |
 | shards | {len(finished)} of {manifest.shards} finished |
 | tokens | {sum(receipt.tokens for receipt in finished):,} |
-| signals | {"; ".join(signal.describe() for signal in manifest.signals)} |
+| signals | {"; ".join(signal.describe() + manifest.measured_in_words(signal.name) for signal in manifest.signals)} |
 
 {labels}## Columns of `shards/*.parquet`
 
@@ -48,6 +51,7 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 {columns}
 
 A fixed-size binary is an array of the numbers named, little-endian. In polars:
-`pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`; or `shared.Dump(folder).positions()`.
-"""
+`pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`. `shared.Dump(folder).positions()` and
+`.vectors(name)` give everything decoded.
+{entries}"""
     write_text_atomically(folder / "README.md", text)

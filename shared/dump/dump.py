@@ -12,6 +12,7 @@ from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
 from shared.dump.storage import sha256_of
 from shared.dump.verification import verify
+from shared.dump.weights import load_weights
 from shared.errors import DumpError
 
 
@@ -29,7 +30,7 @@ class Dump:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path)
+        self.manifest: Manifest = load_weights(read_manifest(self.path), self.path)
         self._checked: set[int] = set()
 
     @cached_property
@@ -72,12 +73,19 @@ class Dump:
         return pl.scan_parquet(paths, glob=False)
 
     def positions(self) -> pl.LazyFrame:
-        """One row a recorded position: row, position, token_id, token, label, ids, log_probs, tail.
+        """One row a recorded position.
 
-        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal), `log_probs`
-        their log-probabilities and `tail` the log of the mass outside them. `label` is the gold class or token id.
-        A distribution over a whole row has no position and no token. In causal-lm everything after `token` is about
-        the token that follows.
+        Columns: row, position, token_id, token, label, ids, texts, log_probs, exact, tail, entropy.
+        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal), `texts` what
+        they say, `log_probs` their log-probabilities, of which the first `exact` are known; the others were sampled and
+        this is the log of what they weigh. `tail` is the log of the mass outside the exact ones, `entropy` that of the
+        distribution in nats: exact for a dense signal, a lower bound elsewhere (what is outside counts as one class, or
+        as ids just as probable as the threshold where it is sampled). `label` is the gold class or token id. A
+        distribution over a whole row has no position and no token. In causal-lm everything after `token` is about the
+        token that follows.
+
+        Columns that are not selected cost nothing, and a dump larger than memory streams:
+        `dump.positions().select("row", "entropy").sink_parquet(...)`.
 
         Raises:
             DumpError: when no distribution is recorded.
@@ -115,7 +123,7 @@ class Dump:
         frame = frame.with_columns(
             pl.lit(None, dtype=dtype).alias(name) for name, dtype in null.items() if name not in per_position
         )
-        return frame.join(self._tokens.lazy(), on="token_id", how="left", maintain_order="left").select(
+        decoded = frame.join(self._tokens.lazy(), on="token_id", how="left", maintain_order="left").select(
             "row",
             "position",
             "token_id",
@@ -123,8 +131,14 @@ class Dump:
             "label",
             codec.ids_expr().alias("ids"),
             codec.log_probs_expr().alias("log_probs"),
+            codec.exact_expr().alias("exact"),
             codec.tail_expr().alias("tail"),
         )
+        names = self.manifest.label_names or self.token_texts
+        text = pl.element().replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
+        texts = pl.col("ids").list.eval(text).alias("texts")
+        before_texts = ("row", "position", "token_id", "token", "label", "ids")
+        return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", _entropy(codec).alias("entropy"))
 
     def vectors(self, name: str) -> pl.LazyFrame:
         """One row a token of signal `name` ("hidden.6"): row, position, vector (list of float32).
@@ -135,13 +149,15 @@ class Dump:
         if name not in self.manifest.vectors:
             have = ", ".join(self.manifest.vectors) or "none at all"
             raise DumpError(f"{self.path}: no vectors named {name!r} in this dump; it has {have}.")
+        codec = self.manifest.vectors[name]
+        raw = [column.name for column in codec.columns]
         length = pl.col("input_ids").list.len().cast(pl.Int64)
         return (
             self.scan()
-            .select("row", pl.int_ranges(0, length, dtype=pl.Int32).alias("position"), name)
-            .filter(pl.col(name).list.len() > 0)
-            .explode("position", name)
-            .select("row", "position", self.manifest.vectors[name].vector_expr().alias("vector"))
+            .select("row", pl.int_ranges(0, length, dtype=pl.Int32).alias("position"), *raw)
+            .filter(pl.col(raw[0]).list.len() > 0)
+            .explode("position", *raw)
+            .select("row", "position", codec.vector_expr().alias("vector"))
         )
 
     def verify(self) -> list[str]:
@@ -175,3 +191,12 @@ class Dump:
         return pl.DataFrame(
             {"token_id": range(len(texts)), "token": texts}, schema={"token_id": pl.Int32, "token": pl.String}
         )
+
+
+def _entropy(codec: DistributionCodec) -> pl.Expr:
+    """From `log_probs` and `tail`. 0 * log 0 is 0."""
+    log_p, tail = pl.element(), pl.col("tail")
+    inside = pl.col("log_probs").list.eval(pl.when(log_p.is_infinite()).then(0.0).otherwise(-log_p.exp() * log_p))
+    # Sampled ids stand for the tail themselves.
+    outside = 0.0 if codec.samples else pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
+    return inside.list.sum() + outside

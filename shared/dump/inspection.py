@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from shared.dump.codecs import Dense
 from shared.dump.dump import Dump
 from shared.errors import UsageError
 from shared.progress import human_bytes
@@ -44,7 +45,8 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
     if manifest.label_names is not None:
         lines.append(("labels", ", ".join(manifest.label_names)))
         lines.append(("gold labels", f"in {manifest.corpus.labelled_rows:,} of {manifest.corpus.rows:,} rows"))
-    return [*lines, *(("signal", signal.describe()) for signal in manifest.signals)]
+    signals = (("signal", signal.describe() + manifest.measured_in_words(signal.name)) for signal in manifest.signals)
+    return [*lines, *signals]
 
 
 def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) -> Iterator[str]:
@@ -70,7 +72,9 @@ def _readable_positions(dump: Dump, frame: pl.DataFrame, candidates: int, most_p
         gold = "next" if next_token else "gold"
         yield f"  {'at':>4}  {'token':<16}  {gold:<16}  {'outside':>7}  candidates and their probabilities"
     for position in frame.head(most_positions).iter_rows(named=True):
-        ranked = sorted(zip(position["log_probs"], position["ids"], strict=True), reverse=True)[:candidates]
+        kept = list(zip(position["log_probs"], position["ids"], strict=True))
+        # The others were sampled: what they weigh is not their probability.
+        ranked = sorted(kept[: position["exact"]], reverse=True)[:candidates]
         texts = (f"{names[index] if names else _token(dump, index)} {_probability(value)}" for value, index in ranked)
         label = position["label"]
         gold = "-" if label is None else names[label] if names else _token(dump, label)
@@ -87,7 +91,7 @@ def _readable_positions(dump: Dump, frame: pl.DataFrame, candidates: int, most_p
 def spreads(dump: Dump) -> list[Spread]:
     """Lengths of rows; entropy (nats), top-1 probability and kept mass at recorded positions.
 
-    Where ids were cut off, they count as one class in the entropy, which makes it a lower bound.
+    Where ids were cut off, the entropy is a lower bound (see `Dump.positions`).
     """
     return [spread for frame in _quantities(dump) for spread in _spreads(frame)]
 
@@ -96,7 +100,8 @@ def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
     """(how often the teacher's first choice is the gold label, over how many labelled positions), None without any."""
     if dump.manifest.distribution is None or dump.manifest.gold == "none":
         return None
-    best = pl.col("ids").list.get(pl.col("log_probs").list.arg_max())
+    by_class = isinstance(dump.manifest.distribution, Dense)
+    best = pl.col("ids").list.get(pl.col("log_probs").list.arg_max()) if by_class else pl.col("ids").list.first()
     frame = dump.positions().filter(pl.col("label").is_not_null())
     share, count = frame.select((best == pl.col("label")).mean(), pl.len().alias("n")).collect().row(0)
     return (share, count) if count else None
@@ -128,15 +133,10 @@ def _quantities(dump: Dump) -> list[pl.LazyFrame]:
     lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
     if dump.manifest.distribution is None:
         return [lengths]
-    log_p = pl.element()
-    inside = -pl.col("log_probs").list.eval(log_p.exp() * log_p).list.sum()
-    tail = pl.col("tail")
-    # 0 * log 0 is 0.
-    outside = pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
+    by_class = isinstance(dump.manifest.distribution, Dense)
+    best = pl.col("log_probs").list.max() if by_class else pl.col("log_probs").list.first()
     certainty = dump.positions().select(
-        (inside + outside).alias("entropy"),
-        pl.col("log_probs").list.max().exp().alias("top-1 probability"),
-        (1 - tail.exp()).alias("kept mass"),
+        "entropy", best.exp().alias("top-1 probability"), (1 - pl.col("tail").exp()).alias("kept mass")
     )
     return [lengths, certainty]
 

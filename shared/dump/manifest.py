@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.dump.codecs import DistributionCodec, Float16Vectors, Signal
+from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
 from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
-_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision")
+_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "measured.")
 
 
 class _Frozen(BaseModel):
@@ -48,14 +48,26 @@ class CorpusFacts(_Frozen):
 
 
 class Options(_Frozen):
-    """Every option that changes what is recorded."""
+    """Every option that changes what is recorded and that the signals do not tell."""
 
     positions: str | None
     max_length: int
     dtype: str
     shard_rows: int
     seed: int
+    bytes_per_token: float | None = None
+    hidden_codec: str = "float16"
+    hidden_rank: int | None = None
 
+
+_WORDS = {
+    "bytes_per_position": "bytes",
+    "ids_per_position": "ids",
+    "kept_mass": "exact mass",
+    "rounding_kl": "KL of rounding",
+    "relative_error": "relative squared error",
+    "channel_error": "median channel's error",
+}
 
 # Where a row's distributions (and gold labels) are:
 #   next-token  at every position but the last, each about the token that follows, which is also its gold label
@@ -72,6 +84,7 @@ class Manifest(_Frozen):
         vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
         recorded: where the distributions are; gold: where the gold labels are ("none" when the corpus has none).
         pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
+        measured: what the signals cost and lose, by signal, on a sample of the corpus.
     """
 
     format_version: int
@@ -87,6 +100,7 @@ class Manifest(_Frozen):
     corpus: CorpusFacts
     options: Options
     signals: tuple[Signal, ...]
+    measured: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     @property
     def shards(self) -> int:
@@ -99,9 +113,14 @@ class Manifest(_Frozen):
         return next((signal for signal in self.signals if isinstance(signal, DistributionCodec)), None)
 
     @property
-    def vectors(self) -> dict[str, Float16Vectors]:
+    def vectors(self) -> dict[str, VectorCodec]:
         """The vector signals by name."""
-        return {signal.name: signal for signal in self.signals if isinstance(signal, Float16Vectors)}
+        return {signal.name: signal for signal in self.signals if isinstance(signal, VectorCodec)}
+
+    def measured_in_words(self, signal: str) -> str:
+        """What a signal costs and loses, to be put after its description; empty where nothing was measured."""
+        facts = [f"{_WORDS.get(key, key)} {value:.3g}" for key, value in self.measured.get(signal, {}).items()]
+        return f"; on a sample: {', '.join(facts)}" if facts else ""
 
     def rows_of_shard(self, index: int) -> range:
         """The corpus rows that shard `index` holds."""
@@ -118,7 +137,7 @@ class Manifest(_Frozen):
         return [
             f"{key}: the dump has {mine.get(key, 'none')}, this command asks for {theirs.get(key, 'none')}"
             for key in sorted(mine.keys() | theirs.keys())
-            if key not in _INFORMATIONAL and mine.get(key) != theirs.get(key)
+            if not key.startswith(_INFORMATIONAL) and mine.get(key) != theirs.get(key)
         ]
 
 

@@ -3,7 +3,7 @@
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shared.dump.codecs import Column, Float16Vectors
+from shared.dump.codecs import Column, VectorCodec, counts_of
 from shared.dump.manifest import Manifest
 
 MISSING = -100
@@ -20,6 +20,72 @@ PLAIN = ("row", "input_ids", "token_type_ids", "positions", "labels", "label")
 
 Offsets = NDArray[np.int64]
 Int32 = NDArray[np.int32]
+
+
+class Lists:
+    """A list column in memory: the values of all positions one after the other, and where each position's begin.
+
+    Cut and joined like an array of one list a position.
+
+    Attributes:
+        values: [E].
+        offsets: int64 [N + 1]; position n's values are values[offsets[n]:offsets[n + 1]].
+    """
+
+    def __init__(self, values: NDArray[Any], offsets: Offsets) -> None:
+        self.values, self.offsets = values, offsets
+
+    @classmethod
+    def of_counts(cls, values: NDArray[Any], counts: NDArray[Any]) -> "Lists":
+        """From how many values each position has."""
+        return cls(values, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """How many values each position has, [N]."""
+        return np.diff(self.offsets).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, part: slice) -> "Lists":
+        start, stop, _ = part.indices(len(self))
+        offsets = self.offsets[start : max(start, stop) + 1]
+        return Lists(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+Values = NDArray[Any] | Lists
+
+
+def join(parts: Sequence[Values]) -> Values:
+    """Several pieces of one column, one after the other."""
+    if not isinstance(parts[0], Lists):
+        return np.concatenate(parts)  # type: ignore[arg-type]
+    lists = [part for part in parts if isinstance(part, Lists)]
+    return Lists.of_counts(
+        np.concatenate([part.values for part in lists]), np.concatenate([part.counts for part in lists])
+    )
+
+
+def from_flat(columns: Sequence[Column], flat: Mapping[str, NDArray[Any]]) -> dict[str, Values]:
+    """What a codec's `encode` gives, as arrays -> one entry a column."""
+    return {
+        column.name: Lists.of_counts(flat[column.name], flat[counts_of(column.name)])
+        if column.is_list
+        else flat[column.name]
+        for column in columns
+    }
+
+
+def to_flat(columns: Mapping[str, Values]) -> dict[str, NDArray[Any]]:
+    """One entry a column -> what a codec's `decode` takes, as arrays."""
+    flat: dict[str, NDArray[Any]] = {}
+    for name, values in columns.items():
+        if isinstance(values, Lists):
+            flat[name], flat[counts_of(name)] = values.values, values.counts
+        else:
+            flat[name] = values
+    return flat
 
 
 @dataclass
@@ -34,7 +100,8 @@ class RowGroup:
         position_offsets: int64 [R + 1], likewise into the recorded positions.
         positions: int32 [P], indices into the row's own tokens.
         labels: int32 [P], gold labels, -100 where missing.
-        columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1).
+        columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1),
+            `Lists` of P or T where positions differ.
     """
 
     rows: NDArray[np.int64]
@@ -44,7 +111,7 @@ class RowGroup:
     position_offsets: Offsets
     positions: NDArray[np.int32]
     labels: NDArray[np.int32]
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    columns: dict[str, Values] = field(default_factory=dict)
 
 
 def shard_schema(manifest: Manifest) -> pa.Schema:
@@ -72,10 +139,9 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         "none": "",
     }[manifest.recorded]
     for signal in manifest.signals:
-        place = "one for each token" if isinstance(signal, Float16Vectors) else where
+        place = "one for each token" if isinstance(signal, VectorCodec) else where
         fields += [
-            (column.name, numbers(_arrow_type(column)), f"{column.dtype} x {column.width}, {place}")
-            for column in signal.columns
+            (column.name, numbers(_arrow_type(column)), f"{_about(column)}, {place}") for column in signal.columns
         ]
     return pa.schema(
         [
@@ -107,17 +173,20 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
     if manifest.gold == "row":
         arrays["label"] = pa.array(group.labels, mask=group.labels == MISSING)
     for signal in manifest.signals:
-        offsets = tokens if isinstance(signal, Float16Vectors) else positions
+        offsets = tokens if isinstance(signal, VectorCodec) else positions
         for column in signal.columns:
-            values = np.ascontiguousarray(group.columns[column.name].astype(column.dtype, copy=False))
-            arrays[column.name] = lists(column.name, offsets, _values(column, values))
+            arrays[column.name] = lists(column.name, offsets, _arrow_values(column, group.columns[column.name]))
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
-def _values(column: Column, values: NDArray[Any]) -> pa.Array:
+def _arrow_values(column: Column, values: Values) -> pa.Array:
+    if isinstance(values, Lists):
+        numbers = pa.array(values.values.astype(column.dtype, copy=False))
+        return pa.ListArray.from_arrays(pa.array(values.offsets, pa.int32()), numbers, type=_arrow_type(column))
+    array = np.ascontiguousarray(values.astype(column.dtype, copy=False))
     if column.width == 1:
-        return pa.array(values)
-    return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(column), len(values), [None, pa.py_buffer(values)])
+        return pa.array(array)
+    return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(column), len(array), [None, pa.py_buffer(array)])
 
 
 def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> RowGroup:
@@ -134,9 +203,7 @@ def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> R
         position_offsets=position_offsets,
         positions=positions,
         labels=labels,
-        columns={
-            name: _flat(arrays[name], codec_columns[name].dtype, codec_columns[name].width)[1] for name in columns
-        },
+        columns={name: _column_values(arrays[name], codec_columns[name]) for name in columns},
     )
 
 
@@ -184,9 +251,21 @@ _RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
 
 
 def _arrow_type(column: Column) -> pa.DataType:
-    if column.width == 1:
-        return pa.from_numpy_dtype(np.dtype(column.dtype))
-    return pa.binary(column.bytes_per_position)
+    number = pa.from_numpy_dtype(np.dtype(column.dtype))
+    if column.is_list:
+        return pa.list_(pa.field("element", number, nullable=False))
+    return number if column.width == 1 else pa.binary(column.bytes_per_position)
+
+
+def _about(column: Column) -> str:
+    return f"lists of {column.dtype}" if column.is_list else f"{column.dtype} x {column.width}"
+
+
+def _column_values(array: pa.ListArray, column: Column) -> Values:
+    if column.width is not None:
+        return _flat(array, column.dtype, column.width)[1]
+    offsets, values = _flat(array.flatten(), column.dtype, 1)
+    return Lists(values, offsets)
 
 
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:

@@ -6,6 +6,7 @@ rows were batched.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.dump.codecs import Float16Vectors
+from shared.dump.codecs import VectorCodec
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import PLAIN, RowGroup, from_table, shard_schema, to_table
 from shared.dump.storage import sha256_of, write_atomically, write_text_atomically
@@ -58,11 +59,10 @@ def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequen
     """Rows of each row group, from the lengths of the shard's rows in their order in the shard."""
     token_bytes, position_bytes = 4, 4
     for signal in manifest.signals:
-        width = sum(column.bytes_per_position for column in signal.columns)
-        if isinstance(signal, Float16Vectors):
-            token_bytes += width
+        if isinstance(signal, VectorCodec):
+            token_bytes += signal.bytes_per_position
         else:
-            position_bytes += width
+            position_bytes += signal.bytes_per_position
     sizes, filled = [0], 0
     for row_tokens, row_positions in zip(tokens, positions, strict=True):
         if filled >= ROW_GROUP_BYTES:
@@ -75,26 +75,38 @@ def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequen
 
 def write_shard(folder: Path, index: int, manifest: Manifest, groups: Iterator[RowGroup]) -> Receipt:
     """Write a shard's row groups as they come, then its receipt. Either the shard is committed or it is absent."""
-    schema = shard_schema(manifest)
-    counts = {"rows": 0, "tokens": 0, "positions": 0}
-    row_groups: list[int] = []
-
-    def write(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, schema, **_writer_options(manifest, schema)) as writer:
-            for group in groups:
-                writer.write_table(to_table(manifest, schema, group), row_group_size=max(1, len(group.rows)))
-                row_groups.append(len(group.rows))
-                counts["rows"] += len(group.rows)
-                counts["tokens"] += len(group.input_ids)
-                counts["positions"] += len(group.positions)
-
+    facts: dict[str, Any] = {}
     path = shard_path(folder, index)
     # A receipt of a shard that was deleted must not vouch for the new one.
     receipt_path(folder, index).unlink(missing_ok=True)
-    write_atomically(path, write)
-    receipt = Receipt(**counts, bytes=path.stat().st_size, sha256=sha256_of(path), row_groups=tuple(row_groups))
+    write_atomically(path, lambda temporary: facts.update(write_groups(temporary, manifest, groups)))
+    receipt = Receipt(**facts, bytes=path.stat().st_size, sha256=sha256_of(path))
     write_text_atomically(receipt_path(folder, index), receipt.model_dump_json() + "\n")
     return receipt
+
+
+def write_groups(sink: Path | BytesIO, manifest: Manifest, groups: Iterator[RowGroup]) -> dict[str, Any]:
+    """Write row groups as one Parquet file; returns the receipt's rows, tokens, positions and row_groups."""
+    schema = shard_schema(manifest)
+    rows = tokens = positions = 0
+    row_groups = []
+    with pq.ParquetWriter(sink, schema, **_writer_options(manifest, schema)) as writer:
+        for group in groups:
+            writer.write_table(to_table(manifest, schema, group), row_group_size=max(1, len(group.rows)))
+            row_groups.append(len(group.rows))
+            rows, tokens, positions = (
+                rows + len(group.rows),
+                tokens + len(group.input_ids),
+                positions + len(group.positions),
+            )
+    return {"rows": rows, "tokens": tokens, "positions": positions, "row_groups": tuple(row_groups)}
+
+
+def weigh(manifest: Manifest, groups: Iterator[RowGroup]) -> tuple[dict[str, Any], dict[str, int], int]:
+    """Row groups as a shard that is written nowhere: (the receipt's facts, bytes of each column, bytes of it all)."""
+    sink = BytesIO()
+    facts = write_groups(sink, manifest, groups)
+    return facts, column_sizes([pq.ParquetFile(sink).metadata]), sink.getbuffer().nbytes
 
 
 def open_shard(folder: Path, index: int) -> pq.ParquetFile:
@@ -113,7 +125,7 @@ def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
         for group in range(metadata.num_row_groups):
             for leaf in range(metadata.num_columns):
                 column = metadata.row_group(group).column(leaf)
-                name = column.path_in_schema.removesuffix(".list.element")
+                name = column.path_in_schema.split(".list.")[0]
                 sizes[name] = sizes.get(name, 0) + column.total_compressed_size
     return sizes
 
@@ -125,14 +137,24 @@ def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, column
 
 
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
-    """Vectors hardly compress, so they are stored as they are; statistics of lists serve nobody."""
+    """Vectors hardly compress, so they are stored as they are; whole numbers in byte planes, which ZSTD finds easy;
+    statistics of lists serve nobody."""
     vectors = {column.name for signal in manifest.vectors.values() for column in signal.columns}
-    leaf = {
-        name: f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name for name in schema.names
-    }
+    plain = {name for name in schema.names if name in PLAIN and name != "row"}
+    leaves = {name: _leaf(name, schema.field(name).type) for name in schema.names}
+    planes = [name for name in schema.names if name not in plain and _is_whole(schema.field(name).type)]
     return {
-        "compression": {leaf[name]: "none" if name in vectors else "zstd" for name in schema.names},
-        "use_dictionary": [leaf[name] for name in schema.names if name in PLAIN and name != "row"],
+        "compression": {leaves[name]: "none" if name in vectors else "zstd" for name in schema.names},
+        "use_dictionary": [leaves[name] for name in sorted(plain)],
+        "column_encoding": {leaves[name]: "BYTE_STREAM_SPLIT" for name in planes},
         "write_statistics": ["row"],
         "write_page_checksum": True,
     }
+
+
+def _leaf(name: str, type_: pa.DataType) -> str:
+    return _leaf(f"{name}.list.element", type_.value_type) if pa.types.is_list(type_) else name
+
+
+def _is_whole(type_: pa.DataType) -> bool:
+    return _is_whole(type_.value_type) if pa.types.is_list(type_) else pa.types.is_integer(type_)

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from shared import Dump
+from shared.dump.codecs import DistributionCodec, SparseTargets, counts_of
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
 from student_train import sources
-from student_train.loader import TrainingBatches, collate, in_order
+from student_train.loader import Batch, TrainingBatches, collate, in_order
 from student_train.sources import DumpSource, Source, TextSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "causal-lm": {"top_k": 5},
-    "masked-lm": {"top_k": 5},
+    "masked-lm": {"threshold": 0.03, "temperatures": "2"},
     "sequence-classification": {},
     "token-classification": {},
     "encoder": {},
@@ -90,18 +91,21 @@ def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
     else:
         assert batch["token_type_ids"].tolist() == [row["types"] + [0] * (longest - len(row["ids"])) for row in rows]
     expected_positions, expected_labels = [], []
-    expected_columns: dict[str, list[Any]] = {name: [] for name in columns}
+    expected_columns: dict[str, list[Any]] = {}
     for index, row in enumerate(rows):
         for position, label in zip(row["positions"], row["labels"], strict=True):
             expected_positions.append(index * longest + position)
             expected_labels.append(-100 if label is None else label)
         for name in columns:
-            expected_columns[name] += row[name]
+            # A list column is flat, with how many values each position has beside it.
+            is_list = name.endswith(".entries")
+            values = [value for values in row[name] for value in values] if is_list else row[name]
+            expected_columns.setdefault(name, []).extend(values)
+            if is_list:
+                expected_columns.setdefault(counts_of(name), []).extend(len(values) for values in row[name])
     assert batch["positions"].tolist() == expected_positions
     assert batch["labels"].tolist() == expected_labels
-    assert list(batch["columns"]) == columns
-    for name in columns:
-        assert batch["columns"][name].tolist() == expected_columns[name], name
+    assert {name: values.tolist() for name, values in batch["columns"].items()} == expected_columns
     for name in source.vectors:
         assert len(batch["columns"][name]) == sum(len(row["ids"]) for row in rows)
     assert {batch[name].dtype for name in ("input_ids", "attention_mask", "positions", "labels")} == {torch.int64}
@@ -162,10 +166,10 @@ def test_files_and_a_dump_of_them_give_the_same_batches(
 
 def test_only_the_columns_asked_for_are_read(dumps: dict[str, Path]) -> None:
     source = DumpSource(dumps["causal-lm"])
-    for columns in ([], ["hidden.2"], ["distribution.ids", "distribution.tail"]):
+    for columns in ([], ["hidden.2"], ["distribution.floor", "distribution.tail"], ["distribution.entries"]):
         assert list(source.load(0, columns).columns) == columns
         (batch,) = islice(TrainingBatches(source, columns, 4, 0), 1)
-        assert list(batch["columns"]) == columns
+        assert [name for name in batch["columns"] if not name.endswith(counts_of(""))] == columns
 
 
 def test_in_order_gives_every_row_once_in_its_order(dumps: dict[str, Path]) -> None:
@@ -191,12 +195,50 @@ def test_a_stream_resumed_at_a_batch_is_tensor_equal(dumps: dict[str, Path], tas
         for one, other in zip(whole[first : first + 4], resumed, strict=True):
             for name in ("input_ids", "attention_mask", "positions", "labels"):
                 assert torch.equal(one[name], other[name])
-            for name in columns:
-                assert one["columns"][name].numpy().tobytes() == other["columns"][name].numpy().tobytes()
+            assert one["columns"].keys() == other["columns"].keys()
+            for name, values in one["columns"].items():
+                assert values.numpy().tobytes() == other["columns"][name].numpy().tobytes()
 
 
 def test_a_row_without_tokens_leaves_the_others_as_they_are(make_dump: Callable[..., Path]) -> None:
     """An empty text has no tokens for a byte-level tokenizer; its row is all padding."""
-    dump = make_dump("causal-lm", data=["the fox", "", "a dog", ""], top_k=3, hidden="last")
-    check_against_plain_loop(dump, [0, 2, 1])
-    check_against_plain_loop(dump, [2])
+    for selection in ({"top_k": 3}, {"threshold": 0.02}, {"draws": 4}):
+        dump = make_dump("causal-lm", data=["the fox", "", "a dog", ""], hidden="last", **selection)
+        check_against_plain_loop(dump, [0, 2, 1])
+        check_against_plain_loop(dump, [2])
+
+
+@pytest.mark.parametrize(
+    "selection", [{"top_k": 4}, {"top_p": 0.5}, {"threshold": 0.03}, {"threshold": 0.03, "tail": "mass"}, {"draws": 9}]
+)
+def test_a_batch_from_several_groups_decodes_to_what_its_rows_decode_to_alone(
+    selection: dict[str, Any], make_dump: Callable[..., Path], texts: list[str]
+) -> None:
+    """Rows of four groups out of order, some without any position, against each row gathered and decoded by itself."""
+    texts = [*texts[:20], "", "x", *texts[20:40], ""]
+    source = DumpSource(make_dump("causal-lm", data=texts, temperatures="0.5,2", shard_rows=12, **selection))
+    codec = source.distribution
+    assert codec is not None
+    columns = [column.name for column in codec.columns]
+    loaded = {group: source.load(group, columns) for group in range(len(source.group_rows))}
+    references = [[2, 7], [0, 11], [3, 6], [0, 0], [1, 11], [1, 10], [3, 0], [2, 3]]
+    together = decoded(codec, collate(loaded, np.asarray(references), source))
+    alone = [decoded(codec, collate(loaded, np.asarray([reference]), source)) for reference in references]
+    assert [] in alone, "a row without positions is among them"
+    assert together == [position for row in alone for position in row]
+    assert len(together) > 30
+
+
+def decoded(codec: DistributionCodec, batch: Batch) -> list[Any]:
+    """What each position of a batch decodes to, without the fillings."""
+    targets = codec.decode(batch["columns"])
+    assert isinstance(targets, SparseTargets)
+    assert len(targets.ids_NK) == len(batch["positions"])
+    positions: list[Any] = []
+    for index, log_probs_K in enumerate(targets.log_probs_NK):
+        is_there_K = log_probs_K > -torch.inf
+        sampled = None if targets.sampled_NK is None else targets.sampled_NK[index][is_there_K].tolist()
+        sums = {temperature: sums_N[index].item() for temperature, sums_N in targets.log_sums_N.items()}
+        kept = targets.ids_NK[index][is_there_K].tolist(), log_probs_K[is_there_K].tolist()
+        positions.append((*kept, sampled, targets.tail_N[index].item(), sums))
+    return positions

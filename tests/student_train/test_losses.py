@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shared.dump.codecs import Draws, Sparse, Threshold, position_keys
 from student_train import losses
 
 INFINITY = float("inf")
@@ -46,7 +47,7 @@ def softmax_longhand(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum()
 
 
-def kl_top_k_longhand(
+def kl_sparse_longhand(
     student_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, tail_N: Tensor, temperature: float, tail: str
 ) -> float:
     """Class by class and row by row: the probabilities are made first, then lumped, then tempered."""
@@ -93,8 +94,8 @@ def test_top_k_kl_agrees_with_the_lumped_distributions(
     seed: int, k: int, temperature: float, tail: losses.Tail
 ) -> None:
     student_NV, kept = draw_logits(seed, 4, 7), keep_top_k(draw_logits(seed + 1, 4, 7), k)
-    loss = losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail)
-    expected = kl_top_k_longhand(student_NV, *kept, temperature, tail)
+    loss = losses.kl_sparse(student_NV, *kept, temperature=temperature, tail=tail)
+    expected = kl_sparse_longhand(student_NV, *kept, temperature, tail)
     assert loss.item() == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
@@ -104,7 +105,7 @@ def test_top_k_kl_agrees_with_the_lumped_distributions(
 def test_gradient_of_top_k_kl_agrees_with_finite_differences(tail: losses.Tail, temperature: float, k: int) -> None:
     student_NV, kept = draw_logits(2, 3, 6).requires_grad_(), keep_top_k(draw_logits(3, 3, 6), k)
     assert torch.autograd.gradcheck(
-        lambda logits: losses.kl_top_k(logits, *kept, temperature=temperature, tail=tail), student_NV
+        lambda logits: losses.kl_sparse(logits, *kept, temperature=temperature, tail=tail), student_NV
     )
 
 
@@ -115,9 +116,9 @@ def test_top_k_kl_is_never_negative_and_zero_for_the_teacher_itself(
 ) -> None:
     student_NV, teacher_NV = draw_logits(seed, 3, 7), draw_logits(seed + 1, 3, 7)
     kept = keep_top_k(teacher_NV, k)
-    assert losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail) >= -1e-12
+    assert losses.kl_sparse(student_NV, *kept, temperature=temperature, tail=tail) >= -1e-12
     shifted_NV = teacher_NV + 17.0
-    assert losses.kl_top_k(shifted_NV, *kept, temperature=temperature, tail=tail).abs() < 1e-12
+    assert losses.kl_sparse(shifted_NV, *kept, temperature=temperature, tail=tail).abs() < 1e-12
 
 
 @given(seeds, temperatures)
@@ -128,7 +129,7 @@ def test_kl_is_positive_where_a_class_that_is_compared_differs(seed: int, temper
     student_NV = teacher_NV.scatter_add(1, kept[0][:, :1], torch.full((3, 1), 0.5, dtype=torch.float64))
     assert losses.kl_dense(student_NV, teacher_NV, temperature) > 1e-5
     for tail in ("class", "renormalise"):
-        assert losses.kl_top_k(student_NV, *kept, temperature=temperature, tail=tail) > 1e-5
+        assert losses.kl_sparse(student_NV, *kept, temperature=temperature, tail=tail) > 1e-5
 
 
 def test_only_the_tail_class_punishes_mass_outside_of_the_kept_ids() -> None:
@@ -136,14 +137,14 @@ def test_only_the_tail_class_punishes_mass_outside_of_the_kept_ids() -> None:
     kept = keep_top_k(teacher_NV, 3)
     outside_NV = torch.ones_like(teacher_NV).scatter(1, kept[0], 0.0)
     student_NV = teacher_NV + 2.0 * outside_NV
-    assert losses.kl_top_k(student_NV, *kept, tail="class") > 0.05
-    assert losses.kl_top_k(student_NV, *kept, tail="renormalise").abs() < 1e-12
+    assert losses.kl_sparse(student_NV, *kept, tail="class") > 0.05
+    assert losses.kl_sparse(student_NV, *kept, tail="renormalise").abs() < 1e-12
 
 
 def test_one_id_outside_makes_the_tail_class_the_dense_kl() -> None:
     """With V - 1 ids kept, the tail is the last id: nothing is lumped."""
     student_NV, teacher_NV = draw_logits(5, 4, 6), draw_logits(6, 4, 6)
-    loss = losses.kl_top_k(student_NV, *keep_top_k(teacher_NV, 5), temperature=2.0)
+    loss = losses.kl_sparse(student_NV, *keep_top_k(teacher_NV, 5), temperature=2.0)
     torch.testing.assert_close(loss, losses.kl_dense(student_NV, teacher_NV, 2.0))
 
 
@@ -156,7 +157,9 @@ def test_the_whole_vocabulary_kept_is_the_dense_kl_whatever_rounding_left_in_the
     student_NV, teacher_NV = draw_logits(7, 4, 6).requires_grad_(), draw_logits(8, 4, 6)
     ids_NK, log_probs_NK, _ = keep_top_k(teacher_NV, 6)
     with torch.autograd.detect_anomaly(check_nan=True):
-        loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, torch.full((4,), rounding), temperature=2.0, tail=tail)
+        loss = losses.kl_sparse(
+            student_NV, ids_NK, log_probs_NK, torch.full((4,), rounding), temperature=2.0, tail=tail
+        )
         (gradient_NV,) = torch.autograd.grad(loss, student_NV)
     expected = losses.kl_dense(student_NV, teacher_NV, 2.0)
     torch.testing.assert_close(loss, expected)
@@ -170,8 +173,8 @@ def test_a_tail_of_minus_infinity_adds_nothing_but_still_counts_in_the_students_
     ids_NK = torch.tensor([[0, 1, 2], [4, 2, 0]])
     log_probs_NK = draw_logits(10, 2, 3).log_softmax(-1)
     tail_N = torch.full((2,), -INFINITY)
-    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature)
-    expected = kl_top_k_longhand(student_NV.detach(), ids_NK, log_probs_NK, tail_N, temperature, "class")
+    loss = losses.kl_sparse(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature)
+    expected = kl_sparse_longhand(student_NV.detach(), ids_NK, log_probs_NK, tail_N, temperature, "class")
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     (gradient_NV,) = torch.autograd.grad(loss, student_NV)
     assert gradient_NV.isfinite().all()
@@ -191,12 +194,12 @@ def test_filling_short_rows_up_changes_neither_value_nor_gradient(
         expected, gradient_NV = torch.zeros((), dtype=torch.float64), torch.zeros(3, 7, dtype=torch.float64)
         tail_N = torch.zeros(3)
     else:
-        expected = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature, tail=tail)
+        expected = losses.kl_sparse(student_NV, ids_NK, log_probs_NK, tail_N, temperature=temperature, tail=tail)
         (gradient_NV,) = torch.autograd.grad(expected, student_NV)
     generator = torch.Generator().manual_seed(seed)
     filled_ids_NK = torch.cat([torch.randint(7, (3, 2), generator=generator), ids_NK], dim=1)
     filled_log_probs_NK = torch.cat([torch.full((3, 2), -INFINITY), log_probs_NK], dim=1)
-    loss = losses.kl_top_k(student_NV, filled_ids_NK, filled_log_probs_NK, tail_N, temperature=temperature, tail=tail)
+    loss = losses.kl_sparse(student_NV, filled_ids_NK, filled_log_probs_NK, tail_N, temperature=temperature, tail=tail)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, student_NV)[0], gradient_NV)
 
@@ -205,12 +208,170 @@ def test_filling_short_rows_up_changes_neither_value_nor_gradient(
 def test_a_row_that_says_nothing_counts_as_a_zero(tail: losses.Tail) -> None:
     student_NV = draw_logits(11, 2, 7).requires_grad_()
     ids_NK, log_probs_NK, tail_N = keep_top_k(draw_logits(12, 2, 7), 3)
-    alone = losses.kl_top_k(student_NV[:1], ids_NK[:1], log_probs_NK[:1], tail_N[:1], tail=tail)
+    alone = losses.kl_sparse(student_NV[:1], ids_NK[:1], log_probs_NK[:1], tail_N[:1], tail=tail)
     log_probs_NK[1], tail_N[1] = -INFINITY, -INFINITY
-    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK, tail_N, tail=tail)
+    loss = losses.kl_sparse(student_NV, ids_NK, log_probs_NK, tail_N, tail=tail)
     torch.testing.assert_close(loss, alone / 2)
     (gradient_NV,) = torch.autograd.grad(loss, student_NV)
     assert (gradient_NV[1] == 0).all()
+
+
+# --- sampled targets --------------------------------------------------------------------------------------------------
+
+
+def sampled_weights(seed: int, positions: int, k: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """(ids, log weights) of k ids a position; the weights sum to anything but 1."""
+    generator = torch.Generator().manual_seed(seed)
+    ids_NK = torch.stack([torch.randperm(vocabulary, generator=generator)[:k] for _ in range(positions)])
+    return ids_NK, draw_logits(seed, positions, k, scale=1.0) - 1.5
+
+
+def spread(ids_NK: Tensor, log_weights_NK: Tensor, vocabulary: int) -> Tensor:
+    """Weights [N, V], 0 where an id is not kept."""
+    weights_NV = torch.zeros(len(ids_NK), vocabulary, dtype=torch.float64)
+    return weights_NV.scatter_add(1, ids_NK, log_weights_NK.double().exp())
+
+
+@given(seeds, st.integers(1, 7))
+@settings(max_examples=40, deadline=None)
+def test_sampled_kl_is_the_mean_over_positions_of_sum_w_log_w_over_q(seed: int, k: int) -> None:
+    student_NV, (ids_NK, log_weights_NK) = draw_logits(seed, 4, 7), sampled_weights(seed, 4, k, 7)
+    expected = np.mean(
+        [
+            kl_longhand(np.exp(log_weights_K), softmax_longhand(student_V)[ids_K])
+            for student_V, ids_K, log_weights_K in zip(
+                student_NV.numpy(), ids_NK.numpy(), log_weights_NK.numpy(), strict=True
+            )
+        ]
+    )
+    assert losses.kl_sampled(student_NV, ids_NK, log_weights_NK).item() == pytest.approx(expected, rel=1e-9)
+
+
+@given(seeds, st.integers(1, 7))
+@settings(max_examples=20, deadline=None)
+def test_gradient_of_sampled_kl_is_the_softmax_times_the_weights_sum_minus_the_weights(seed: int, k: int) -> None:
+    student_NV, (ids_NK, log_weights_NK) = draw_logits(seed, 4, 7).requires_grad_(), sampled_weights(seed, 4, k, 7)
+    loss = losses.kl_sampled(student_NV, ids_NK, log_weights_NK)
+    weights_NV = spread(ids_NK, log_weights_NK, 7)
+    expected_NV = (student_NV.softmax(-1) * weights_NV.sum(1, keepdim=True) - weights_NV) / 4
+    torch.testing.assert_close(torch.autograd.grad(loss, student_NV)[0], expected_NV.detach())
+    assert torch.autograd.gradcheck(lambda logits: losses.kl_sampled(logits, ids_NK, log_weights_NK), student_NV)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@given(seeds, st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_filling_sampled_rows_up_changes_neither_value_nor_gradient(seed: int, k: int) -> None:
+    """Also with a filling id that is kept elsewhere in the row, in rows with nothing kept, and where the student rules
+    the filling's id out."""
+    student_NV = draw_logits(seed, 3, 7)
+    student_NV[:, 6] = -INFINITY
+    student_NV.requires_grad_()
+    ids_NK, log_weights_NK = sampled_weights(seed, 3, k, 6)
+    fillings_NK = torch.randint(7, (3, 2), generator=torch.Generator().manual_seed(seed))
+    fillings_NK[0] = 6
+    filled_ids_NK = torch.cat([fillings_NK[:, :1], ids_NK, fillings_NK[:, 1:]], dim=1)
+    nothing_N1 = torch.full((3, 1), -INFINITY)
+    expected = losses.kl_sampled(student_NV, ids_NK, log_weights_NK)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        loss = losses.kl_sampled(student_NV, filled_ids_NK, torch.cat([nothing_N1, log_weights_NK, nothing_N1], dim=1))
+        (gradient_NV,) = torch.autograd.grad(loss, student_NV)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient_NV, torch.autograd.grad(expected, student_NV)[0])
+
+
+def test_sampled_kl_of_the_whole_distribution_is_the_dense_kl_and_zero_for_the_teacher_itself() -> None:
+    student_NV, teacher_NV = draw_logits(30, 4, 6), draw_logits(31, 4, 6)
+    ids_NK, log_probs_NK, _ = keep_top_k(teacher_NV, 6)
+    loss = losses.kl_sampled(student_NV, ids_NK, log_probs_NK)
+    torch.testing.assert_close(loss, losses.kl_dense(student_NV, teacher_NV))
+    assert losses.kl_sampled(teacher_NV + 17.0, ids_NK, log_probs_NK).abs() < 1e-12
+
+
+@pytest.mark.parametrize("rule", [Threshold(threshold=0.05), Draws(draws=12)], ids=lambda rule: rule.describe())
+def test_the_gradient_against_sampled_ids_is_unbiased_for_that_of_the_exact_kl(rule: Threshold | Draws) -> None:
+    """One distribution under many keys, so that the mean over the batch is the mean over what is drawn."""
+    many, vocabulary = 8000, 40
+    teacher_V = draw_logits(32, vocabulary, scale=1.5).float()
+    codec = Sparse(name="d", selection=rule, vocabulary=vocabulary, levels=65_000)
+    keys_N = position_keys(0, torch.arange(many), torch.zeros(many, dtype=torch.int64))
+    targets = codec.decode(codec.encode(teacher_V.expand(many, -1).contiguous(), keys_N))
+    student_NV = draw_logits(33, 1, vocabulary).expand(many, -1).clone().requires_grad_()
+    loss = losses.kl_sampled(student_NV, targets.ids_NK, targets.log_probs_NK)
+    gradients_NV = torch.autograd.grad(loss, student_NV)[0] * many
+    q, p = student_NV[0].detach().softmax(-1), teacher_V.double().softmax(-1)
+    errors_N = gradients_NV.std(0) / many**0.5
+    assert ((gradients_NV.mean(0) - (q - p)).abs() <= 4 * errors_N + 1e-4).all()
+    assert (errors_N > 1e-4).sum() > vocabulary / 2, "hardly anything is drawn at random here"
+    assert ((q - p).abs() > 10 * errors_N).any(), "the noise hides any bias"
+
+
+# --- a temperature over the whole vocabulary --------------------------------------------------------------------------
+
+
+def tempered_and_lumped(student_NV: Tensor, teacher_NV: Tensor, ids_NK: Tensor, temperature: float) -> float:
+    """KL between the two softmaxes at T over all of V, whatever is outside of the ids lumped into one class."""
+    rows = []
+    for student_V, teacher_V, ids_K in zip(student_NV.numpy(), teacher_NV.numpy(), ids_NK.numpy(), strict=True):
+        p, q = softmax_longhand(teacher_V / temperature), softmax_longhand(student_V / temperature)
+        outside = np.setdiff1d(np.arange(len(p)), ids_K)
+        rows.append(kl_longhand(*(np.append(probs[ids_K], probs[outside].sum()) for probs in (p, q))))
+    return temperature**2 * float(np.mean(rows))
+
+
+def log_sums(teacher_NV: Tensor, temperature: float) -> Tensor:
+    return (teacher_NV.log_softmax(-1) / temperature).logsumexp(-1)
+
+
+@given(seeds, st.integers(1, 12), st.sampled_from([0.5, 2.0, 4.0]))
+@settings(max_examples=60, deadline=None)
+def test_with_log_sums_both_sides_are_tempered_over_the_whole_vocabulary_and_then_lumped(
+    seed: int, k: int, temperature: float
+) -> None:
+    student_NV, teacher_NV = draw_logits(seed, 4, 12), draw_logits(seed + 1, 4, 12)
+    kept = keep_top_k(teacher_NV, k)
+    log_sum_N = log_sums(teacher_NV, temperature)
+    loss = losses.kl_sparse(student_NV, *kept, temperature=temperature, log_sum_N=log_sum_N)
+    expected = tempered_and_lumped(student_NV, teacher_NV, kept[0], temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-7, abs=1e-10)
+    itself = losses.kl_sparse(teacher_NV - 5.0, *kept, temperature=temperature, log_sum_N=log_sum_N)
+    assert itself.abs() < 1e-9
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+def test_with_log_sums_the_gradient_agrees_with_finite_differences(temperature: float) -> None:
+    student_NV, teacher_NV = draw_logits(34, 3, 8).requires_grad_(), draw_logits(35, 3, 8)
+    kept, log_sum_N = keep_top_k(teacher_NV, 3), log_sums(teacher_NV, temperature)
+    assert torch.autograd.gradcheck(
+        lambda logits: losses.kl_sparse(logits, *kept, temperature=temperature, log_sum_N=log_sum_N), student_NV
+    )
+
+
+@pytest.mark.parametrize("error", [-1e-3, 1e-3])
+def test_rounded_log_sums_that_leave_no_tail_or_less_give_a_finite_loss(error: float) -> None:
+    """float16 log sums make the kept ids' tempered mass a little more or less than 1."""
+    student_NV, teacher_NV = draw_logits(36, 3, 8).requires_grad_(), draw_logits(37, 3, 8)
+    teacher_NV[:, 5:] -= 100.0
+    ids_NK, log_probs_NK, tail_N = keep_top_k(teacher_NV, 5)
+    exact = tempered_and_lumped(student_NV.detach(), teacher_NV, ids_NK, 2.0)
+    loss = losses.kl_sparse(
+        student_NV, ids_NK, log_probs_NK, tail_N, temperature=2.0, log_sum_N=log_sums(teacher_NV, 2.0) + error
+    )
+    assert loss.item() == pytest.approx(exact, abs=0.05)
+    assert torch.autograd.grad(loss, student_NV)[0].isfinite().all()
+
+
+def test_log_sums_change_nothing_where_both_sides_are_conditioned_on_the_kept_ids() -> None:
+    student_NV, teacher_NV = draw_logits(38, 3, 8), draw_logits(39, 3, 8)
+    kept = keep_top_k(teacher_NV, 3)
+    plain, given_sums = (
+        losses.kl_sparse(student_NV, *kept, temperature=2.0, tail="renormalise", log_sum_N=log_sum_N)
+        for log_sum_N in (None, log_sums(teacher_NV, 2.0))
+    )
+    assert torch.equal(plain, given_sums)
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -222,8 +383,10 @@ def test_extreme_logits_give_finite_losses_and_gradients(dtype: torch.dtype, k: 
     kept = keep_top_k(teacher_NV, k)
     for loss in (
         losses.kl_dense(student_NV, teacher_NV, 0.5),
-        losses.kl_top_k(student_NV, *kept, temperature=0.5, tail="class"),
-        losses.kl_top_k(student_NV, *kept, temperature=0.5, tail="renormalise"),
+        losses.kl_sparse(student_NV, *kept, temperature=0.5, tail="class"),
+        losses.kl_sparse(student_NV, *kept, temperature=0.5, tail="renormalise"),
+        losses.kl_sparse(student_NV, *kept, temperature=2.0, log_sum_N=log_sums(teacher_NV, 2.0)),
+        losses.kl_sampled(student_NV, *kept[:2]),
         losses.cross_entropy(student_NV, torch.arange(32) % 5),
         losses.logits_mse(student_NV, teacher_NV),
     ):
@@ -235,8 +398,8 @@ def test_the_tail_keeps_its_digits_when_the_student_is_nearly_sure() -> None:
     """Here 1 - sum(kept) is exactly 0 in float32, whose logarithm would be -inf."""
     student_NV = torch.tensor([[30.0, 0.0, 0.0, 0.0]], requires_grad=True)
     ids_NK, log_probs_NK, tail_N = keep_top_k(torch.tensor([[5.0, 0.0, 0.0, 0.0]], dtype=torch.float64), 1)
-    loss = losses.kl_top_k(student_NV, ids_NK, log_probs_NK.float(), tail_N.float())
-    expected = kl_top_k_longhand(student_NV.detach().double(), ids_NK, log_probs_NK, tail_N, 1.0, "class")
+    loss = losses.kl_sparse(student_NV, ids_NK, log_probs_NK.float(), tail_N.float())
+    expected = kl_sparse_longhand(student_NV.detach().double(), ids_NK, log_probs_NK, tail_N, 1.0, "class")
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     (gradient_NV,) = torch.autograd.grad(loss, student_NV)
     expected_tail = -tail_N.exp().item() / 3
@@ -249,8 +412,30 @@ def test_half_precision_is_computed_in_float32() -> None:
     pairs = [
         (losses.kl_dense(student_NV, teacher_NV.float()), losses.kl_dense(student_NV.double(), teacher_NV)),
         (
-            losses.kl_top_k(student_NV, ids_NK, log_probs_NK.float(), tail_N.float()),
-            losses.kl_top_k(student_NV.double(), ids_NK, log_probs_NK, tail_N),
+            losses.kl_sparse(student_NV, ids_NK, log_probs_NK.float(), tail_N.float()),
+            losses.kl_sparse(student_NV.double(), ids_NK, log_probs_NK, tail_N),
+        ),
+        (
+            losses.kl_sparse(
+                student_NV,
+                ids_NK,
+                log_probs_NK.float(),
+                tail_N.float(),
+                temperature=3.0,
+                log_sum_N=log_sums(teacher_NV, 3.0).float(),
+            ),
+            losses.kl_sparse(
+                student_NV.double(),
+                ids_NK,
+                log_probs_NK,
+                tail_N,
+                temperature=3.0,
+                log_sum_N=log_sums(teacher_NV, 3.0),
+            ),
+        ),
+        (
+            losses.kl_sampled(student_NV, ids_NK, log_probs_NK.float()),
+            losses.kl_sampled(student_NV.double(), ids_NK, log_probs_NK),
         ),
         (losses.logits_mse(student_NV, teacher_NV.float()), losses.logits_mse(student_NV.double(), teacher_NV)),
         (losses.hidden_mse(student_NV, teacher_NV.float()), losses.hidden_mse(student_NV.double(), teacher_NV)),
@@ -302,8 +487,10 @@ def test_no_positions_give_a_zero_that_is_still_part_of_the_graph() -> None:
     nothing_NK, nothing_N, teacher = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, 5)
     for loss in (
         losses.kl_dense(student, teacher),
-        losses.kl_top_k(student, nothing_NK.long(), nothing_NK, nothing_N, tail="class"),
-        losses.kl_top_k(student, nothing_NK.long(), nothing_NK, nothing_N, tail="renormalise"),
+        losses.kl_sparse(student, nothing_NK.long(), nothing_NK, nothing_N, tail="class"),
+        losses.kl_sparse(student, nothing_NK.long(), nothing_NK, nothing_N, tail="renormalise"),
+        losses.kl_sparse(student, nothing_NK.long(), nothing_NK, nothing_N, temperature=2.0, log_sum_N=nothing_N),
+        losses.kl_sampled(student, nothing_NK.long(), nothing_NK),
         losses.logits_mse(student, teacher),
         losses.cross_entropy(student, nothing_N.long()),
         losses.hidden_mse(student, teacher),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shared.dump.codecs import DenseTargets, TopKTargets
+from shared.dump.codecs import DenseTargets, SparseTargets
 from shared.errors import RecipeError
 from student_train import losses
 from student_train.loader import Batch, collate
@@ -30,6 +30,11 @@ from student_train.students import BiLSTMStudent, PretrainedStudent, Transformer
 from student_train.trainer import PROJECTIONS, detach_projections, heard_about, said_about
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
+# Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "causal-lm": {"top_k": 30, "levels": 65_000},
+    "masked-lm": {"threshold": 0.02, "levels": 65_000},
+}
 TRANSFORMER = TransformerStudent(layers=1, hidden_size=16, heads=2)
 BILSTM = BiLSTMStudent(embedding_size=6, hidden_size=8)
 
@@ -41,7 +46,10 @@ def teachers(make_teacher: Callable[..., Path]) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def dumps(make_dump: Callable[..., Path], teachers: dict[str, Path]) -> dict[str, DumpSource]:
-    return {task: DumpSource(make_dump(task, teacher=teachers[task], hidden="0,2")) for task in TASKS}
+    return {
+        task: DumpSource(make_dump(task, teacher=teachers[task], hidden="0,2", **SELECTIONS.get(task, {})))
+        for task in TASKS
+    }
 
 
 def student_for(source: Source, spec: Any) -> PreTrainedModel:
@@ -97,16 +105,126 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
     assert float(total) == pytest.approx(sum(weights[name] * float(value) for name, value in expected.items()))
 
 
-def test_top_k_losses_get_ids_log_probabilities_tail_and_their_options() -> None:
-    logits = torch.randn(4, 10)
-    log_probs, ids = torch.randn(4, 10).log_softmax(-1).topk(3)
-    tail = torch.log1p(-log_probs.exp().sum(-1))
-    heard = Heard(TopKTargets(ids, log_probs, tail), {}, torch.full((4,), -100))
-    for options in ({}, {"temperature": 2.0}, {"tail": "renormalise"}):
-        value = KLLoss(**options).value(Said(logits, ()), heard, None)
-        assert float(value) == pytest.approx(float(losses.kl_top_k(logits, ids, log_probs, tail, **options)))
+def sparse_targets(seed: int = 0, positions: int = 4, classes: int = 10) -> tuple[SparseTargets, torch.Tensor]:
+    """(three exact ids, two sampled ones, which weigh more, and a filling; the teacher's log-probabilities)."""
+    generator = torch.Generator().manual_seed(seed)
+    log_probs_NV = torch.randn(positions, classes, generator=generator).log_softmax(-1)
+    order_NV = log_probs_NV.argsort(-1, descending=True)
+    exact_NK, sampled_NK = order_NV[:, :3], order_NV[:, [4, 7]]
+    sampled_log_probs_NK, nothing_NK = torch.full((positions, 2), -0.1), torch.full((positions, 1), -torch.inf)
+    targets = SparseTargets(
+        ids_NK=torch.cat([exact_NK, sampled_NK, exact_NK[:, :1]], dim=1),
+        log_probs_NK=torch.cat([log_probs_NV.gather(1, exact_NK), sampled_log_probs_NK, nothing_NK], dim=1),
+        tail_N=log_probs_NV.gather(1, order_NV[:, 3:]).logsumexp(-1),
+        sampled_NK=torch.tensor([False, False, False, True, True, False]).expand(positions, -1),
+        log_sums_N={2.0: (log_probs_NV / 2.0).logsumexp(-1)},
+    )
+    return targets, log_probs_NV
+
+
+def without_samples(targets: SparseTargets) -> SparseTargets:
+    """The same exact ids from a dump that has no others."""
+    return SparseTargets(targets.ids_NK[:, :3], targets.log_probs_NK[:, :3], targets.tail_N, None, targets.log_sums_N)
+
+
+def kl(targets: SparseTargets, logits: torch.Tensor, **options: Any) -> float:
+    return float(KLLoss(**options).value(Said(logits, ()), Heard(targets, {}, torch.full((4,), -100)), None))
+
+
+def test_sparse_losses_get_ids_log_probabilities_tail_and_their_options() -> None:
+    logits, (targets, _) = torch.randn(4, 10), sparse_targets()
+    exact = without_samples(targets)
+    arguments = exact.ids_NK, exact.log_probs_NK, exact.tail_N
+    options: dict[str, Any]
+    for options in ({}, {"temperature": 3.0}, {"tail": "renormalise"}, {"tail": "renormalise", "temperature": 3.0}):
+        expected = losses.kl_sparse(logits, *arguments, **options)
+        assert kl(exact, logits, **options) == pytest.approx(float(expected))
+    assert kl(exact, logits, tail="class") == kl(exact, logits)
+    heard = Heard(exact, {}, torch.full((4,), -100))
     hard = TeacherLabelLoss().value(Said(logits, ()), heard, None)
-    assert float(hard) == pytest.approx(float(nn.functional.cross_entropy(logits, ids[:, 0])))
+    assert float(hard) == pytest.approx(float(nn.functional.cross_entropy(logits, exact.ids_NK[:, 0])))
+
+
+def test_a_temperature_whose_log_sums_the_dump_keeps_is_that_of_the_whole_vocabulary() -> None:
+    logits, (targets, log_probs_NV) = torch.randn(4, 10), sparse_targets()
+    exact = without_samples(targets)
+    p, q = ((side / 2.0).softmax(-1) for side in (log_probs_NV, logits))
+    p, q = (
+        torch.cat([side.gather(1, exact.ids_NK), side.scatter(1, exact.ids_NK, 0.0).sum(1, keepdim=True)], dim=1)
+        for side in (p, q)
+    )
+    expected = 4.0 * (p * (p / q).log()).sum(1).mean()
+    assert kl(exact, logits, temperature=2.0) == pytest.approx(float(expected), rel=1e-4)
+    without_sums = SparseTargets(exact.ids_NK, exact.log_probs_NK, exact.tail_N)
+    assert kl(without_sums, logits, temperature=2.0) != pytest.approx(float(expected), rel=1e-2)
+
+
+def test_sampled_ids_stand_for_the_tail_unless_the_recipe_has_it_as_a_class_or_not_at_all() -> None:
+    logits, (targets, _) = torch.randn(4, 10), sparse_targets()
+    sampled = float(losses.kl_sampled(logits, targets.ids_NK, targets.log_probs_NK))
+    assert kl(targets, logits) == kl(targets, logits, tail="sampled") == pytest.approx(sampled)
+    exact = without_samples(targets)
+    for tail in ("class", "renormalise"):
+        for temperature in (1.0, 2.0, 3.0):
+            options = {"tail": tail, "temperature": temperature}
+            assert kl(targets, logits, **options) == pytest.approx(kl(exact, logits, **options), rel=1e-5)
+    assert len({round(kl(targets, logits, tail=tail), 4) for tail in ("sampled", "class", "renormalise")}) == 3
+
+
+def test_exact_targets_are_those_whose_probability_is_known() -> None:
+    targets, _ = sparse_targets()
+    exact = targets.exact()
+    assert exact.sampled_NK is None
+    assert torch.equal(exact.log_probs_NK[:, :3], targets.log_probs_NK[:, :3])
+    assert (exact.log_probs_NK[:, 3:] == -torch.inf).all()
+    assert torch.equal(exact.tail_N, targets.tail_N)
+    assert exact.log_sums_N is targets.log_sums_N
+    assert exact.exact() is exact
+
+
+def test_the_teachers_choice_is_the_best_exact_id_however_much_a_sampled_one_weighs() -> None:
+    targets, log_probs_NV = sparse_targets()
+    assert torch.equal(targets.argmax(), log_probs_NV.argmax(-1))
+    all_drawn = SparseTargets(
+        torch.tensor([[5, 2, 8]]), torch.tensor([[-1.5, -0.5, -torch.inf]]), torch.zeros(1), torch.ones(1, 3).bool()
+    )
+    assert all_drawn.argmax().tolist() == [2]
+
+
+def test_ids_beyond_the_students_head_join_the_tail_and_sampled_ones_leave_it_as_it_is() -> None:
+    """The tail already counts what the sampled ids stand for."""
+    ids = torch.tensor([[1, 9, 3, 8], [1, 2, 3, 4]])
+    log_probs = torch.tensor([[0.4, 0.2, 0.1, 0.1], [0.4, 0.2, 0.1, 0.1]]).log()
+    is_sampled = torch.tensor([[False, False, True, True]] * 2)
+    targets = SparseTargets(ids, log_probs, torch.tensor([0.4, 0.4]).log(), is_sampled, {2.0: torch.zeros(2)})
+    fit = targets.resized(8)
+    assert fit.ids_NK.max() < 8
+    assert fit.log_probs_NK.exp().tolist() == [pytest.approx([0.4, 0, 0.1, 0]), pytest.approx([0.4, 0.2, 0.1, 0.1])]
+    assert fit.tail_N.exp().tolist() == pytest.approx([0.6, 0.4])
+    assert fit.sampled_NK is not None
+    assert torch.equal(fit.sampled_NK, is_sampled)
+    assert fit.log_sums_N is targets.log_sums_N
+    no_samples = SparseTargets(ids, log_probs, torch.tensor([0.2, 0.2]).log()).resized(8)
+    assert no_samples.tail_N.exp().tolist() == pytest.approx([0.5, 0.2])
+    for tail in ("sampled", "class", "renormalise"):
+        spec, said = KLLoss(tail=tail), Said(torch.randn(2, 8), ())
+        assert spec.value(said, Heard(targets, {}, torch.zeros(2)), None).isfinite()
+
+
+def test_a_filling_beyond_the_students_head_points_into_it_and_adds_nothing() -> None:
+    targets = SparseTargets(torch.tensor([[1, 9]]), torch.tensor([[-0.5, -torch.inf]]), torch.tensor([-1.0]))
+    fit = targets.resized(8)
+    assert fit.ids_NK.max() < 8
+    assert fit.tail_N.tolist() == [-1.0]
+    assert fit.log_probs_NK.tolist() == [[-0.5, -torch.inf]]
+
+
+def test_a_dense_teacher_has_no_mass_beyond_its_own_head() -> None:
+    logits = torch.randn(3, 5)
+    assert torch.equal(DenseTargets(logits).resized(4).logits_NV, logits[:, :4])
+    wider = DenseTargets(logits).resized(7).logits_NV
+    assert torch.equal(wider[:, :5], logits)
+    assert (wider[:, 5:] == -torch.inf).all()
 
 
 def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metric() -> None:
@@ -140,7 +258,8 @@ def test_a_student_that_is_its_teacher_is_punished_for_nothing(
     assert float(loss_of(hidden_loss(0, 2), itself, none, batch, source)) > 0.1
     if source.distribution is None:
         return
-    kinds = [KLLoss(), KLLoss(temperature=3.0), KLLoss(tail="renormalise")]
+    tail: Any = "class" if source.distribution.samples else None
+    kinds = [KLLoss(tail=tail), KLLoss(tail=tail, temperature=3.0), KLLoss(tail="renormalise")]
     for spec in [*kinds, LogitsMSELoss()] if source.has_dense_logits else kinds:
         assert float(loss_of(spec, itself, none, batch, source)) < 1e-5, spec
     logits = said_about(itself, batch, source, wants_hidden=False).logits_NV
@@ -265,7 +384,7 @@ def test_losses_refuse_a_source_without_what_they_need(
             RecipeError, match=rf"'{spec.kind}' needs the signal 'distribution', .* has hidden\.0, hidd"
         ):
             spec.check(encoder)
-    with pytest.raises(RecipeError, match=r"'logits-mse' needs all logits, .* top k only"):
+    with pytest.raises(RecipeError, match=r"'logits-mse' needs all logits, .* keeps some of them"):
         LogitsMSELoss().check(top_k)
     with pytest.raises(RecipeError, match=r"'hidden\.1' needs the signal 'hidden\.1', .* has distribution, hidden\.0"):
         hidden_loss(1, 0).check(top_k)
@@ -274,3 +393,35 @@ def test_losses_refuse_a_source_without_what_they_need(
         GoldLoss().check(unlabelled)
     for spec in (KLLoss(), LogitsMSELoss(), TeacherLabelLoss(), GoldLoss(), hidden_loss(2, 0)):
         spec.check(dumps["sequence-classification"])
+
+
+def test_kl_refuses_what_a_dump_of_its_selection_cannot_give(make_dump: Callable[..., Path], texts: list[str]) -> None:
+    selections: dict[str, dict[str, Any]] = {
+        "sampled": {"threshold": 0.1},
+        "summed": {"threshold": 0.1, "tail": "mass"},
+        "top-k": {"top_k": 3},
+        "drawn": {"draws": 5},
+    }
+    found = {
+        name: DumpSource(make_dump("masked-lm", data=texts[:3], **options)) for name, options in selections.items()
+    }
+    found["dense"] = DumpSource(make_dump("sequence-classification", data=texts[:3]))
+    fine: dict[str, list[dict[str, Any]]] = {
+        "sampled": [{}, {"tail": "sampled"}, {"tail": "class", "temperature": 2}, {"tail": "renormalise"}],
+        "summed": [{}, {"tail": "class"}, {"tail": "renormalise", "temperature": 2}, {"temperature": 2}],
+        "top-k": [{}, {"tail": "class"}, {"tail": "renormalise", "temperature": 2}, {"temperature": 2}],
+        "drawn": [{}, {"tail": "sampled"}],
+        "dense": [{}, {"temperature": 2}],
+    }
+    for name, kinds in fine.items():
+        for options in kinds:
+            KLLoss(**options).check(found[name])
+    for name, tail in (("sampled", None), ("sampled", "sampled"), ("drawn", None), ("drawn", "sampled")):
+        with pytest.raises(RecipeError, match=r"cannot temper sampled ids \(temperature = 2\)"):
+            KLLoss(temperature=2, tail=tail).check(found[name])
+    for name in ("summed", "top-k", "dense"):
+        with pytest.raises(RecipeError, match=r"tail = \"sampled\" needs a sampled tail"):
+            KLLoss(tail="sampled").check(found[name])
+    for tail in ("class", "renormalise"):
+        with pytest.raises(RecipeError, match=rf"tail = \"{tail}\" needs exact probabilities, .* random draws alone"):
+            KLLoss(tail=tail).check(found["drawn"])

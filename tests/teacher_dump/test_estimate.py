@@ -61,7 +61,9 @@ def test_a_corpus_smaller_than_the_sample_is_estimated_exactly(
     assert found.bytes == sum(path.stat().st_size for path in (tmp_path / "out" / "shards").glob("*.parquet"))
 
 
-def test_a_dry_run_names_rows_of_the_corpus(make_teacher: Any, write_corpus: Any, tmp_path: Path) -> None:
+def test_a_sample_names_rows_of_the_corpus(
+    make_teacher: Any, write_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """256 of 300 rows are drawn; the first of the bad ones is named by its place in the corpus, not in the sample."""
     teacher = make_teacher("encoder")
     model = transformers.AutoModel.from_pretrained(teacher)
@@ -72,6 +74,9 @@ def test_a_dry_run_names_rows_of_the_corpus(make_teacher: Any, write_corpus: Any
     model.save_pretrained(teacher)
     data = write_corpus(tmp_path / "corpus.jsonl", ["the fox"] * 200 + ["wizards dog"] * 100)
     request = Request(str(teacher), "encoder", (str(data),), tmp_path / "out", hidden="1", device="cpu", max_length=64)
+    with pytest.raises(TeacherError, match=r"row 2\d\d: NaN"):
+        prepare(request)
+    monkeypatch.setattr("teacher_dump.annotate.calibrate", lambda teacher, draft, *sample: draft)
     plan = prepare(request)
     first = min(number for number in plan.survey.sample_numbers if number >= 200)
     with pytest.raises(TeacherError, match=f"row {first}: NaN"):

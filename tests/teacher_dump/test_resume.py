@@ -84,13 +84,16 @@ def test_killed_twenty_times_over_the_shards_are_those_of_an_undisturbed_run(
     }
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
     start(**options, out=tmp_path / "warm-up").join()
-    begun = time.monotonic()
     process = start(**options, out=undisturbed)
     wait_for((undisturbed / "manifest.json").exists, process)
-    startup_seconds = time.monotonic() - begun
+    shards_begun = time.monotonic()
     process.join()
     assert process.exitcode == 0
-    shard_seconds = (time.monotonic() - begun - startup_seconds) / (ROWS / SHARD_ROWS)
+    shard_seconds = (time.monotonic() - shards_begun) / (ROWS / SHARD_ROWS)
+    # A run that goes on starts faster than the first, which had a sample to look at.
+    begun = time.monotonic()
+    start(**options, out=undisturbed).join()
+    startup_seconds = time.monotonic() - begun
 
     chance = random.Random(0)
     during_shards = 0
@@ -283,7 +286,7 @@ def test_finished_with_another_batch_budget_the_rows_and_ids_are_the_same(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"top_k": 2}, ["signals.distribution.codec: the dump has dense, this command asks for top-k"]),
+        ({"top_k": 2}, ["signals.distribution.codec: the dump has dense, this command asks for sparse"]),
         ({"hidden": "2"}, ["signals.hidden.1", "signals.hidden.2"]),
         ({"hidden": "none"}, ["signals.hidden.1"]),
         ({"max_length": 32}, ["options.max_length: the dump has 64, this command asks for 32"]),

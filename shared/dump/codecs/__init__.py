@@ -1,0 +1,52 @@
+"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is `Signal`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.dump.codecs.base import Codec, Column, DistributionCodec, NotFiniteError, VectorCodec, counts_of
+from shared.dump.codecs.dense import Dense
+from shared.dump.codecs.low_rank import LowRankVectors
+from shared.dump.codecs.selection import Draws, Selection, Threshold, TopK, TopP
+from shared.dump.codecs.sparse import Sparse
+from shared.dump.codecs.targets import DenseTargets, SparseTargets, Targets
+from shared.dump.codecs.top_k_float16 import TopKFloat16
+from shared.dump.codecs.uniforms import position_keys
+from shared.dump.codecs.vectors import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
+
+DISTRIBUTION = "distribution"
+HIDDEN = "hidden"
+
+Signal = Annotated[
+    Dense | Sparse | TopKFloat16 | Float16Vectors | Int8Vectors | Int4Vectors | LowRankVectors,
+    Field(discriminator="codec"),
+]
+
+__all__ = [
+    "DISTRIBUTION",
+    "HIDDEN",
+    "KINDS",
+    "Codec",
+    "Column",
+    "Dense",
+    "DenseTargets",
+    "DistributionCodec",
+    "Draws",
+    "Float16Vectors",
+    "Int4Vectors",
+    "Int8Vectors",
+    "LowRankVectors",
+    "NotFiniteError",
+    "Selection",
+    "Signal",
+    "Sparse",
+    "SparseTargets",
+    "Targets",
+    "Threshold",
+    "TopK",
+    "TopKFloat16",
+    "TopP",
+    "VectorCodec",
+    "counts_of",
+    "position_keys",
+]

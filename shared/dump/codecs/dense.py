@@ -1,0 +1,52 @@
+"""The codec of few classes: everything.
+
+Shapes: N positions, V classes.
+"""
+
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+from torch import Tensor
+
+from shared.dump.codecs.base import Column, DistributionCodec, refuse_broken
+from shared.dump.codecs.targets import DenseTargets
+
+
+class Dense(DistributionCodec):
+    """All logits as float32, for few classes. Exact."""
+
+    codec: Literal["dense"] = "dense"
+    classes: int = Field(ge=1)
+
+    @property
+    def _logits(self) -> Column:
+        return Column(f"{self.name}.logits", "float32", self.classes)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (self._logits,)
+
+    def describe(self) -> str:
+        return f"{self.name} (all {self.classes:,} logits)"
+
+    def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
+        refuse_broken((logits_NV.isnan() | logits_NV.isposinf()).any(-1))
+        return {self._logits.name: logits_NV if self.classes > 1 else logits_NV.squeeze(-1)}
+
+    def decode(self, columns: dict[str, Tensor]) -> DenseTargets:
+        return DenseTargets(columns[self._logits.name].reshape(-1, self.classes).float())
+
+    def ids_expr(self) -> pl.Expr:
+        return pl.lit(list(range(self.classes)), dtype=pl.List(pl.Int64))
+
+    def log_probs_expr(self) -> pl.Expr:
+        value = pl.element()
+        shifted = value - value.max()
+        return self._logits.list_expr().cast(pl.List(pl.Float64)).list.eval(shifted - shifted.exp().sum().log())
+
+    def exact_expr(self) -> pl.Expr:
+        return pl.lit(self.classes, dtype=pl.UInt32)
+
+    def tail_expr(self) -> pl.Expr:
+        return pl.lit(float("-inf"))

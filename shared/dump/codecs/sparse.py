@@ -1,0 +1,274 @@
+"""The codec of large vocabularies: some ids of each position, one whole number each.
+
+Every kept id is one entry: `gap * 2 ** code_bits + code`. Ids rise within a position, and a gap is how many ids were
+skipped, so that a set of ids costs about what there are sets to choose from, and no order is paid for. A code is the
+probability on a power scale (see power.py). Parquet splits the entries into byte planes, which ZSTD then finds easy.
+
+Where the tail is sampled, the sampled ids come after the exact ones; the first of their gaps goes round the end of the
+vocabulary, so that in every case `ids = (running sum of (gap + 1) - 1) mod vocabulary`.
+
+Shapes: N positions, K most that a position keeps, E entries.
+"""
+
+import math
+from typing import Literal
+
+import polars as pl
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from shared.dump.codecs import power
+from shared.dump.codecs.base import Column, DistributionCodec, counts_of
+from shared.dump.codecs.selection import Draws, Kept, Selection, Softmax, Threshold, TopK, TopP, owners_and_ranks
+from shared.dump.codecs.targets import SparseTargets
+
+DEFAULT_LEVELS = 130
+MOST_LEVELS = 65_000
+_TAIL_LEVELS = {8: 255, 16: 65_535}
+
+
+class Sparse(DistributionCodec):
+    """Ids by a rule, with their probabilities as codes, and the mass outside the exact ids.
+
+    A probability p comes back as q with |p ** 0.4 - q ** 0.4| <= 0.5 / levels (the most probable one, which is kept
+    apart from the next, within 1.5 / levels); so does the mass outside, with 255 levels, or 65,535 where `levels` is
+    above 250. A sampled id weighs exactly the threshold, a drawn one exactly how often it was drawn.
+
+    Columns: `entries`; `tail`; `floor`, the position's smallest code, where the rule does not bound it (top-k, top-p);
+    `log_sums` where temperatures are declared, float16.
+    """
+
+    codec: Literal["sparse"] = "sparse"
+    selection: Selection
+    vocabulary: int = Field(ge=1, lt=2**40)
+    levels: int = Field(default=DEFAULT_LEVELS, ge=8, le=MOST_LEVELS)
+    temperatures: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Sparse":
+        if any(not 0 < value < math.inf or value == 1 for value in self.temperatures):
+            raise ValueError("temperatures are positive numbers other than 1")
+        return self
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of an entry that hold its code."""
+        return 8 if self.levels <= 250 else 16
+
+    @property
+    def samples(self) -> bool:
+        return self.selection.samples
+
+    @property
+    def has_exact_ids(self) -> bool:
+        return not isinstance(self.selection, Draws)
+
+    @property
+    def _entries(self) -> Column:
+        fits = self.vocabulary << self.code_bits <= 2**31
+        return Column(f"{self.name}.entries", "int32" if fits else "int64", None)
+
+    @property
+    def _small(self) -> str:
+        return "uint8" if self.code_bits == 8 else "uint16"
+
+    @property
+    def _tail(self) -> Column:
+        return Column(f"{self.name}.tail", self._small)
+
+    @property
+    def _floor(self) -> Column | None:
+        return Column(f"{self.name}.floor", self._small) if isinstance(self.selection, TopK | TopP) else None
+
+    @property
+    def _log_sums(self) -> Column | None:
+        return Column(f"{self.name}.log_sums", "float16", len(self.temperatures)) if self.temperatures else None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return tuple(column for column in (self._entries, self._tail, self._floor, self._log_sums) if column)
+
+    @property
+    def bytes_per_position(self) -> int:
+        return super().bytes_per_position + self._entries.bytes_per_position * (self.selection.expected_ids - 1)
+
+    def describe(self) -> str:
+        extra = f", log-sum-exp at T = {', '.join(f'{t:g}' for t in self.temperatures)}" if self.temperatures else ""
+        precision = "" if isinstance(self.selection, Draws) else f", {self.levels:,} levels"
+        return f"{self.name} ({self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra})"
+
+    def explain(self) -> str:
+        """How to read the columns without Lectern."""
+        factor, name = 2**self.code_bits, self._entries.name
+        lines = [
+            f"An entry of `{name}` is one id: `entry // {factor}` ids were skipped since the one before it, so that "
+            f"ids are `(running sum of (entry // {factor} + 1) - 1) % {self.vocabulary}`, and `entry % {factor}` is "
+            "its code."
+        ]
+        if isinstance(self.selection, Draws):
+            lines.append(f"The code is how often it was drawn, out of {self.selection.draws}.")
+        else:
+            floor = f" plus the position's `{self._floor.name}`" if self._floor else " minus 1" if self.samples else ""
+            lines.append(
+                f"Its probability is `(c / {self.levels}) ** {1 / power.EXPONENT:g}` where c is the code{floor}."
+            )
+        if isinstance(self.selection, Threshold) and self.samples:
+            lines.append(f"Code 0 is a sampled id: it weighs {self.selection.threshold:g}.")
+        lines.append(
+            f"The mass outside the exact ids is `({self._tail.name} / {_TAIL_LEVELS[self.code_bits]}) ** "
+            f"{1 / power.EXPONENT:g}`."
+        )
+        return "\n".join(lines)
+
+    def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
+        softmax = Softmax.of(logits_NV)
+        columns = self.pack(self.selection.select(softmax, keys_N))
+        if self._log_sums is not None:
+            sums = [softmax.log_sum(temperature).half() for temperature in self.temperatures]
+            columns[self._log_sums.name] = torch.stack(sums, dim=1) if len(sums) > 1 else sums[0]
+        return columns
+
+    def pack(self, kept: Kept) -> dict[str, Tensor]:
+        """What a rule kept -> the columns `entries`, `tail` and `floor`."""
+        counts_N = kept.counts_N
+        owners_E, ranks_E = owners_and_ranks(counts_N)
+        columns = {}
+        if kept.times_E is not None:
+            codes_E = kept.times_E.int()
+        else:
+            codes_E = self._probability_codes(kept, owners_E, ranks_E)
+            if self._floor is not None:
+                floor_N = _reduced(codes_E.float(), "min", counts_N).int()
+                codes_E = codes_E - floor_N.index_select(0, owners_E)
+                columns[self._floor.name] = floor_N.to(_torch_small(self.code_bits))
+            elif self.samples:
+                # 0 says that an id is sampled; see _codes_of_exact in decode.
+                codes_E = torch.where(ranks_E < kept.exact_N.index_select(0, owners_E), codes_E + 1, 0)
+        wide = torch.int32 if self._entries.dtype == "int32" else torch.int64
+        ids_E = kept.ids_E.to(wide)
+        before_E = torch.where(ranks_E > 0, ids_E.roll(1), -1)
+        gaps_E = ids_E - before_E - 1
+        gaps_E = torch.where(gaps_E < 0, gaps_E + self.vocabulary, gaps_E)
+        columns[self._entries.name] = (gaps_E << self.code_bits) | codes_E.to(wide)
+        columns[counts_of(self._entries.name)] = counts_N.int()
+        tail_N = power.to_codes(kept.tail_N, _TAIL_LEVELS[self.code_bits])
+        columns[self._tail.name] = tail_N.to(_torch_small(self.code_bits))
+        return columns
+
+    def _probability_codes(self, kept: Kept, owners_E: Tensor, ranks_E: Tensor) -> Tensor:
+        """Codes of log-probabilities, where the most probable id of a position is ahead of the next by one at least:
+        the teacher's first choice must survive the rounding."""
+        codes_E = power.to_codes(kept.log_probs_E, self.levels)
+        is_exact_E = ranks_E < kept.exact_N.index_select(0, owners_E)
+        log_probs_E = kept.log_probs_E.masked_fill(~is_exact_E, -torch.inf)
+        best_N = _reduced(log_probs_E, "max", kept.counts_N)
+        is_best_E = log_probs_E == best_N.index_select(0, owners_E)
+        others_E = codes_E.float().masked_fill(is_best_E | ~is_exact_E, -torch.inf)
+        second_E = _reduced(others_E, "max", kept.counts_N).index_select(0, owners_E)
+        return codes_E + (is_best_E & (codes_E == second_E)).int()
+
+    def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
+        entries_E = columns[self._entries.name]
+        counts_N = columns[counts_of(self._entries.name)].long()
+        codes_E = entries_E & ((1 << self.code_bits) - 1)
+        steps_E = (entries_E >> self.code_bits) + 1
+        floor_N = columns[self._floor.name].to(codes_E.dtype) if self._floor is not None else None
+        fixed, sampled_NK = self._fixed_count, None
+        if fixed is not None:
+            assert floor_N is not None
+            ids_NK = steps_E.view(-1, fixed).cumsum(1, dtype=torch.int64) - 1
+            log_probs_NK = self._log_probs(codes_E.view(-1, fixed) + floor_N[:, None])
+        else:
+            owners_E, ranks_E = owners_and_ranks(counts_N)
+            running_E = steps_E.cumsum(0, dtype=torch.int64)
+            # What the running sum was before each position's first entry.
+            before_N = functional.pad(running_E, (1, 0)).index_select(0, counts_N.cumsum(0) - counts_N)
+            ids_E = (running_E - before_N.index_select(0, owners_E) - 1) % self.vocabulary
+            shape = (len(counts_N), int(counts_N.max()) if len(counts_N) else 0)
+            places_E = owners_E * shape[1] + ranks_E
+
+            def padded(values_E: Tensor, filling: float) -> Tensor:
+                flat = torch.full((shape[0] * shape[1],), filling, dtype=values_E.dtype, device=values_E.device)
+                return flat.scatter_(0, places_E, values_E).view(shape)
+
+            if floor_N is not None:
+                codes_E = codes_E + floor_N.index_select(0, owners_E)
+            ids_NK, log_probs_NK = padded(ids_E, 0), padded(self._log_probs(codes_E), -torch.inf)
+            if self.samples:
+                is_sampled_E = codes_E == 0 if self.has_exact_ids else torch.ones_like(codes_E, dtype=torch.bool)
+                sampled_NK = padded(is_sampled_E, False)
+        return SparseTargets(ids_NK, log_probs_NK, self._decoded_tail(columns), sampled_NK, self._decoded_sums(columns))
+
+    @property
+    def _fixed_count(self) -> int | None:
+        """How many ids every position keeps, where that is fixed."""
+        return min(self.selection.k, self.vocabulary) if isinstance(self.selection, TopK) else None
+
+    def _log_probs(self, codes: Tensor) -> Tensor:
+        """Codes -> log-probabilities or, of sampled ids, log weights: a look-up."""
+        if isinstance(self.selection, Draws):
+            times = torch.arange(256, device=codes.device, dtype=torch.float64)
+            values = (times / self.selection.draws).log().float()
+        else:
+            values = power.table(self.levels, codes.device)
+            if isinstance(self.selection, Threshold) and self.samples:
+                values = torch.cat([values.new_tensor([math.log(self.selection.threshold)]), values])
+        return values.index_select(0, codes.flatten()).view(codes.shape)
+
+    def _decoded_tail(self, columns: dict[str, Tensor]) -> Tensor:
+        codes_N = columns[self._tail.name].int()
+        tail_N = power.table(_TAIL_LEVELS[self.code_bits], codes_N.device).index_select(0, codes_N)
+        return torch.full_like(tail_N, -torch.inf) if self._fixed_count == self.vocabulary else tail_N
+
+    def _decoded_sums(self, columns: dict[str, Tensor]) -> dict[float, Tensor]:
+        if self._log_sums is None:
+            return {}
+        sums = columns[self._log_sums.name].reshape(-1, len(self.temperatures)).float()
+        return {temperature: sums[:, index] for index, temperature in enumerate(self.temperatures)}
+
+    def _keys_expr(self) -> pl.Expr:
+        """list[i64] a position, most probable first: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
+        entries, element, factor = self._entries.expr(), pl.element(), 2**self.code_bits
+        ids = entries.list.eval(((element // factor + 1).cast(pl.Int64).cum_sum() - 1) % self.vocabulary)
+        codes = (entries % factor).cast(pl.List(pl.Int64))
+        if self._floor is not None:
+            codes = codes + self._floor.expr().cast(pl.Int64)
+        return (codes * 2**40 + (2**40 - 1) - ids).list.sort(descending=True)
+
+    def ids_expr(self) -> pl.Expr:
+        return (2**40 - 1) - self._keys_expr() % 2**40
+
+    def log_probs_expr(self) -> pl.Expr:
+        code = pl.element() // 2**40
+        if isinstance(self.selection, Draws):
+            return self._keys_expr().list.eval((code / self.selection.draws).log())
+        if not self.samples:
+            return self._keys_expr().list.eval(power.log_probs_expr(code, self.levels))
+        assert isinstance(self.selection, Threshold)
+        known = power.log_probs_expr(code - 1, self.levels)
+        sampled = math.log(self.selection.threshold)
+        return self._keys_expr().list.eval(pl.when(code == 0).then(sampled).otherwise(known))
+
+    def exact_expr(self) -> pl.Expr:
+        kept = self._entries.expr()
+        if not self.has_exact_ids:
+            return pl.lit(0, dtype=pl.UInt32)
+        if not self.samples:
+            return kept.list.len().cast(pl.UInt32)
+        return kept.list.eval((pl.element() % 2**self.code_bits != 0).cast(pl.UInt32)).list.sum()
+
+    def tail_expr(self) -> pl.Expr:
+        if self._fixed_count == self.vocabulary:
+            return pl.lit(float("-inf"))
+        return power.log_probs_expr(self._tail.expr().cast(pl.Int32), _TAIL_LEVELS[self.code_bits])
+
+
+def _reduced(values_E: Tensor, how: Literal["min", "max"], counts_N: Tensor) -> Tensor:
+    """The least or the largest value of each position, [N] (torch refuses to reduce no segments at all)."""
+    return torch.segment_reduce(values_E, how, lengths=counts_N) if len(counts_N) else values_E
+
+
+def _torch_small(code_bits: int) -> torch.dtype:
+    return torch.uint8 if code_bits == 8 else torch.uint16

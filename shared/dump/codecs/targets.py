@@ -1,0 +1,80 @@
+"""What a distribution's columns decode to."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The teacher's whole distributions: logits_NV."""
+
+    logits_NV: Tensor
+
+    def argmax(self) -> Tensor:
+        """The teacher's most probable class at each position, [N]."""
+        return self.logits_NV.argmax(-1)
+
+    def resized(self, classes: int) -> "DenseTargets":
+        """For a student's head of another width: both heads are padded beyond the tokenizer's entries, and what is
+        beyond one of them has no mass."""
+        missing = classes - self.logits_NV.shape[-1]
+        return self if missing == 0 else DenseTargets(functional.pad(self.logits_NV, (0, missing), value=-torch.inf))
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """Some ids of each position, filled up to the same number with log-probability -inf.
+
+    Attributes:
+        ids_NK: int64, each at most once a position; a filling's id means nothing.
+        log_probs_NK: log-softmax values over the whole vocabulary; of a sampled id the log of what it weighs.
+        tail_N: log of the mass outside the ids that are exact.
+        sampled_NK: which ids stand for the tail, being drawn from it; None where the tail has no such ids.
+        log_sums_N: temperature T -> log of the sum over the vocabulary of p ** (1 / T), where the dump keeps it.
+    """
+
+    ids_NK: Tensor
+    log_probs_NK: Tensor
+    tail_N: Tensor
+    sampled_NK: Tensor | None = None
+    log_sums_N: dict[float, Tensor] = field(default_factory=dict)
+
+    def argmax(self) -> Tensor:
+        """The teacher's most probable id at each position, [N] (where all are drawn, the one drawn most often)."""
+        known_NK = self.exact().log_probs_NK
+        # A sampled id may weigh more than the best exact one: it stands for many.
+        best_N1 = torch.where(
+            (known_NK > -torch.inf).any(1, keepdim=True),
+            known_NK.argmax(dim=1, keepdim=True),
+            self.log_probs_NK.argmax(dim=1, keepdim=True),
+        )
+        return self.ids_NK.gather(1, best_N1).squeeze(1)
+
+    def exact(self) -> "SparseTargets":
+        """The ids whose probability is known; what was sampled is in the tail anyway."""
+        if self.sampled_NK is None:
+            return self
+        known_NK = self.log_probs_NK.masked_fill(self.sampled_NK, -torch.inf)
+        return SparseTargets(self.ids_NK, known_NK, self.tail_N, None, self.log_sums_N)
+
+    def resized(self, classes: int) -> "SparseTargets":
+        """For a student's head of another width: an id beyond it (padding of the teacher's head) joins the tail."""
+        beyond_NK = (self.ids_NK >= classes) & (self.log_probs_NK != -torch.inf)
+        ids_NK = self.ids_NK.masked_fill(self.ids_NK >= classes, 0)
+        if not beyond_NK.any():
+            return SparseTargets(ids_NK, self.log_probs_NK, self.tail_N, self.sampled_NK, self.log_sums_N)
+        exact_NK = beyond_NK if self.sampled_NK is None else beyond_NK & ~self.sampled_NK
+        joining_N = self.log_probs_NK.masked_fill(~exact_NK, -torch.inf).logsumexp(-1)
+        return SparseTargets(
+            ids_NK,
+            self.log_probs_NK.masked_fill(beyond_NK, -torch.inf),
+            torch.logaddexp(self.tail_N, joining_N),
+            self.sampled_NK,
+            self.log_sums_N,
+        )
+
+
+Targets = DenseTargets | SparseTargets

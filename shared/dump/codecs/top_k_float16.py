@@ -1,0 +1,66 @@
+"""The first top-k codec, still read: dumps of the earliest version hold it. `sparse` replaced it.
+
+Shapes: N positions, V vocabulary, K kept candidates.
+"""
+
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+from torch import Tensor
+
+from shared.dump.codecs.base import Column, DistributionCodec
+from shared.dump.codecs.targets import SparseTargets
+
+
+class TopKFloat16(DistributionCodec):
+    """The k most probable ids, most probable first, with float16 log-softmax values, and the mass left out.
+
+    Log-probabilities are float16: off by at most 2**-11 of their size, or 2**-25 near 0 (and float32's own error, some
+    1e-6). The mass left out is exact to 1e-5 of itself, however small it is.
+    """
+
+    codec: Literal["top-k"] = "top-k"
+    k: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+
+    def describe(self) -> str:
+        return f"{self.name} (top {self.k} of {self.vocabulary:,} ids, float16)"
+
+    @property
+    def _ids(self) -> Column:
+        return Column(f"{self.name}.ids", "uint16" if self.vocabulary <= 2**16 else "int32", self.k)
+
+    @property
+    def _log_probs(self) -> Column:
+        return Column(f"{self.name}.log_probs", "float16", self.k)
+
+    @property
+    def _tail(self) -> Column:
+        return Column(f"{self.name}.tail", "float32", 1)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (self._ids, self._log_probs, self._tail)
+
+    def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError("new dumps are written by the codec `sparse`")
+
+    def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
+        return SparseTargets(
+            columns[self._ids.name].reshape(-1, self.k).long(),
+            columns[self._log_probs.name].reshape(-1, self.k).float(),
+            columns[self._tail.name].float(),
+        )
+
+    def ids_expr(self) -> pl.Expr:
+        return self._ids.list_expr().cast(pl.List(pl.Int64))
+
+    def log_probs_expr(self) -> pl.Expr:
+        return self._log_probs.list_expr().cast(pl.List(pl.Float64))
+
+    def exact_expr(self) -> pl.Expr:
+        return pl.lit(self.k, dtype=pl.UInt32)
+
+    def tail_expr(self) -> pl.Expr:
+        return self._tail.expr().cast(pl.Float64)

@@ -1,0 +1,17 @@
+"""Freed memory is kept for the next batch."""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks instead of handing them back and fetching fresh pages for every batch.
+
+    A batch's logits are tens of megabytes, and the kernel clears every page that it hands out: with a vocabulary of
+    8,192 that took half of the time of `dump` and a third of a student's step on a CPU. Does nothing elsewhere.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,202 @@
+"""What only a sample of the corpus can tell: the threshold that meets a byte budget, the constants of vector codecs,
+and what every signal costs and loses.
+
+A dump that is begun already keeps what it was begun with: the sample would give other last digits on other hardware.
+
+Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from shared.dump.codecs import Dense, Signal, Sparse, SparseTargets, Threshold, VectorCodec
+from shared.dump.codecs.fitting import fit_vector_codec, reconstruction
+from shared.dump.manifest import Manifest
+from shared.dump.shards import weigh
+from shared.errors import UsageError
+from shared.progress import Progress
+from shared.text.tasks import TokenizedRow
+from teacher_dump.batches import Batch, cut_batches, pad, shard_order
+from teacher_dump.extract import broken, distributions
+from teacher_dump.rows import annotate_rows
+from teacher_dump.teacher import Teacher, forward
+
+SAMPLE_TOKENS = 4096
+BUDGET_TOLERANCE = 0.02
+BUDGET_STEPS = 8
+THRESHOLDS = (1e-5, 0.5)
+
+
+def calibrate(
+    teacher: Teacher, draft: Manifest, rows: Sequence[TokenizedRow], numbers: Sequence[int], batch_tokens: int
+) -> Manifest:
+    """The manifest with its signals fitted to a sample of rows (`numbers` in the corpus), and measured on it.
+
+    Raises:
+        TeacherError: for NaN or infinity in the sample, naming the row.
+        UsageError: for a byte budget that no threshold meets.
+    """
+    most = _rows_within(rows, SAMPLE_TOKENS)
+    order = shard_order(rows[:most])
+    sample, numbers = [rows[index] for index in order], [numbers[index] for index in order]
+    if not sample or all(isinstance(signal, Dense) for signal in draft.signals):
+        return draft
+    run = _Sample(teacher, sample, numbers, batch_tokens)
+    manifest = draft.model_copy(update={"signals": tuple(_fit(run, draft, signal) for signal in draft.signals)})
+    sizes = run.bytes_by_signal(manifest)
+    measured = {name: {"bytes_per_position": size} for name, size in sizes.items()}
+    for signal in manifest.signals:
+        if isinstance(signal, Sparse):
+            measured[signal.name] |= _loss_of_distribution(run, manifest, signal)
+        elif isinstance(signal, VectorCodec):
+            measured[signal.name] |= reconstruction(signal, run.vectors(signal))._asdict()
+    rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
+    return manifest.model_copy(update={"measured": rounded})
+
+
+def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
+    """The draft with what was fitted when the dump was begun, wherever the same was asked for."""
+    had = {signal.name: signal for signal in begun.signals}
+    same_budget = begun.options.bytes_per_token == draft.options.bytes_per_token is not None
+    same_vectors = (begun.options.hidden_codec, begun.options.hidden_rank) == (
+        draft.options.hidden_codec,
+        draft.options.hidden_rank,
+    )
+
+    def fitted(signal: Signal) -> Signal:
+        old = had.get(signal.name)
+        if isinstance(signal, VectorCodec) and isinstance(old, VectorCodec):
+            return old if same_vectors and (old.layer, old.width) == (signal.layer, signal.width) else signal
+        if same_budget and isinstance(signal, Sparse) and isinstance(old, Sparse):
+            rules = old.selection, signal.selection
+            if all(isinstance(rule, Threshold) for rule in rules):
+                moved = signal.selection.model_copy(update={"threshold": getattr(old.selection, "threshold", None)})
+                return signal.model_copy(update={"selection": moved})
+        return signal
+
+    signals = tuple(fitted(signal) for signal in draft.signals)
+    return draft.model_copy(update={"signals": signals, "measured": begun.measured})
+
+
+class _Sample:
+    """Rows in the order of a shard, and the teacher to run over them."""
+
+    def __init__(self, teacher: Teacher, rows: list[TokenizedRow], numbers: list[int], batch_tokens: int) -> None:
+        self.teacher, self.rows, self.numbers, self.batch_tokens = teacher, rows, numbers, batch_tokens
+
+    def batches(self) -> Iterator[tuple[Batch, list[int]]]:
+        lengths = [len(row.input_ids) for row in self.rows]
+        most_rows = 1 if self.teacher.one_row_a_batch else None
+        for part in cut_batches(lengths, self.batch_tokens, most_rows):
+            yield pad(self.rows[part], self.teacher.pad_token_id, self.teacher.device), self.numbers[part]
+
+    @torch.inference_mode()
+    def vectors(self, codec: VectorCodec) -> Tensor:
+        """Hidden states [M, D] of a layer, on the host. Raises TeacherError for NaN or infinity, naming the row."""
+        parts = []
+        for batch, numbers in self.batches():
+            output, _ = forward(self.teacher, batch.inputs, want_hidden=True)
+            real_BL = batch.inputs["attention_mask"].bool()
+            broken_B = (~output.hidden_states[codec.layer].isfinite().all(-1) & real_BL).any(-1)
+            if broken_B.any():
+                raise broken(numbers[int(broken_B.nonzero()[0, 0])], codec.name)
+            parts.append(output.hidden_states[codec.layer][real_BL].float().cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
+        """(float32 logits_NV, keys_N), slice by slice."""
+        for batch, numbers in self.batches():
+            output, logits_of = forward(self.teacher, batch.inputs, want_hidden=False)
+            for _, logits_NV, keys_N in distributions(self.teacher, manifest, batch, numbers, output, logits_of):
+                yield logits_NV, keys_N
+
+    def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
+        """Bytes of each signal in a shard of this sample, for each of its positions."""
+        tokens = sum(len(row.input_ids) for row in self.rows)
+        with Progress("calibrate", "tokens", tokens) as progress:
+            groups = annotate_rows(self.teacher, manifest, self.rows, self.numbers, self.batch_tokens, progress)
+            facts, sizes, _ = weigh(manifest, groups)
+        return {
+            signal.name: sum(sizes[column.name] for column in signal.columns)
+            / max(1, facts["tokens" if isinstance(signal, VectorCodec) else "positions"])
+            for signal in manifest.signals
+        }
+
+
+def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> int:
+    """How many of the first rows have so many tokens together; one at least."""
+    count = 0
+    while count < len(rows) and (tokens > 0 or count == 0):
+        tokens -= len(rows[count].input_ids)
+        count += 1
+    return count
+
+
+def _fit(run: _Sample, draft: Manifest, signal: Signal) -> Signal:
+    options = draft.options
+    if isinstance(signal, Sparse) and options.bytes_per_token is not None:
+        return _meet_budget(run, draft, signal, options.bytes_per_token)
+    if isinstance(signal, VectorCodec):
+        fitted = fit_vector_codec(
+            options.hidden_codec, signal.name, signal.layer, run.vectors(signal), options.hidden_rank
+        )
+        return cast(Signal, fitted)
+    return signal
+
+
+def _meet_budget(run: _Sample, draft: Manifest, signal: Sparse, budget: float) -> Sparse:
+    """The threshold with which the signal takes `budget` bytes a position, by bisection in its logarithm."""
+    assert isinstance(signal.selection, Threshold)
+    least, most = THRESHOLDS
+    found, nearest = signal, float("inf")
+    threshold = signal.selection.threshold
+    for _ in range(BUDGET_STEPS):
+        rule = signal.selection.model_copy(update={"threshold": float(f"{threshold:.3g}")})
+        candidate = signal.model_copy(update={"selection": rule})
+        size = run.bytes_by_signal(draft.model_copy(update={"signals": (candidate,)}))[signal.name]
+        if abs(size - budget) < nearest:
+            found, nearest = candidate, abs(size - budget)
+        if nearest <= BUDGET_TOLERANCE * budget:
+            return found
+        least, most = (threshold, most) if size > budget else (least, threshold)
+        threshold = (least * most) ** 0.5
+    if nearest > 0.25 * budget:
+        raise UsageError(
+            f"--bytes-per-token {budget:g}: on a sample of this corpus thresholds from {THRESHOLDS[0]:g} to "
+            f"{THRESHOLDS[1]:g} come no nearer than {nearest:.1f} bytes to it; choose another budget."
+        )
+    return found
+
+
+def _loss_of_distribution(run: _Sample, manifest: Manifest, codec: Sparse) -> dict[str, float]:
+    """Ids a position, the mass of those that are exact, and the KL divergence that rounding costs over these and the
+    rest as one class; means over the sample's positions."""
+    count, ids, mass, divergence = 0, 0, 0.0, 0.0
+    for logits_NV, keys_N in run.logits(manifest):
+        targets = codec.decode(codec.encode(logits_NV, keys_N))
+        exact_NV = logits_NV.double().log_softmax(-1)
+        count += len(exact_NV)
+        ids += int((targets.log_probs_NK > -torch.inf).sum())
+        if codec.has_exact_ids:
+            kept, lost = _against(exact_NV, targets.exact())
+            mass, divergence = mass + kept, divergence + lost
+    facts = {"ids_per_position": ids / max(count, 1)}
+    if codec.has_exact_ids and count:
+        facts |= {"kept_mass": mass / count, "rounding_kl": divergence / count}
+    return facts
+
+
+def _against(exact_NV: Tensor, found: SparseTargets) -> tuple[float, float]:
+    """(exact mass of the found ids, KL(exact || found) over them and the rest), summed over positions, in float64."""
+    is_there_NK = found.log_probs_NK > -torch.inf
+    exact_NK = exact_NV.gather(1, found.ids_NK).masked_fill(~is_there_NK, -torch.inf)
+    # Where nothing is outside, what is left of 1 is rounding.
+    rest_N = (1 - exact_NK.exp().sum(1)).clamp(min=0).masked_fill(found.tail_N == -torch.inf, 0.0)
+    p_NC = torch.cat([exact_NK.exp(), rest_N[:, None]], dim=1)
+    q_NC = torch.cat([found.log_probs_NK.double(), found.tail_N.double()[:, None]], dim=1).log_softmax(1)
+    terms_NC = torch.where(p_NC > 0, p_NC * (p_NC.clamp(min=1e-300).log() - q_NC), 0.0)
+    return float(exact_NK.exp().sum()), float(terms_NC.sum())

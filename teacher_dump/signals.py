@@ -1,0 +1,150 @@
+"""What a command asks to be recorded: which signals, by which codecs.
+
+Some parameters are only known once the teacher has seen a sample (calibrate.py): the threshold of a byte budget, and
+the constants of vector codecs. Here they get a first guess.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from shared.dump.codecs import (
+    DISTRIBUTION,
+    HIDDEN,
+    KINDS,
+    Dense,
+    Draws,
+    Selection,
+    Signal,
+    Sparse,
+    Threshold,
+    TopK,
+    TopP,
+)
+from shared.dump.codecs.presets import DEFAULT_PRESET, PRESETS
+from shared.errors import UsageError
+from teacher_dump.request import MOST_TOP_P_IDS, Request
+
+Made = TypeVar("Made")
+
+FIRST_THRESHOLD = 0.03
+
+
+def distribution(request: Request, classes: int | None, is_vocabulary: bool) -> tuple[Signal, ...]:
+    """The distribution's signal; none where the task has none (`classes` None).
+
+    Raises:
+        UsageError: for options that exclude each other or that no distribution of so many classes can have.
+    """
+    asked = _asked(request)
+    if classes is None:
+        if asked:
+            raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
+        return ()
+    names = list(asked)
+    if len(names) > 1 and names != ["top_k", "top_p"]:
+        raise UsageError(f"{_flag(names[0])} and {_flag(names[1])} exclude each other: say one way to choose ids.")
+    if request.tail is not None and request.threshold is None and request.bytes_per_token is None:
+        raise UsageError("--tail says what becomes of ids below a threshold; give --threshold or --bytes-per-token.")
+    if request.dense or (not asked and not is_vocabulary):
+        if request.levels is not None or request.temperatures is not None:
+            raise UsageError("--levels and --temperatures are for vocabularies; a dense distribution is exact.")
+        return (Dense(name=DISTRIBUTION, classes=classes),)
+    selection, levels = _selection(request, classes)
+    options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures)}
+    if levels is not None:
+        options["levels"] = levels
+    return (_checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options)),)
+
+
+def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list[int]:
+    """--hidden none | last | all | 6,12: layers counted as transformers' hidden_states are, 0 for the embeddings.
+
+    Raises:
+        UsageError: for layers that the teacher lacks, or codec options where nothing is asked for.
+    """
+    if request.hidden_codec not in KINDS:
+        raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(KINDS)}.")
+    if request.hidden == "none":
+        if not has_distribution:
+            raise UsageError(
+                f"the task {request.task} records hidden states only; say which, for instance --hidden last."
+            )
+        if request.hidden_rank is not None or request.hidden_codec != "float16":
+            raise UsageError("--hidden-codec and --hidden-rank need hidden states; say which, as in --hidden last.")
+        return []
+    if request.hidden == "last":
+        return [layers]
+    if request.hidden == "all":
+        return list(range(layers + 1))
+    try:
+        chosen = sorted({int(part) for part in request.hidden.split(",")})
+    except ValueError:
+        raise UsageError(f"--hidden {request.hidden!r}: use none, last, all or layer numbers such as 6,12.") from None
+    for layer in chosen:
+        if not 0 <= layer <= layers:
+            raise UsageError(f"--hidden {layer}: this teacher has layers 0 (the embeddings) to {layers}.")
+    return chosen
+
+
+def hidden_name(layer: int) -> str:
+    """The name of a layer's signal."""
+    return f"{HIDDEN}.{layer}"
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    names = ("preset", "threshold", "bytes_per_token", "top_k", "top_p", "draws", "dense")
+    values = {name: getattr(request, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
+    """(the rule, levels of its codes, None for the default)."""
+    if request.top_k is not None and not 1 <= request.top_k <= classes:
+        raise UsageError(
+            f"--top-k {request.top_k}: the teacher's distribution has {classes:,} classes; use 1 to {classes:,}."
+        )
+    tail = request.tail or "sample"
+    if request.threshold is not None:
+        return _checked(lambda: Threshold(threshold=request.threshold, tail=tail)), request.levels
+    if request.bytes_per_token is not None:
+        if request.bytes_per_token < 2:
+            raise UsageError(f"--bytes-per-token {request.bytes_per_token:g}: no distribution fits; use 2 or more.")
+        return _checked(lambda: Threshold(threshold=FIRST_THRESHOLD, tail=tail)), request.levels
+    if request.top_p is not None:
+        most = min(request.top_k or MOST_TOP_P_IDS, classes)
+        return _checked(lambda: TopP(p=request.top_p, k=most)), request.levels
+    if request.top_k is not None:
+        return TopK(k=request.top_k), request.levels
+    if request.draws is not None:
+        return _checked(lambda: Draws(draws=request.draws)), request.levels
+    name = request.preset or DEFAULT_PRESET
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name!r}: use {', '.join(PRESETS)}.")
+    selection, levels, _ = PRESETS[name]
+    return selection, request.levels or levels
+
+
+def _temperatures(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise UsageError(f"--temperatures {text!r}: use numbers such as 2,4.") from None
+
+
+def _checked(make: Callable[[], Made]) -> Made:
+    """Raises UsageError that names the option for a value that the codec refuses."""
+    try:
+        return make()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"]]
+        name = where[-1] if where else "temperatures"
+        flag = {"p": "--top-p", "k": "--top-k"}.get(name, _flag(name))
+        value = "" if not where else f" {first['input']}"
+        raise UsageError(f"{flag}{value}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

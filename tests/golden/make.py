@@ -1,0 +1,85 @@
+"""Makes golden dumps of today's format: `python tests/golden/make.py NAME` writes NAME-threshold, NAME-top-k, ...
+
+A golden dump is kept for good, so that every later version is tested to read it. Beside each lies expected.json: what
+`Dump` saw in it on the day it was made. Never make one again under its old name.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from shared import Dump
+from teacher_dump.annotate import annotate, prepare
+from teacher_dump.request import Request
+
+GOLDEN = Path(__file__).parent
+# An empty text and one of a single token have no position; nine rows make three shards.
+TEXTS = (
+    "the quick brown fox",
+    "",
+    "a lazy dog",
+    "x",
+    "seven wizards box some jugs of liquor",
+    "naïve café",
+    "jumps over a lazy dog while the quick brown fox",
+    "liquor",
+    "some wizards",
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "threshold": {"threshold": 0.05, "temperatures": "2", "hidden": "last", "hidden_codec": "int8"},
+    "mass": {"threshold": 0.02, "tail": "mass", "levels": 16_000, "hidden": "0,1", "hidden_codec": "int4"},
+    "top-k": {"top_k": 6, "temperatures": "0.5,2", "hidden": "last", "hidden_codec": "int8", "hidden_rank": 8},
+    "top-p": {"top_p": 0.5, "top_k": 12},
+    "draws": {"draws": 10},
+}
+# Vectors take much room as text: rows 0 and 1 stand for all.
+VECTOR_ROWS = 2
+
+
+def make(folder: Path, kind: str) -> None:
+    """A dump of a tiny teacher with random weights, and what `Dump` sees in it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(GOLDEN / "first-top-k" / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=320, max_position_embeddings=64, initializer_range=0.25, bos_token_id=None, **sizes
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    # The manifest names the teacher as the command does: by a path that is the same everywhere.
+    with tempfile.TemporaryDirectory() as work, chdir(work):
+        model.save_pretrained("tiny-teacher")
+        tokenizer.save_pretrained("tiny-teacher")
+        Path("corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+        options: dict[str, Any] = {"max_length": 64, "shard_rows": 4, "device": "cpu", "dtype": "fp32"}
+        request = Request("tiny-teacher", "causal-lm", ("corpus.jsonl",), Path("dump"), **options, **KINDS[kind])
+        annotate(prepare(request))
+        shutil.copytree("dump", folder)
+    (folder / "expected.json").write_text(json.dumps(contents(Dump(folder))) + "\n", encoding="utf-8")
+
+
+def contents(dump: Dump) -> dict[str, Any]:
+    """What `Dump` sees, as JSON: positions, rows of ids, and the first rows' vectors of each signal."""
+    return {
+        "positions": dump.positions().sort("row", "position", maintain_order=True).collect().to_dicts(),
+        "rows": [list(row) for row in dump.scan().sort("row").select("row", "input_ids").collect().rows()],
+        "vectors": {
+            name: [
+                list(row) for row in dump.vectors(name).collect().sort("row", "position").rows() if row[0] < VECTOR_ROWS
+            ]
+            for name in dump.manifest.vectors
+        },
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tests/golden/make.py NAME")
+    for kind in KINDS:
+        make(GOLDEN / f"{sys.argv[1]}-{kind}", kind)
