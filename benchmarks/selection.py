@@ -1,0 +1,295 @@
+"""What students learn from the same bytes: the held-out loss of a small causal LM by selection, and by bytes a token.
+
+The teacher runs once over the text; what it says is kept by each rule at about 20, 40 and 80 bytes a token (as a shard
+has them), and a student is trained on each, on the whole distributions, and on the text alone. Two regimes of equally
+many steps: one pass over much text, ten passes over a tenth of it (the same draws each time). All students of a seed
+start from the same weights and see the same batches.
+
+    recipes/docstrings_lm/run.sh             (its first two commands make the text and the teacher)
+    python benchmarks/selection.py           (one thread; started again, it goes on where it was stopped)
+
+With QUICK=1: one seed, one pass over a tenth of the text. Writes benchmarks/out/selection.json and selection.png.
+"""
+
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shard_of import bytes_per_position, write
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from shared.dump.codecs import Draws, Selection, Sparse, SparseTargets, Threshold, TopK, counts_of, position_keys
+from shared.dump.rowgroup import Lists, from_flat, to_flat
+from shared.memory import keep_freed_memory
+from student_train import losses
+
+QUICK = os.environ.get("QUICK") == "1"
+LM = Path("out/docstrings_lm")
+OUT = Path(__file__).parent / "out"
+SEEDS = (0,) if QUICK else (0, 1, 2)
+TOKENS = 24_000 if QUICK else 240_000
+PASSES = {"one pass": 1} if QUICK else {"one pass": 1, "ten passes": 10}
+BYTES = (20, 40, 80)
+LENGTH, ROWS, LEARNING_RATE, WARM_UP = 128, 4, 3e-3, 0.05
+HELD_OUT_TOKENS, SLICE = 20_000, 2048
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows of ids, and what the teacher's last layer says at every position but a row's last: hidden_ND, float16."""
+
+    rows: list[list[int]]
+    hidden_ND: Tensor
+    offsets: list[int]
+
+    @property
+    def positions(self) -> int:
+        """Positions with a next token."""
+        return self.offsets[-1]
+
+
+def main() -> None:
+    """Measure what is not measured yet, then print."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    OUT.mkdir(exist_ok=True)
+    teacher = AutoModelForCausalLM.from_pretrained(LM / "teacher").eval()
+    head_VD = teacher.get_output_embeddings().weight.detach()
+    train = annotate(teacher, read("train", TOKENS))
+    held_out = annotate(teacher, read("valid", HELD_OUT_TOKENS))
+    file = OUT / f"selection-runs{'-quick' if QUICK else ''}.json"
+    runs: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    done = {(run["regime"], run["method"], run["budget"], run["seed"]) for run in runs}
+    compared = methods(train, head_VD)
+    stored: dict[Sparse | None, tuple[dict[str, Any], float, float]] = {None: ({}, 0.0, 0.0)}
+    for seed, (regime, passes), (method, budget, codec, loss) in product(SEEDS, PASSES.items(), compared):
+        if (regime, method, budget, seed) in done:
+            continue
+        if codec not in stored:
+            stored[codec] = keep(codec, train, head_VD)
+        columns, size, ids = stored[codec]
+        start = time.process_time()
+        student = train_student(train, head_VD, codec, columns, loss, passes, seed)
+        divergence, nats = score(student, held_out, head_VD)
+        run = {"regime": regime, "method": method, "budget": budget, "seed": seed, "bytes": size, "ids": ids}
+        run |= {"rule": codec.selection.describe() if codec else "", "kl": divergence, "loss": nats}
+        runs.append(run | {"cpu_seconds": time.process_time() - start})
+        file.write_text(json.dumps(runs, indent=1))
+        print(f"{regime:<11}{method:<24}{size:6.1f} B  seed {seed}  KL {divergence:.4f}  {nats:.4f}", flush=True)
+    report(runs, score(teacher, held_out, head_VD)[1])
+
+
+def read(split: str, tokens: int) -> list[list[int]]:
+    """Rows of ids from the recipe's text, in its order, up to so many tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(LM / "data" / "tokenizer")
+    rows: list[list[int]] = []
+    with open(LM / "data" / f"{split}.jsonl") as lines:
+        for line in lines:
+            rows.append(tokenizer(json.loads(line)["text"], truncation=True, max_length=LENGTH)["input_ids"])
+            tokens -= len(rows[-1])
+            if tokens <= 0:
+                break
+    return [row for row in rows if len(row) > 1]
+
+
+@torch.inference_mode()
+def annotate(teacher: Any, rows: list[list[int]]) -> Text:
+    """The teacher's last hidden states, from which and its head every distribution comes back."""
+    hidden: dict[int, Tensor] = {}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        ids_BL, mask_BL = padded([rows[index] for index in part])
+        states_BLD = teacher.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        for index, states_LD in zip(part, states_BLD, strict=True):
+            hidden[index] = states_LD[: len(rows[index]) - 1].half()
+    offsets = np.cumsum([0, *(len(row) - 1 for row in rows)]).tolist()
+    return Text(rows, torch.cat([hidden[index] for index in range(len(rows))]), offsets)
+
+
+def methods(text: Text, head_VD: Tensor) -> list[tuple[str, int, Sparse | None, str]]:
+    """(name, budget in bytes, codec, loss) of everything that is compared."""
+    rules: dict[str, tuple[Callable[[float], Selection], float, float]] = {
+        "threshold, tail sampled": (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids)), 1, 400),
+        "threshold, tail a class": (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids), tail="mass"), 1, 400),
+        "top-k, tail a class": (lambda ids: TopK(k=round(ids)), 1, 400),
+        "random draws": (lambda ids: Draws(draws=min(255, round(ids))), 1, 255),
+    }
+    found: list[tuple[str, int, Sparse | None, str]] = [("full", 0, None, "full"), ("text alone", 0, None, "text")]
+    for budget in BYTES:
+        for name, (rule, least, most) in rules.items():
+            codec = fitted(rule, least, most, budget, text, head_VD)
+            found.append((name, budget, codec, "sampled" if codec.samples else "class"))
+            if name.startswith("top-k"):
+                found.append(("top-k, renormalised", budget, codec, "renormalise"))
+    return found
+
+
+def fitted(
+    rule: Callable[[float], Selection], least: float, most: float, budget: int, text: Text, head_VD: Tensor
+) -> Sparse:
+    """The codec whose shard takes `budget` bytes a position, or as near as its rule can come: by bisection."""
+    sample = Text(text.rows[:100], text.hidden_ND[: text.offsets[100]], text.offsets[:101])
+    for _ in range(9):
+        middle = math.sqrt(least * most)
+        codec = Sparse(name="distribution", selection=rule(middle), vocabulary=len(head_VD))
+        least, most = (least, middle) if keep(codec, sample, head_VD)[1] > budget else (middle, most)
+    return Sparse(name="distribution", selection=rule(least), vocabulary=len(head_VD))
+
+
+@torch.inference_mode()
+def keep(codec: Sparse | None, text: Text, head_VD: Tensor) -> tuple[dict[str, Any], float, float]:
+    """(the columns, their bytes a position in a shard, ids a position) of a text."""
+    assert codec is not None
+    owners = torch.repeat_interleave(torch.tensor(text.offsets).diff())
+    keys_N = position_keys(0, owners, torch.arange(text.positions) - torch.tensor(text.offsets)[owners])
+    parts = [
+        codec.encode(hidden.float() @ head_VD.T, keys)
+        for hidden, keys in zip(text.hidden_ND.split(SLICE), keys_N.split(SLICE), strict=True)
+    ]
+    flat = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    columns = from_flat(codec.columns, flat)
+    with tempfile.TemporaryDirectory() as folder:
+        write(codec, columns, np.diff(text.offsets).tolist(), Path(folder))
+        size = sum(bytes_per_position(codec, Path(folder), text.positions).values())
+    return columns, size, float(flat[counts_of("distribution.entries")].mean())
+
+
+def train_student(
+    text: Text, head_VD: Tensor, codec: Sparse | None, stored: dict[str, Any], loss: str, passes: int, seed: int
+) -> Any:
+    """A 2 x 128 causal LM, trained on the first 1 / passes of the text, passes times over."""
+    torch.manual_seed(seed)
+    student = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(head_VD),
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=352,
+            max_position_embeddings=LENGTH,
+            tie_word_embeddings=True,
+        )
+    )
+    batches = order_of(text, passes, seed)
+    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=0.1, fused=True)
+    warm_up = max(1, round(WARM_UP * len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / len(batches))),
+    )
+    for part in batches:
+        positions = torch.cat([torch.arange(text.offsets[row], text.offsets[row + 1]) for row in part])
+        logits_NV, labels_N = said(student, [text.rows[row] for row in part])
+        if loss == "text":
+            value = losses.cross_entropy(logits_NV, labels_N)
+        elif loss == "full":
+            value = losses.kl_dense(logits_NV, text.hidden_ND[positions].float() @ head_VD.T)
+        else:
+            value = loss_against(logits_NV, targets_of(codec, stored, text, part), loss)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return student
+
+
+def order_of(text: Text, passes: int, seed: int) -> list[list[int]]:
+    """Batches of row numbers: rows of similar length together, in an order drawn from the seed."""
+    draw = np.random.default_rng(seed)
+    rows = len(text.rows) // passes
+    batches: list[list[int]] = []
+    for _ in range(passes):
+        shuffled = draw.permutation(rows)
+        by_length = sorted(shuffled.tolist(), key=lambda row: len(text.rows[row]))
+        cut = [by_length[start : start + ROWS] for start in range(0, rows, ROWS)]
+        batches += [cut[index] for index in draw.permutation(len(cut))]
+    return batches
+
+
+def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: list[int]) -> SparseTargets:
+    """What the shard holds for some rows, decoded."""
+    assert codec is not None
+    cut = {name: [values[text.offsets[row] : text.offsets[row + 1]] for row in part] for name, values in stored.items()}
+    joined = {
+        name: Lists.of_counts(np.concatenate([p.values for p in parts]), np.concatenate([p.counts for p in parts]))
+        if isinstance(parts[0], Lists)
+        else np.concatenate(parts)
+        for name, parts in cut.items()
+    }
+    return codec.decode({name: torch.from_numpy(array) for name, array in to_flat(joined).items()})
+
+
+def loss_against(logits_NV: Tensor, targets: SparseTargets, loss: str) -> Tensor:
+    """The loss by name."""
+    if loss == "sampled":
+        return losses.kl_sampled(logits_NV, targets.ids_NK, targets.log_probs_NK)
+    tail: losses.Tail = "class" if loss == "class" else "renormalise"
+    return losses.kl_sparse(logits_NV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, tail=tail)
+
+
+def said(student: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """A student's logits_NV at every position but each row's last, and the tokens that follow."""
+    ids_BL, mask_BL = padded(rows)
+    hidden_BLD = student.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    has_next_BL = mask_BL.bool() & torch.nn.functional.pad(mask_BL, (0, 1))[:, 1:].bool()
+    return student.lm_head(hidden_BLD[has_next_BL]), torch.cat([torch.tensor(row[1:]) for row in rows])
+
+
+@torch.inference_mode()
+def score(student: Any, text: Text, head_VD: Tensor) -> tuple[float, float]:
+    """(KL(teacher || student), cross-entropy with the text), nats a token, over whole distributions."""
+    divergence = nats = 0.0
+    for start in range(0, len(text.rows), ROWS):
+        stop = min(start + ROWS, len(text.rows))
+        logits_NV, labels_N = said(student.eval(), text.rows[start:stop])
+        teacher_NV = text.hidden_ND[text.offsets[start] : text.offsets[stop]].float() @ head_VD.T
+        divergence += float(losses.kl_dense(logits_NV, teacher_NV)) * len(labels_N)
+        nats += float(losses.cross_entropy(logits_NV, labels_N)) * len(labels_N)
+    return divergence / text.positions, nats / text.positions
+
+
+def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as (ids_BL, mask_BL), padded on the right."""
+    ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask_BL = torch.zeros_like(ids_BL)
+    for index, row in enumerate(rows):
+        ids_BL[index, : len(row)], mask_BL[index, : len(row)] = torch.tensor(row), 1
+    return ids_BL, mask_BL
+
+
+def report(runs: list[dict[str, Any]], teacher_nats: float) -> None:
+    """Tables of what was measured."""
+    print(f"\nteacher: {teacher_nats:.3f} nats a token on the held-out text")
+    for regime in PASSES:
+        mine = [run for run in runs if run["regime"] == regime]
+        keys = list(dict.fromkeys((run["budget"], run["method"]) for run in mine))
+        cell = {key: [run for run in mine if (run["budget"], run["method"]) == key] for key in keys}
+        full = statistics.mean(run["kl"] for run in cell[0, "full"])
+        print(f"\n{regime}, {TOKENS:,} tokens, seeds {SEEDS}: held-out KL to the teacher (mean and spread), and loss")
+        print(f"{'targets':<26}{'rule':<40}{'bytes':>7}{'ids':>6}{'KL':>9}{'±':>8}{'gap':>9}{'loss':>9}")
+        for key in sorted(keys, key=lambda key: (key[0], statistics.mean(run["kl"] for run in cell[key]))):
+            found = cell[key]
+            values = [run["kl"] for run in found]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            mean, nats = statistics.mean(values), statistics.mean(run["loss"] for run in found)
+            print(
+                f"{key[1]:<26}{found[0]['rule'].split(', the rest')[0]:<40}{found[0]['bytes']:>7.1f}"
+                f"{found[0]['ids']:>6.1f}{mean:>9.4f}{spread:>8.4f}{mean - full:>+9.4f}{nats:>9.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

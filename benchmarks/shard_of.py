@@ -1,0 +1,56 @@
+"""A distribution codec's columns in a real shard, to weigh and to read back: no teacher and no corpus needed.
+
+Shapes: N positions of all rows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from shared.dump.codecs import Codec, VectorCodec
+from shared.dump.manifest import Manifest
+from shared.dump.rowgroup import RowGroup, Values
+from shared.dump.shards import Receipt, column_sizes, row_group_sizes, shard_path, write_shard
+
+
+def manifest_of(codec: Codec) -> Manifest:
+    """A manifest that knows the codec and nothing else: enough to write and read shards."""
+    recorded = "none" if isinstance(codec, VectorCodec) else "next-token"
+    return Manifest.model_construct(
+        format_version=1, task="none", recorded=recorded, gold="none", pairs=False, signals=(codec,)
+    )
+
+
+def write(codec: Codec, columns: dict[str, Values], row_positions: Sequence[int], folder: Path) -> Receipt:
+    """Rows of so many positions each, as shard 0 of `folder`, in row groups as a dump has them. Token ids are zeros."""
+    manifest = manifest_of(codec)
+    # In a causal dump a row has one token more than it has positions.
+    row_tokens = np.asarray(row_positions) + (0 if isinstance(codec, VectorCodec) else 1)
+    shard_path(folder, 0).parent.mkdir(parents=True, exist_ok=True)
+
+    def groups():  # type: ignore[no-untyped-def]
+        row = position = 0
+        for size in row_group_sizes(manifest, row_tokens.tolist(), list(row_positions)):
+            tokens = row_tokens[row : row + size]
+            positions = int(sum(row_positions[row : row + size]))
+            yield RowGroup(
+                rows=np.arange(row, row + size),
+                token_offsets=np.concatenate([[0], np.cumsum(tokens)]),
+                input_ids=np.zeros(int(tokens.sum()), np.int32),
+                token_type_ids=None,
+                position_offsets=np.concatenate([[0], np.cumsum(row_positions[row : row + size])]),
+                positions=np.zeros(positions, np.int32),
+                labels=np.zeros(positions, np.int32),
+                columns={name: values[position : position + positions] for name, values in columns.items()},
+            )
+            row, position = row + size, position + positions
+
+    return write_shard(folder, 0, manifest, groups())
+
+
+def bytes_per_position(codec: Codec, folder: Path, positions: int) -> dict[str, float]:
+    """Bytes that each of the codec's columns takes in the shard of `folder`, for each position."""
+    sizes = column_sizes([pq.ParquetFile(shard_path(folder, 0)).metadata])
+    return {column.name: sizes[column.name] / positions for column in codec.columns}
