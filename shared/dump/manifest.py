@@ -10,7 +10,9 @@ from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
 from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
-FORMAT_VERSION = 1
+# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
@@ -155,10 +157,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise DumpError(f"{folder}: no dump here (there is no {FILE_NAME}); check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
         raise DumpError(f"{path}: damaged manifest ({error}); restore it or dump again.") from None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         advice = "upgrade Lectern to read it" if newer else "dump again with this version"
-        raise DumpError(f"{path}: format version {version}, but this Lectern reads version {FORMAT_VERSION}; {advice}.")
+        raise DumpError(
+            f"{path}: format version {version}, but this Lectern reads versions 1 to {FORMAT_VERSION}; {advice}."
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,134 @@
+"""`Dump.positions()` in polars against pyarrow and torch, over a million positions; and its peak memory.
+
+Both sides read the same dump to rows, positions, ids and log-probabilities: polars by its own expressions, streaming,
+most probable first; pyarrow by row groups and the codec's `decode`, as a trainer does, in the order of the ids. Two
+threads each, medians of interleaved runs, wall seconds. With QUICK=1: a tenth of the positions.
+
+    python benchmarks/positions.py
+
+Writes benchmarks/out/positions.json.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from report import Figure, write_figures
+from shard_of import manifest_of, write
+from sources import make
+from tokenizers import Tokenizer, models
+
+from shared import Dump
+from shared.dump.codecs import Selection, Sparse, TopK
+from shared.dump.codecs.presets import PRESETS
+from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, TokenizerFacts
+from shared.dump.rowgroup import from_flat, to_flat
+from shared.dump.shards import read_row_group
+from shared.memory import keep_freed_memory
+
+QUICK = os.environ.get("QUICK") == "1"
+POSITIONS, RUNS = (100_000, 3) if QUICK else (1_000_000, 5)
+WORK = Path(__file__).parent / "out" / "positions"
+COLUMNS = ("row", "position", "ids", "log_probs", "tail")
+
+
+def main() -> None:
+    """Make the dumps, read them both ways, print."""
+    torch.set_num_threads(2)
+    keep_freed_memory()
+    figures = []
+    for name, rule in {"the default preset": PRESETS["default"][0], "top 50": TopK(k=50)}.items():
+        folder = WORK / name.replace(" ", "-")
+        make_dump(folder, rule, POSITIONS)
+        seconds: dict[str, list[float]] = {"polars": [], "pyarrow": []}
+        for _ in range(RUNS):
+            seconds["polars"].append(timed(lambda folder=folder: through_polars(folder)))
+            seconds["pyarrow"].append(timed(lambda folder=folder: through_pyarrow(folder)))
+        ours, baseline = (statistics.median(seconds[side]) for side in ("polars", "pyarrow"))
+        figures.append(
+            Figure(f"positions() of {name}, {POSITIONS:,}, to pyarrow", ours, baseline, 3.0, False, "s", RUNS)
+        )
+    make_dump(WORK / "small", PRESETS["default"][0], POSITIONS // 10)
+    large, small = peak_megabytes(WORK / "the-default-preset"), peak_megabytes(WORK / "small")
+    figures.append(Figure("peak memory of a mean over it, to a tenth", large, small, 2.0, False, "MB", 1))
+    write_figures("positions", figures)
+
+
+def make_dump(folder: Path, rule: Selection, positions: int) -> None:
+    """A dump of one shard, its rows repeated until there are so many positions."""
+    shutil.rmtree(folder, ignore_errors=True)
+    source = make(10_000)
+    codec = Sparse(name="distribution", selection=rule, vocabulary=source.vocabulary)
+    keys_N = source.keys(0)
+    parts = [codec.encode(logits_NV, keys_N[part]) for part, logits_NV in source.slices()]
+    times = positions // len(source.hidden_ND)
+    flat = {name: np.tile(torch.cat([part[name] for part in parts]).numpy(), times) for name in parts[0]}
+    lengths = source.lengths * times
+    write(codec, from_flat(codec.columns, flat), lengths, folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(source.vocabulary)}, unk_token="w0"))
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    Manifest(
+        **{**manifest_of(codec).model_dump(), "task": "causal-lm", "signals": (codec,)},
+        lectern_version="0",
+        teacher=Teacher(name="none", revision=None, architecture="none", parameters=0, fingerprint=""),
+        tokenizer=TokenizerFacts(size=source.vocabulary, fingerprint="", pad_token_id=None),
+        vocabulary=source.vocabulary,
+        label_names=None,
+        corpus=CorpusFacts(rows=len(lengths), labelled_rows=0, fingerprint=""),
+        options=Options(positions=None, max_length=512, dtype="fp32", shard_rows=len(lengths), seed=0),
+    ).write(folder)
+
+
+def through_polars(folder: Path) -> None:
+    """Every position through `Dump.positions()`."""
+    frame = Dump(folder).positions().select(COLUMNS).collect(engine="streaming")
+    assert isinstance(frame, pl.DataFrame)
+    assert len(frame) == POSITIONS
+
+
+def through_pyarrow(folder: Path) -> None:
+    """Every position through row groups and the codec."""
+    dump, positions = Dump(folder), 0
+    codec = dump.distribution
+    shard = dump.open_shard(0)
+    names = [column.name for column in codec.columns]
+    for number in range(shard.num_row_groups):
+        group = read_row_group(dump.manifest, shard, number, names)
+        codec.decode({name: torch.from_numpy(values) for name, values in to_flat(group.columns).items()})
+        positions += len(group.positions)
+    assert positions == POSITIONS
+
+
+def timed(read: Callable[[], None]) -> float:
+    """Wall seconds."""
+    start = time.perf_counter()
+    read()
+    return time.perf_counter() - start
+
+
+def peak_megabytes(folder: Path) -> float:
+    """The largest resident size of a process that takes a mean over every position, streaming."""
+    code = (
+        "import sys; from shared import Dump; import polars as pl; "
+        "Dump(sys.argv[1]).positions().select(pl.col('log_probs').list.first().mean()).collect(engine='streaming')"
+    )
+    waiter = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", waiter, sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+if __name__ == "__main__":
+    main()
