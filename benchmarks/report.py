@@ -33,15 +33,19 @@ def machine() -> str:
 
 def write_figures(name: str, figures: list[Figure]) -> None:
     """Print the table and write the file."""
-    print(f"\n{'figure':<56}{'value':>10}{'baseline':>10}{'ratio':>8}{'target':>8}")
+    print(f"\n{'figure':<64}{'value':>10}{'baseline':>10}{'ratio':>8}{'target':>8}")
     for figure in figures:
         sign = ">=" if figure.higher_is_better else "<="
         print(
-            f"{figure.figure:<56}{figure.value:>10,.0f}{figure.baseline:>10,.0f}{figure.ratio:>8.3f}"
-            f"{f'{sign}{figure.target:g}':>8}  {figure.unit}"
+            f"{figure.figure:<64}{_short(figure.value):>10}{_short(figure.baseline):>10}{figure.ratio:>8.3f}"
+            f"{f'{sign}{figure.target:.3g}':>8}  {figure.unit}"
         )
     file = Path(__file__).parent / "out" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     rows = [{**asdict(figure), "ratio": figure.ratio, "machine": machine()} for figure in figures]
     file.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"written to {file.relative_to(Path(__file__).parent.parent)}")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

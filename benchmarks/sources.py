@@ -19,7 +19,8 @@ from shared.dump.codecs.selection import Kept, Softmax
 MOST_POSITIONS = 16_384
 # 16 MB of float32 a slice: malloc keeps blocks of this size, and fetching fresh pages costs as much as the sums.
 SLICE_NUMBERS = 2**22
-CANDIDATES = 2048
+# Enough for every threshold down to 1 / CANDIDATES.
+CANDIDATES = 2560
 
 
 @dataclass(frozen=True)
