@@ -29,6 +29,8 @@ from teacher_dump.request import MOST_TOP_P_IDS, Request
 Made = TypeVar("Made")
 
 FIRST_THRESHOLD = 0.03
+# Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
+BUDGET_LEVELS = 64
 
 
 def distribution(request: Request, classes: int | None, is_vocabulary: bool) -> tuple[Signal, ...]:
@@ -111,7 +113,7 @@ def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
     if request.bytes_per_token is not None:
         if request.bytes_per_token < 2:
             raise UsageError(f"--bytes-per-token {request.bytes_per_token:g}: no distribution fits; use 2 or more.")
-        return _checked(lambda: Threshold(threshold=FIRST_THRESHOLD, tail=tail)), request.levels
+        return _checked(lambda: Threshold(threshold=FIRST_THRESHOLD, tail=tail)), request.levels or BUDGET_LEVELS
     if request.top_p is not None:
         most = min(request.top_k or MOST_TOP_P_IDS, classes)
         return _checked(lambda: TopP(p=request.top_p, k=most)), request.levels
@@ -122,7 +124,7 @@ def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
     name = request.preset or DEFAULT_PRESET
     if name not in PRESETS:
         raise UsageError(f"--preset {name!r}: use {', '.join(PRESETS)}.")
-    selection, levels, _ = PRESETS[name]
+    selection, levels = PRESETS[name]
     return selection, request.levels or levels
 
 

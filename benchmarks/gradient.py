@@ -1,0 +1,219 @@
+"""What the stored targets do to a student: the variance of the targets, and the angle of the gradient, at equal bytes.
+
+The gradient is that of the mean loss with respect to the student's head, over all positions, against the gradient of
+KL(teacher || student) over whole distributions. Three students: a near one (the teacher with a noisy head), a far one
+(knows how frequent ids are, and nothing of the text), and one halfway between their logits.
+
+Shapes: N positions, V vocabulary, D width, K most ids of a position.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rates import COARSE_LEVELS, shard_bytes, sparse
+from sources import Candidates, Source
+from torch import Tensor
+
+from shared.dump.codecs import Draws, Selection, Sparse, SparseTargets, Threshold, TopK
+from student_train import losses
+
+NOISE = 0.5
+PAPER_DRAWS = 50
+Student = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule at some bytes, and the loss that its targets are for."""
+
+    name: str
+    codec: Sparse
+    loss: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of one method, means over draws.
+
+    Attributes:
+        bytes, ids: a position, in a shard.
+        variance: mean over positions of the sum over V of (w - p) ** 2; of a biased rule the squared bias.
+        angles: degrees between its gradient and the full one, by student.
+        norms: its gradient's length over the full one's, by student.
+    """
+
+    method: Method
+    bytes: float
+    ids: float
+    variance: float
+    angles: dict[str, float]
+    norms: dict[str, float]
+
+
+RULES: dict[str, tuple[Callable[[float], Selection], float, float, str]] = {
+    "top-k, renormalised": (lambda ids: TopK(k=round(ids)), 1, 512, "renormalise"),
+    "top-k, tail a class": (lambda ids: TopK(k=round(ids)), 1, 512, "class"),
+    "threshold, tail a class": (lambda ids: Threshold(threshold=0.5 / ids, tail="mass"), 1, 1000, "class"),
+    "threshold, tail sampled": (lambda ids: Threshold(threshold=0.5 / ids), 1, 1000, "sampled"),
+    "random draws": (lambda ids: Draws(draws=round(ids)), 1, 255, "sampled"),
+}
+
+
+def effects(source: Source, budgets: tuple[int, ...], seeds: int) -> list[Effect]:
+    """Every rule at every budget, the paper's draws, and the threshold whose variance is that of these draws."""
+    close, distant = near(source), far(source)
+    students: dict[str, Student] = {
+        "near": close,
+        "halfway": lambda hidden_ND: (close(hidden_ND) + distant(hidden_ND)) / 2,
+        "far": distant,
+    }
+    full = {
+        name: head_gradient(source, student, lambda part, said_NV, teacher_NV: losses.kl_dense(said_NV, teacher_NV))
+        for name, student in students.items()
+    }
+    methods = [Method(f"random draws ({PAPER_DRAWS})", sparse(Draws(draws=PAPER_DRAWS), source), "sampled")]
+    equal = Threshold(threshold=threshold_of_equal_variance(source.candidates, PAPER_DRAWS))
+    # Where draws vary this much, exact values need no fine rounding; what it adds is in the measured variance.
+    methods.append(Method("threshold of the same variance", sparse(equal, source, COARSE_LEVELS), "sampled"))
+    for budget in budgets:
+        for name, (rule, least, most, loss) in RULES.items():
+            methods.append(Method(name, fitted(rule, least, most, budget, source), loss))
+    return [effect(method, source, students, full, seeds if method.codec.samples else 1) for method in methods]
+
+
+def fitted(rule: Callable[[float], Selection], least: float, most: float, budget: int, source: Source) -> Sparse:
+    """The codec whose shard takes `budget` bytes a position, or as near as its rule comes: by bisection."""
+    while True:
+        middle = math.sqrt(least * most)
+        codec = sparse(rule(middle), source)
+        size = sum(shard_bytes(codec, stored(codec, source, 0), source.lengths).values())
+        if abs(size / budget - 1) < 0.015 or most / least < 1.01:
+            return codec
+        least, most = (least, middle) if size > budget else (middle, most)
+
+
+def stored(codec: Sparse, source: Source, seed: int) -> dict[str, Tensor]:
+    """The codec's columns for all positions."""
+    if not codec.samples:
+        return codec.pack(source.candidates.select(codec.selection))
+    keys_N = source.keys(seed)
+    parts = [codec.encode(logits_NV, keys_N[part]) for part, logits_NV in source.slices()]
+    return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
+
+
+def effect(method: Method, source: Source, students: dict[str, Student], full: dict[str, Tensor], seeds: int) -> Effect:
+    """Bytes, variance and gradients of a method, averaged over draws."""
+    sizes, ids, variances = [], [], []
+    angles: dict[str, list[float]] = {name: [] for name in students}
+    norms: dict[str, list[float]] = {name: [] for name in students}
+    for seed in range(seeds):
+        flat = stored(method.codec, source, seed)
+        targets = method.codec.decode(flat)
+        sizes.append(sum(shard_bytes(method.codec, flat, source.lengths).values()))
+        ids.append(float((targets.log_probs_NK != -torch.inf).sum(-1).double().mean()))
+        variances.append(variance(targets, source, method.loss))
+        for name, student in students.items():
+            gradient_VD = head_gradient(source, student, loss_against(targets, method.loss))
+            degrees, ratio = compared(gradient_VD, full[name])
+            angles[name].append(degrees)
+            norms[name].append(ratio)
+    mean = statistics.mean
+    return Effect(
+        method,
+        mean(sizes),
+        mean(ids),
+        mean(variances),
+        {name: mean(values) for name, values in angles.items()},
+        {name: mean(values) for name, values in norms.items()},
+    )
+
+
+def compared(gradient_VD: Tensor, full_VD: Tensor) -> tuple[float, float]:
+    """(angle in degrees, ratio of lengths) of two gradients."""
+    length, full_length = (float(found.double().norm()) for found in (gradient_VD, full_VD))
+    # Half the angle from the chord: the cosine of a small angle would round to 1.
+    chord = float((gradient_VD.double() / length - full_VD.double() / full_length).norm())
+    return math.degrees(2 * math.asin(min(1.0, chord / 2))), length / full_length
+
+
+def head_gradient(source: Source, student: Student, loss: Callable[[slice, Tensor, Tensor], Tensor]) -> Tensor:
+    """Gradient [V, D] of the mean of `loss(positions, student's logits, teacher's logits)` by the student's head."""
+    positions = len(source.hidden_ND)
+    gradient_VD = torch.zeros_like(source.head_VD)
+    for part, teacher_NV in source.slices():
+        hidden_ND = source.hidden_ND[part].float()
+        said_NV = student(hidden_ND).requires_grad_()
+        value = loss(part, said_NV, teacher_NV) * (len(hidden_ND) / positions)
+        (by_logits_NV,) = torch.autograd.grad(value, said_NV)
+        gradient_VD.addmm_(by_logits_NV.T, hidden_ND)
+    return gradient_VD
+
+
+def loss_against(targets: SparseTargets, loss: str) -> Callable[[slice, Tensor, Tensor], Tensor]:
+    """The trainer's own loss for these targets."""
+
+    def value(part: slice, said_NV: Tensor, _teacher_NV: Tensor) -> Tensor:
+        ids_NK, log_probs_NK = targets.ids_NK[part], targets.log_probs_NK[part]
+        if loss == "sampled":
+            return losses.kl_sampled(said_NV, ids_NK, log_probs_NK)
+        tail: losses.Tail = "class" if loss == "class" else "renormalise"
+        return losses.kl_sparse(said_NV, ids_NK, log_probs_NK, targets.tail_N[part], tail=tail)
+
+    return value
+
+
+def variance(targets: SparseTargets, source: Source, loss: str) -> float:
+    """Mean over positions of the sum over V of (w - p) ** 2. A tail that is a class does not say where its mass
+    belongs: here evenly over all ids that are not kept."""
+    total = 0.0
+    candidates = source.candidates
+    for start in range(0, len(source.hidden_ND), 64):
+        part = slice(start, start + 64)
+        logits_NK = torch.einsum("nd,nkd->nk", source.hidden_ND[part].float(), source.head_VD[targets.ids_NK[part]])
+        is_there_NK = targets.log_probs_NK[part] != -torch.inf
+        p_NK = (logits_NK.double() - candidates.log_sum_N[part, None]).exp() * is_there_NK
+        w_NK = targets.log_probs_NK[part].double().exp()
+        if loss == "renormalise":
+            w_NK = w_NK / w_NK.sum(-1, keepdim=True)
+        total += float((candidates.squares_N[part] + (w_NK * (w_NK - 2 * p_NK)).sum(-1)).sum())
+        if loss == "class":
+            others_N = (source.vocabulary - is_there_NK.sum(-1)).clamp(min=1)
+            tail_N, outside_N = targets.tail_N[part].double().exp(), (1 - p_NK.sum(-1)).clamp(min=0)
+            total += float((tail_N / others_N * (tail_N - 2 * outside_N)).sum())
+    return total / len(source.hidden_ND)
+
+
+def threshold_of_equal_variance(candidates: Candidates, draws: int) -> float:
+    """The threshold whose sampled targets vary as much as `draws` random draws do: sum of p (t - p) over the ids below
+    t against sum of p (1 - p) / draws over all."""
+    p_NM = (candidates.shifted_NM - candidates.total_N1.log()).exp()
+    wanted = float((1 - candidates.squares_N).mean()) / draws
+    least, most = 1e-4, 0.5
+    while most / least > 1.001:
+        middle = math.sqrt(least * most)
+        exact_NM = p_NM * ((p_NM > middle) | (p_NM == p_NM.amax(-1, keepdim=True)))
+        tail_N, squares_N = 1 - exact_NM.sum(-1), candidates.squares_N - exact_NM.square().sum(-1)
+        found = float((middle * tail_N - squares_N).mean())
+        least, most = (least, middle) if found > wanted else (middle, most)
+    return least
+
+
+def near(source: Source) -> Student:
+    """The teacher with a noisy head: its logits are off by about NOISE."""
+    draw = torch.Generator().manual_seed(1)
+    length = source.hidden_ND.float().norm(dim=-1).square().mean().sqrt()
+    noise_VD = torch.randn(source.head_VD.shape, generator=draw) * (NOISE / length)
+    head_VD = source.head_VD + noise_VD
+    return lambda hidden_ND: hidden_ND @ head_VD.T
+
+
+def far(source: Source) -> Student:
+    """The teacher's mean distribution at every position."""
+    mean_V = torch.zeros(source.vocabulary)
+    for _, logits_NV in source.slices():
+        mean_V += logits_NV.softmax(-1).sum(0) / len(source.hidden_ND)
+    logits_V = mean_V.clamp(min=1e-12).log()
+    return lambda hidden_ND: logits_V.repeat(len(hidden_ND), 1)
