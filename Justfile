@@ -40,6 +40,8 @@ check: setup
 bench: setup
     python benchmarks/memory.py
     python benchmarks/codec.py
+    python benchmarks/positions.py
+    python benchmarks/vectors.py
 
 # Bytes, errors, gradients and speeds of the codecs of distributions, on SOURCE.safetensors files or one that it makes.
 bench-codec *sources: setup

@@ -6,9 +6,10 @@ many steps: one pass over much text, ten passes over a tenth of it (the same dra
 start from the same weights and see the same batches.
 
     recipes/docstrings_lm/run.sh             (its first two commands make the text and the teacher)
-    python benchmarks/selection.py           (one thread; started again, it goes on where it was stopped)
+    python benchmarks/selection.py           (one thread, some 90 minutes; started again, it goes on where it stopped)
 
-With QUICK=1: one seed, one pass over a tenth of the text. Writes benchmarks/out/selection.json and selection.png.
+With QUICK=1: one seed, one pass over a tenth of the text. Writes benchmarks/out/selection.json, and every student to
+benchmarks/out/selection-runs.json.
 """
 
 import json
@@ -25,12 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from report import Figure, write_figures
 from shard_of import bytes_per_position, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Draws, Selection, Sparse, SparseTargets, Threshold, TopK, counts_of, position_keys
-from shared.dump.rowgroup import Lists, from_flat, to_flat
+from shared.dump.rowgroup import from_flat, join, to_flat
 from shared.memory import keep_freed_memory
 from student_train import losses
 
@@ -43,6 +45,7 @@ PASSES = {"one pass": 1} if QUICK else {"one pass": 1, "ten passes": 10}
 BYTES = (20, 40, 80)
 LENGTH, ROWS, LEARNING_RATE, WARM_UP = 128, 4, 3e-3, 0.05
 HELD_OUT_TOKENS, SLICE = 20_000, 2048
+SAMPLED = "threshold, tail sampled"
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def annotate(teacher: Any, rows: list[list[int]]) -> Text:
 def methods(text: Text, head_VD: Tensor) -> list[tuple[str, int, Sparse | None, str]]:
     """(name, budget in bytes, codec, loss) of everything that is compared."""
     rules: dict[str, tuple[Callable[[float], Selection], float, float]] = {
-        "threshold, tail sampled": (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids)), 1, 400),
+        SAMPLED: (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids)), 1, 400),
         "threshold, tail a class": (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids), tail="mass"), 1, 400),
         "top-k, tail a class": (lambda ids: TopK(k=round(ids)), 1, 400),
         "random draws": (lambda ids: Draws(draws=min(255, round(ids))), 1, 255),
@@ -223,12 +226,7 @@ def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: l
     """What the shard holds for some rows, decoded."""
     assert codec is not None
     cut = {name: [values[text.offsets[row] : text.offsets[row + 1]] for row in part] for name, values in stored.items()}
-    joined = {
-        name: Lists.of_counts(np.concatenate([p.values for p in parts]), np.concatenate([p.counts for p in parts]))
-        if isinstance(parts[0], Lists)
-        else np.concatenate(parts)
-        for name, parts in cut.items()
-    }
+    joined = {name: join(parts) for name, parts in cut.items()}
     return codec.decode({name: torch.from_numpy(array) for name, array in to_flat(joined).items()})
 
 
@@ -271,7 +269,8 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def report(runs: list[dict[str, Any]], teacher_nats: float) -> None:
-    """Tables of what was measured."""
+    """Tables of what was measured, and the figures."""
+    figures = []
     print(f"\nteacher: {teacher_nats:.3f} nats a token on the held-out text")
     for regime in PASSES:
         mine = [run for run in runs if run["regime"] == regime]
@@ -289,6 +288,13 @@ def report(runs: list[dict[str, Any]], teacher_nats: float) -> None:
                 f"{key[1]:<26}{found[0]['rule'].split(', the rest')[0]:<40}{found[0]['bytes']:>7.1f}"
                 f"{found[0]['ids']:>6.1f}{mean:>9.4f}{spread:>8.4f}{mean - full:>+9.4f}{nats:>9.4f}"
             )
+        gaps = {key: statistics.mean(run["kl"] for run in cell[key]) - full for key in keys}
+        best_top_k = min(
+            gap for (budget, name), gap in gaps.items() if budget == BYTES[-1] and name.startswith("top-k")
+        )
+        name = f"{regime}: gap to full targets, sampled at {BYTES[0]} B, top-k at {BYTES[-1]} B"
+        figures.append(Figure(name, gaps[BYTES[0], SAMPLED], best_top_k, 1.0, False, "nats", len(SEEDS)))
+    write_figures("selection", figures)
 
 
 if __name__ == "__main__":

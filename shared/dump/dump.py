@@ -1,5 +1,6 @@
 """`Dump`: a dump opened for reading, as polars frames for people and as row groups for trainers."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -123,20 +124,21 @@ class Dump:
         frame = frame.with_columns(
             pl.lit(None, dtype=dtype).alias(name) for name, dtype in null.items() if name not in per_position
         )
-        decoded = frame.join(self._tokens.lazy(), on="token_id", how="left", maintain_order="left").select(
+        # polars would evaluate it anew for each of the three columns that need it.
+        frame = frame.with_columns(codec.ranked_expr().alias("ranked"))
+        decoded = frame.select(
             "row",
             "position",
             "token_id",
-            "token",
+            _texts(pl.col("token_id"), self.token_texts).alias("token"),
             "label",
-            codec.ids_expr().alias("ids"),
-            codec.log_probs_expr().alias("log_probs"),
-            codec.exact_expr().alias("exact"),
+            codec.ids_expr(pl.col("ranked")).alias("ids"),
+            codec.log_probs_expr(pl.col("ranked")).alias("log_probs"),
+            codec.exact_expr(pl.col("ranked")).alias("exact"),
             codec.tail_expr().alias("tail"),
         )
         names = self.manifest.label_names or self.token_texts
-        text = pl.element().replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
-        texts = pl.col("ids").list.eval(text).alias("texts")
+        texts = pl.col("ids").list.eval(_texts(pl.element(), names)).alias("texts")
         before_texts = ("row", "position", "token_id", "token", "label", "ids")
         return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", _entropy(codec).alias("entropy"))
 
@@ -185,12 +187,10 @@ class Dump:
             texts.append(text if text and "\ufffd" not in text else pieces.get(index, f"<{index}>"))
         return texts
 
-    @cached_property
-    def _tokens(self) -> pl.DataFrame:
-        texts = self.token_texts
-        return pl.DataFrame(
-            {"token_id": range(len(texts)), "token": texts}, schema={"token_id": pl.Int32, "token": pl.String}
-        )
+
+def _texts(ids: pl.Expr, names: Sequence[str]) -> pl.Expr:
+    """Ids as what they say, null for those beyond the names."""
+    return ids.replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
 
 
 def _entropy(codec: DistributionCodec) -> pl.Expr:

@@ -129,16 +129,20 @@ class DistributionCodec(Codec):
     def decode(self, columns: dict[str, Tensor]) -> Targets:
         """What the columns hold, as float32 (and int64 for ids) on the columns' device."""
 
+    def ranked_expr(self) -> pl.Expr:
+        """What the next three are made from: evaluated once, its column may be given to each of them."""
+        return pl.lit(None)
+
     @abstractmethod
-    def ids_expr(self) -> pl.Expr:
+    def ids_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         """list[i64] a position: the kept ids, most probable first (all classes in their order for a dense one)."""
 
     @abstractmethod
-    def log_probs_expr(self) -> pl.Expr:
+    def log_probs_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         """list[f64] a position: log-probabilities of these ids (of a sampled one: the log of what it weighs)."""
 
     @abstractmethod
-    def exact_expr(self) -> pl.Expr:
+    def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         """u32 a position: how many ids, counted from the list's first, are exact; the others are sampled."""
 
     @abstractmethod

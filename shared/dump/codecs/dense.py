@@ -37,15 +37,15 @@ class Dense(DistributionCodec):
     def decode(self, columns: dict[str, Tensor]) -> DenseTargets:
         return DenseTargets(columns[self._logits.name].reshape(-1, self.classes).float())
 
-    def ids_expr(self) -> pl.Expr:
+    def ids_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(list(range(self.classes)), dtype=pl.List(pl.Int64))
 
-    def log_probs_expr(self) -> pl.Expr:
+    def log_probs_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         value = pl.element()
         shifted = value - value.max()
         return self._logits.list_expr().cast(pl.List(pl.Float64)).list.eval(shifted - shifted.exp().sum().log())
 
-    def exact_expr(self) -> pl.Expr:
+    def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(self.classes, dtype=pl.UInt32)
 
     def tail_expr(self) -> pl.Expr:

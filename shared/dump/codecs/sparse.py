@@ -26,6 +26,8 @@ from shared.dump.codecs.targets import SparseTargets
 
 DEFAULT_LEVELS = 130
 MOST_LEVELS = 65_000
+# Ids are smaller than this, which leaves room for their codes in an int64.
+_ID_LIMIT = 2**40
 _TAIL_LEVELS = {8: 255, 16: 65_535}
 
 
@@ -42,7 +44,7 @@ class Sparse(DistributionCodec):
 
     codec: Literal["sparse"] = "sparse"
     selection: Selection
-    vocabulary: int = Field(ge=1, lt=2**40)
+    vocabulary: int = Field(ge=1, lt=_ID_LIMIT)
     levels: int = Field(default=DEFAULT_LEVELS, ge=8, le=MOST_LEVELS)
     temperatures: tuple[float, ...] = ()
 
@@ -228,36 +230,38 @@ class Sparse(DistributionCodec):
         sums = columns[self._log_sums.name].reshape(-1, len(self.temperatures)).float()
         return {temperature: sums[:, index] for index, temperature in enumerate(self.temperatures)}
 
-    def _keys_expr(self) -> pl.Expr:
+    def ranked_expr(self) -> pl.Expr:
         """list[i64] a position, most probable first: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
-        entries, element, factor = self._entries.expr(), pl.element(), 2**self.code_bits
-        ids = entries.list.eval(((element // factor + 1).cast(pl.Int64).cum_sum() - 1) % self.vocabulary)
-        codes = (entries % factor).cast(pl.List(pl.Int64))
+        entry, factor = pl.element().cast(pl.Int64), 2**self.code_bits
+        ids = ((entry // factor + 1).cum_sum() - 1) % self.vocabulary
+        keys = self._entries.expr().list.eval(entry % factor * _ID_LIMIT + (_ID_LIMIT - 1) - ids)
         if self._floor is not None:
-            codes = codes + self._floor.expr().cast(pl.Int64)
-        return (codes * 2**40 + (2**40 - 1) - ids).list.sort(descending=True)
+            keys = keys + self._floor.expr().cast(pl.Int64) * _ID_LIMIT
+        return keys.list.sort(descending=True)
 
-    def ids_expr(self) -> pl.Expr:
-        return (2**40 - 1) - self._keys_expr() % 2**40
+    def ids_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
+        ranked = self.ranked_expr() if ranked is None else ranked
+        return (_ID_LIMIT - 1) - ranked % _ID_LIMIT
 
-    def log_probs_expr(self) -> pl.Expr:
-        code = pl.element() // 2**40
+    def log_probs_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
+        ranked = self.ranked_expr() if ranked is None else ranked
+        code = pl.element() // _ID_LIMIT
         if isinstance(self.selection, Draws):
-            return self._keys_expr().list.eval((code / self.selection.draws).log())
+            return ranked.list.eval((code / self.selection.draws).log())
         if not self.samples:
-            return self._keys_expr().list.eval(power.log_probs_expr(code, self.levels))
+            return ranked.list.eval(power.log_probs_expr(code, self.levels))
         assert isinstance(self.selection, Threshold)
         known = power.log_probs_expr(code - 1, self.levels)
         sampled = math.log(self.selection.threshold)
-        return self._keys_expr().list.eval(pl.when(code == 0).then(sampled).otherwise(known))
+        return ranked.list.eval(pl.when(code == 0).then(sampled).otherwise(known))
 
-    def exact_expr(self) -> pl.Expr:
-        kept = self._entries.expr()
+    def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         if not self.has_exact_ids:
             return pl.lit(0, dtype=pl.UInt32)
+        ranked = self.ranked_expr() if ranked is None else ranked
         if not self.samples:
-            return kept.list.len().cast(pl.UInt32)
-        return kept.list.eval((pl.element() % 2**self.code_bits != 0).cast(pl.UInt32)).list.sum()
+            return ranked.list.len().cast(pl.UInt32)
+        return ranked.list.eval((pl.element() >= _ID_LIMIT).cast(pl.UInt32)).list.sum()
 
     def tail_expr(self) -> pl.Expr:
         if self._fixed_count == self.vocabulary:

@@ -53,13 +53,13 @@ class TopKFloat16(DistributionCodec):
             columns[self._tail.name].float(),
         )
 
-    def ids_expr(self) -> pl.Expr:
+    def ids_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return self._ids.list_expr().cast(pl.List(pl.Int64))
 
-    def log_probs_expr(self) -> pl.Expr:
+    def log_probs_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return self._log_probs.list_expr().cast(pl.List(pl.Float64))
 
-    def exact_expr(self) -> pl.Expr:
+    def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(self.k, dtype=pl.UInt32)
 
     def tail_expr(self) -> pl.Expr:
