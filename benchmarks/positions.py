@@ -2,8 +2,8 @@
 
 Both sides read the same dump to rows, positions, ids and log-probabilities: polars by its own expressions, streaming,
 most probable first; pyarrow by row groups and the codec's `decode`, as a trainer does, in the order of the ids. polars
-takes the cores that there are, the other side one. Medians of interleaved runs, CPU seconds. With QUICK=1: a tenth of
-the positions.
+takes the cores that there are, the other side one. Medians of interleaved runs, wall and CPU seconds. With QUICK=1: a
+tenth of the positions.
 
     python benchmarks/positions.py
 
@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,11 @@ def main() -> None:
     for name, rule in {"the default preset": PRESETS["default"][0], "top 50": TopK(k=50)}.items():
         folder = WORK / name.replace(" ", "-")
         make_dump(folder, rule, POSITIONS)
-        seconds: dict[str, list[float]] = {"polars": [], "pyarrow": []}
-        for _ in range(RUNS):
-            seconds["polars"].append(timed(lambda folder=folder: through_polars(folder)))
-            seconds["pyarrow"].append(timed(lambda folder=folder: through_pyarrow(folder)))
-        ours, baseline = (statistics.median(seconds[side]) for side in ("polars", "pyarrow"))
-        figures.append(
-            Figure(f"positions() of {name}, {POSITIONS:,}, to pyarrow", ours, baseline, 3.0, False, "s", RUNS)
-        )
+        runs = [[timed(partial(read, folder)) for read in (through_polars, through_pyarrow)] for _ in range(RUNS)]
+        for clock, unit in enumerate(("wall s", "CPU s")):
+            ours, baseline = (statistics.median(run[side][clock] for run in runs) for side in (0, 1))
+            label = f"positions() of {name}, {POSITIONS:,}, to pyarrow"
+            figures.append(Figure(label, ours, baseline, 3.0, False, unit, RUNS))
     make_dump(WORK / "small", PRESETS["default"][0], POSITIONS // 10)
     large, small = peak_megabytes(WORK / "the-default-preset"), peak_megabytes(WORK / "small")
     figures.append(Figure("peak memory of a mean over it, to a tenth", large, small, 2.0, False, "MB", 1))
@@ -112,11 +110,11 @@ def through_pyarrow(folder: Path) -> None:
     assert positions == POSITIONS
 
 
-def timed(read: Callable[[], None]) -> float:
-    """CPU seconds of all threads."""
-    start = time.process_time()
+def timed(read: Callable[[], None]) -> tuple[float, float]:
+    """(wall seconds, CPU seconds of all threads)."""
+    wall, processor = time.perf_counter(), time.process_time()
     read()
-    return time.process_time() - start
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def peak_megabytes(folder: Path) -> float:
