@@ -9,8 +9,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Have glibc reuse large blocks instead of handing them back and fetching fresh pages for every batch.
 
-    A batch's logits are tens of megabytes, and the kernel clears every page that it hands out: with a vocabulary of
-    8,192 that took half of the time of `dump` and a third of a student's step on a CPU. Does nothing elsewhere.
+    A batch's logits are tens of megabytes, and the kernel clears every page that it hands out: on a CPU that can take
+    as long as the arithmetic. Does nothing elsewhere.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
