@@ -92,14 +92,15 @@ def dump(
         int | None,
         typer.Option(
             help="Steps in which a probability p is kept, even in p ** 0.4; above 250 a code takes two bytes. Default: "
-            "the preset's, or 130.",
+            "the preset's; 64 with --bytes-per-token; 130 elsewhere.",
             show_default=False,
         ),
     ] = None,
     temperatures: Annotated[
         str | None,
         typer.Option(
-            help="Also keep the log-sum-exp at these temperatures, as in 2,4 (2 bytes each): losses there are exact.",
+            help="Also keep the log-sum-exp at these temperatures, as in 2,4 (2 bytes each): KL there, the rest as "
+            "one class, is exact.",
             show_default=False,
         ),
     ] = None,
