@@ -6,6 +6,7 @@ A dump that is begun already keeps what it was begun with: the sample would give
 Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -39,8 +40,8 @@ def calibrate(
         TeacherError: for NaN or infinity in the sample, naming the row.
         UsageError: for a byte budget that no threshold meets.
     """
-    most = _rows_within(rows, SAMPLE_TOKENS)
-    order = shard_order(rows[:most])
+    chosen = _rows_within(rows, SAMPLE_TOKENS)
+    order = [chosen[index] for index in shard_order([rows[index] for index in chosen])]
     sample, numbers = [rows[index] for index in order], [numbers[index] for index in order]
     if not sample or all(isinstance(signal, Dense) for signal in draft.signals):
         return draft
@@ -127,13 +128,16 @@ class _Sample:
         }
 
 
-def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> int:
-    """How many of the first rows have so many tokens together; one at least."""
-    count = 0
-    while count < len(rows) and (tokens > 0 or count == 0):
-        tokens -= len(rows[count].input_ids)
-        count += 1
-    return count
+def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
+    """Indices of rows that have so many tokens together, one at least: from all over the corpus, whose beginning may be
+    like nothing else in it."""
+    chosen: list[int] = []
+    for index in random.Random(0).sample(range(len(rows)), len(rows)):
+        if tokens <= 0 and chosen:
+            break
+        chosen.append(index)
+        tokens -= len(rows[index].input_ids)
+    return chosen
 
 
 def _fit(run: _Sample, draft: Manifest, signal: Signal) -> Signal:

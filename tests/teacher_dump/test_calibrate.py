@@ -207,3 +207,18 @@ def test_the_sample_is_measured_from_rows_of_the_corpus(
     annotate(plan)
     ids = Dump(tmp_path / "out").positions().select("ids").collect()["ids"].list.len().mean()
     assert plan.manifest.measured["distribution"]["ids_per_position"] == pytest.approx(ids, rel=1e-3)
+
+
+def test_the_sample_comes_from_all_over_the_corpus(
+    make_teacher: Any, write_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short texts first, long ones last: a sample of the beginning would know nothing of the long ones."""
+    monkeypatch.setattr("teacher_dump.calibrate.SAMPLE_TOKENS", 200)
+    data = write_corpus(tmp_path / "corpus.jsonl", ["the fox"] * 100 + ["seven wizards box some jugs of liquor"] * 100)
+    seen: list[int] = []
+    monkeypatch.setattr("teacher_dump.calibrate._Sample.__init__", lambda self, *given: seen.extend(given[2]) or 1 / 0)
+    request = Request(str(make_teacher("encoder")), "encoder", (str(data),), tmp_path / "out", max_length=64,
+                      device="cpu", hidden="1")  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        prepare(request)
+    assert min(seen) < 100 <= max(seen)
