@@ -13,7 +13,6 @@ Writes benchmarks/out/positions.json.
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from memory import peak_megabytes
 from report import Figure, write_figures
 from shard_of import manifest_of, write
 from sources import make
@@ -59,7 +59,7 @@ def main() -> None:
             label = f"positions() of {name}, {POSITIONS:,}, to pyarrow"
             figures.append(Figure(label, ours, baseline, 3.0, False, unit, RUNS))
     make_dump(WORK / "small", PRESETS["default"][0], POSITIONS // 10)
-    large, small = peak_megabytes(WORK / "the-default-preset"), peak_megabytes(WORK / "small")
+    large, small = (peak_megabytes(mean_over(WORK / name)) for name in ("the-default-preset", "small"))
     figures.append(Figure("peak memory of a mean over it, to a tenth", large, small, 2.0, False, "MB", 1))
     write_figures("positions", figures)
 
@@ -117,19 +117,13 @@ def timed(read: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def peak_megabytes(folder: Path) -> float:
-    """The largest resident size of a process that takes a mean over every position, streaming."""
+def mean_over(folder: Path) -> list[str]:
+    """The command of a process that takes a mean over every position, streaming."""
     code = (
         "import sys; from shared import Dump; import polars as pl; "
         "Dump(sys.argv[1]).positions().select(pl.col('log_probs').list.first().mean()).collect(engine='streaming')"
     )
-    waiter = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    command = [sys.executable, "-c", waiter, sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return [sys.executable, "-c", code, str(folder)]
 
 
 if __name__ == "__main__":

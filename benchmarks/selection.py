@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from report import Figure, write_figures
 from shard_of import bytes_per_position, write
+from text_batches import order_of, padded
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -185,7 +186,7 @@ def train_student(
             tie_word_embeddings=True,
         )
     )
-    batches = order_of(text, passes, seed)
+    batches = order_of(text.rows[: len(text.rows) // passes], passes, ROWS, seed)
     optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=0.1, fused=True)
     warm_up = max(1, round(WARM_UP * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -207,19 +208,6 @@ def train_student(
         optimizer.step()
         schedule.step()
     return student
-
-
-def order_of(text: Text, passes: int, seed: int) -> list[list[int]]:
-    """Batches of row numbers: rows of similar length together, in an order drawn from the seed."""
-    draw = np.random.default_rng(seed)
-    rows = len(text.rows) // passes
-    batches: list[list[int]] = []
-    for _ in range(passes):
-        shuffled = draw.permutation(rows)
-        by_length = sorted(shuffled.tolist(), key=lambda row: len(text.rows[row]))
-        cut = [by_length[start : start + ROWS] for start in range(0, rows, ROWS)]
-        batches += [cut[index] for index in draw.permutation(len(cut))]
-    return batches
 
 
 def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: list[int]) -> SparseTargets:
@@ -257,15 +245,6 @@ def score(student: Any, text: Text, head_VD: Tensor) -> tuple[float, float]:
         divergence += float(losses.kl_dense(logits_NV, teacher_NV)) * len(labels_N)
         nats += float(losses.cross_entropy(logits_NV, labels_N)) * len(labels_N)
     return divergence / text.positions, nats / text.positions
-
-
-def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids as (ids_BL, mask_BL), padded on the right."""
-    ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
-    for index, row in enumerate(rows):
-        ids_BL[index, : len(row)], mask_BL[index, : len(row)] = torch.tensor(row), 1
-    return ids_BL, mask_BL
 
 
 def report(runs: list[dict[str, Any]], teacher_nats: float) -> None:

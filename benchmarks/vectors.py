@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from report import Figure, write_figures
 from shard_of import bytes_per_position, write
+from text_batches import order_of, padded
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
@@ -220,7 +221,7 @@ def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> 
     deviation_D = deviation_D.clamp(min=deviation_D.median() / 100)
     parameters = [p for p in [*student.parameters(), *projection.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.01, fused=True)
-    batches = order_of(train.rows, seed)
+    batches = order_of(train.rows, PASSES, BATCH, seed)
     warm_up = max(1, round(WARM_UP * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / len(batches)))
@@ -263,26 +264,6 @@ def said(student: nn.Module, projection: nn.Module, rows: list[list[int]]) -> Te
     """What a student says at every token of some rows, [N, D]."""
     ids_BL, mask_BL = padded(rows)
     return projection(student(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state[mask_BL.bool()])
-
-
-def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids as (ids_BL, mask_BL), padded on the right."""
-    ids_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
-    for index, row in enumerate(rows):
-        ids_BL[index, : len(row)], mask_BL[index, : len(row)] = torch.tensor(row), 1
-    return ids_BL, mask_BL
-
-
-def order_of(rows: list[list[int]], seed: int) -> list[list[int]]:
-    """Batches of row numbers: rows of similar length together, in an order drawn from the seed."""
-    draw = np.random.default_rng(seed)
-    batches: list[list[int]] = []
-    for _ in range(PASSES):
-        by_length = sorted(draw.permutation(len(rows)).tolist(), key=lambda row: len(rows[row]))
-        cut = [by_length[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        batches += [cut[index] for index in draw.permutation(len(cut))]
-    return batches
 
 
 def print_codecs(lines: list[Line]) -> None:

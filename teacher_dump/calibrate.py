@@ -7,7 +7,7 @@ Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -20,9 +20,9 @@ from shared.dump.shards import weigh
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
-from teacher_dump.batches import Batch, cut_batches, pad, shard_order
+from teacher_dump.batches import Batch, shard_order
 from teacher_dump.extract import broken, distributions
-from teacher_dump.rows import annotate_rows
+from teacher_dump.rows import annotate_rows, batches_of
 from teacher_dump.teacher import Teacher, forward
 
 SAMPLE_TOKENS = 4096
@@ -46,14 +46,16 @@ def calibrate(
     if not sample or all(isinstance(signal, Dense) for signal in draft.signals):
         return draft
     run = _Sample(teacher, sample, numbers, batch_tokens)
-    manifest = draft.model_copy(update={"signals": tuple(_fit(run, draft, signal) for signal in draft.signals)})
+    vectors = run.vectors(draft.vectors)
+    fitted = tuple(_fit(run, draft, signal, vectors) for signal in draft.signals)
+    manifest = draft.model_copy(update={"signals": fitted})
     sizes = run.bytes_by_signal(manifest)
     measured = {name: {"bytes_per_position": size} for name, size in sizes.items()}
     for signal in manifest.signals:
         if isinstance(signal, Sparse):
             measured[signal.name] |= _loss_of_distribution(run, manifest, signal)
         elif isinstance(signal, VectorCodec):
-            measured[signal.name] |= reconstruction(signal, run.vectors(signal))._asdict()
+            measured[signal.name] |= reconstruction(signal, vectors[signal.name])._asdict()
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
     return manifest.model_copy(update={"measured": rounded})
 
@@ -89,23 +91,24 @@ class _Sample:
         self.teacher, self.rows, self.numbers, self.batch_tokens = teacher, rows, numbers, batch_tokens
 
     def batches(self) -> Iterator[tuple[Batch, list[int]]]:
-        lengths = [len(row.input_ids) for row in self.rows]
-        most_rows = 1 if self.teacher.one_row_a_batch else None
-        for part in cut_batches(lengths, self.batch_tokens, most_rows):
-            yield pad(self.rows[part], self.teacher.pad_token_id, self.teacher.device), self.numbers[part]
+        for part, batch in batches_of(self.teacher, self.rows, self.batch_tokens):
+            yield batch, self.numbers[part]
 
     @torch.inference_mode()
-    def vectors(self, codec: VectorCodec) -> Tensor:
-        """Hidden states [M, D] of a layer, on the host. Raises TeacherError for NaN or infinity, naming the row."""
-        parts = []
-        for batch, numbers in self.batches():
+    def vectors(self, codecs: Mapping[str, VectorCodec]) -> dict[str, Tensor]:
+        """Hidden states [M, D] of each signal's layer, on the host. Raises TeacherError for NaN or infinity, naming
+        the row."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in codecs}
+        for batch, numbers in self.batches() if codecs else ():
             output, _ = forward(self.teacher, batch.inputs, want_hidden=True)
             real_BL = batch.inputs["attention_mask"].bool()
-            broken_B = (~output.hidden_states[codec.layer].isfinite().all(-1) & real_BL).any(-1)
-            if broken_B.any():
-                raise broken(numbers[int(broken_B.nonzero()[0, 0])], codec.name)
-            parts.append(output.hidden_states[codec.layer][real_BL].float().cpu())
-        return torch.cat(parts)
+            for name, codec in codecs.items():
+                states_BLD = output.hidden_states[codec.layer]
+                broken_B = (~states_BLD.isfinite().all(-1) & real_BL).any(-1)
+                if broken_B.any():
+                    raise broken(numbers[int(broken_B.nonzero()[0, 0])], name)
+                parts[name].append(states_BLD[real_BL].float().cpu())
+        return {name: torch.cat(each) for name, each in parts.items()}
 
     @torch.inference_mode()
     def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,13 +143,13 @@ def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
     return chosen
 
 
-def _fit(run: _Sample, draft: Manifest, signal: Signal) -> Signal:
+def _fit(run: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Signal:
     options = draft.options
     if isinstance(signal, Sparse) and options.bytes_per_token is not None:
         return _meet_budget(run, draft, signal, options.bytes_per_token)
     if isinstance(signal, VectorCodec):
         fitted = fit_vector_codec(
-            options.hidden_codec, signal.name, signal.layer, run.vectors(signal), options.hidden_rank
+            options.hidden_codec, signal.name, signal.layer, vectors[signal.name], options.hidden_rank
         )
         return cast(Signal, fitted)
     return signal

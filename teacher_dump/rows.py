@@ -11,7 +11,7 @@ from shared.dump.shards import row_group_sizes
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow
-from teacher_dump.batches import cut_batches, pad, shard_order
+from teacher_dump.batches import Batch, cut_batches, pad, shard_order
 from teacher_dump.extract import Columns, extract
 from teacher_dump.request import Request
 from teacher_dump.teacher import Teacher
@@ -22,6 +22,13 @@ DEFAULT_BATCH_TOKENS = {"cuda": 32768, "mps": 8192, "cpu": 4096}
 def batch_tokens(request: Request, teacher: Teacher) -> int:
     """The batches' token budget, padding counted."""
     return request.batch_tokens or DEFAULT_BATCH_TOKENS.get(teacher.device.type, DEFAULT_BATCH_TOKENS["cpu"])
+
+
+def batches_of(teacher: Teacher, rows: Sequence[TokenizedRow], budget: int) -> Iterator[tuple[slice, Batch]]:
+    """Rows in the order of a shard -> (which of them, the batch on the teacher's device)."""
+    lengths = [len(row.input_ids) for row in rows]
+    for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
+        yield part, pad(rows[part], teacher.pad_token_id, teacher.device)
 
 
 def annotate_rows(
@@ -40,8 +47,7 @@ def annotate_rows(
     sizes = row_group_sizes(manifest, lengths, [len(row.positions) for row in ordered])
 
     def batches() -> Iterator[tuple[int, Columns]]:
-        for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
-            batch = pad(ordered[part], teacher.pad_token_id, teacher.device)
+        for part, batch in batches_of(teacher, ordered, budget):
             columns = extract(teacher, manifest, batch, numbers[part])
             progress.advance(batch.tokens)
             yield len(batch.rows), columns

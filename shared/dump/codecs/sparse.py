@@ -146,7 +146,7 @@ class Sparse(DistributionCodec):
                 codes_E = codes_E - floor_N.index_select(0, owners_E)
                 columns[self._floor.name] = floor_N.to(_torch_small(self.code_bits))
             elif self.samples:
-                # 0 says that an id is sampled; see _codes_of_exact in decode.
+                # 0 says that an id is sampled.
                 codes_E = torch.where(ranks_E < kept.exact_N.index_select(0, owners_E), codes_E + 1, 0)
         wide = torch.int32 if self._entries.dtype == "int32" else torch.int64
         ids_E = kept.ids_E.to(wide)
