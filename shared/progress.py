@@ -11,16 +11,17 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Counts units of work towards a total that may be revised while it runs.
 
-    Use it as a context manager; nothing is shown once it is closed.
+    Use it as a context manager; nothing is shown once it is closed. Without `bar` it prints lines on a terminal too,
+    where several processes share one.
     """
 
-    def __init__(self, label: str, unit: str, total: int, estimated: bool = False) -> None:
+    def __init__(self, label: str, unit: str, total: int, estimated: bool = False, bar: bool = True) -> None:
         self._of = "of about" if estimated else "of"
         self.label, self.unit, self.total, self.done = label, unit, total, 0
         self._start = self._last_line = time.monotonic()
         self._bar = (
             tqdm(desc=label, unit=f" {unit}", total=total, unit_scale=total > 9999, dynamic_ncols=True, smoothing=0.05)
-            if sys.stderr.isatty()
+            if bar and sys.stderr.isatty()
             else None
         )
 

@@ -1,35 +1,59 @@
-"""The main path of `dump`: corpus -> tokens -> batches -> teacher -> signals -> shards."""
+"""The main path of `dump`: corpus -> tokens -> batches -> teacher -> signals -> shards.
+
+Three stages, each at work while the others are: a thread reads and tokenizes, a thread runs the teacher and encodes
+what it says, and this one writes. All that several processes share is the folder: each takes the next shard that nobody
+is at work on.
+"""
 
 import dataclasses
 import time
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
+from shared.ahead import ahead
 from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.shards import read_receipt, shard_path, write_shard
-from shared.dump.storage import only_one
 from shared.dump.weights import load_weights
 from shared.errors import DumpError
 from shared.progress import Progress
 from shared.text.tasks import task_named
+from teacher_dump.batches import Batch
 from teacher_dump.calibrate import as_begun, calibrate
-from teacher_dump.folder import check_folder, enter_folder, remove_leftovers
+from teacher_dump.claims import Claims
+from teacher_dump.extract import Columns, Encoded
+from teacher_dump.folder import begin_folder, check_folder, make_folder, refuse_another, remove_leftovers
+from teacher_dump.memory import Budget, extract_within_memory
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
-from teacher_dump.rows import annotate_rows, batch_tokens
+from teacher_dump.rows import ShardRows, batches_of, row_groups
 from teacher_dump.teacher import load_teacher, read_blueprint
+from teacher_dump.workers import worker
+
+# Batches that lie ready before the teacher, and encoded ones before the writer.
+DEPTH = 4
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What one run did: shards of the dump, how many of them it made, its tokens and seconds at work, and how many
-    rows were as long as `--max-length` lets them be (and so may have been cut)."""
+    """What one run did.
+
+    Attributes:
+        shards: of the whole dump.
+        made: how many of them this process made.
+        tokens, seconds: of those.
+        full_rows: how many rows were as long as `--max-length` lets them be, and so may have been cut.
+        teacher_seconds: for how long the teacher had work and room for what it said.
+    """
 
     shards: int
-    made: int
-    tokens: int
-    seconds: float
-    full_rows: int
+    made: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    full_rows: int = 0
+    teacher_seconds: float = 0.0
 
 
 def prepare(request: Request) -> Plan:
@@ -53,46 +77,143 @@ def _fitted(plan: Plan) -> Manifest:
     if (out / FILE_NAME).exists():
         return as_begun(load_weights(read_manifest(out), out), draft)
     numbers, rows = plan.sampled_rows
-    return calibrate(plan.teacher, draft, rows, numbers, batch_tokens(plan.request, plan.teacher))
+    return calibrate(plan.teacher, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.teacher))
 
 
 def annotate(plan: Plan) -> Outcome:
-    """Fill the dump's folder: every shard that is not there yet.
+    """Make every shard that is not there yet: this process and any others that run the same command, together.
 
     Raises:
-        UsageError: when the folder holds another dump, with the list of differences, or another run is at work in it.
+        UsageError: when the folder holds another dump, with the list of differences.
         CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
     """
-    enter_folder(plan.request.out, plan.manifest, plan.how.tokenizer)
-    with only_one(plan.request.out):
-        remove_leftovers(plan.request.out)
-        outcome = _annotate_missing(plan)
-        write_card(plan.request.out)
+    out = plan.request.out
+    refuse_another(out, plan.manifest)
+    make_folder(out)
+    with Claims(out) as claims:
+        with claims.alone():
+            remove_leftovers(out)
+            if (out / FILE_NAME).exists():  # perhaps begun by another process since this one looked at its sample
+                plan = dataclasses.replace(plan, manifest=_fitted(plan))
+                refuse_another(out, plan.manifest)
+            else:
+                begin_folder(out, plan.manifest, plan.how.tokenizer)
+        outcome = _annotate_missing(plan, claims)
+        with claims.alone():
+            write_card(out)
+            claims.remove()
     return outcome
 
 
-def _annotate_missing(plan: Plan) -> Outcome:
-    request, manifest = plan.request, plan.manifest
-    missing = [index for index in range(manifest.shards) if read_receipt(request.out, index) is None]
-    budget = batch_tokens(request, plan.teacher)
-    start, tokens, full_rows = time.monotonic(), 0, 0
-    rows_left = sum(len(manifest.rows_of_shard(index)) for index in missing)
-    tokens_per_row = plan.sampled_tokens / len(plan.survey.sample)
-    with Progress("dump", "tokens", round(rows_left * tokens_per_row), estimated=True) as progress:
-        for index, first_row, examples in plan.corpus.blocks(manifest.options.shard_rows, set(missing)):
-            rows = plan.task.tokenize(plan.how, examples, first_row)
-            shard_tokens = sum(len(row.input_ids) for row in rows)
-            rows_left -= len(rows)
-            progress.revise_total(progress.done + shard_tokens + round(rows_left * tokens_per_row))
-            numbers = range(first_row, first_row + len(rows))
-            groups = annotate_rows(plan.teacher, manifest, rows, numbers, budget, progress)
-            try:
-                write_shard(request.out, index, manifest, groups)
-            except OSError as error:
-                raise DumpError(
-                    f"{shard_path(request.out, index)}: cannot be written ({error.strerror or error}). Finished shards "
-                    "are kept; make room (or mend the folder's permissions) and run the same command again."
-                ) from error
-            tokens += shard_tokens
-            full_rows += sum(len(row.input_ids) >= request.max_length for row in rows)
-    return Outcome(manifest.shards, len(missing), tokens, time.monotonic() - start, full_rows)
+def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
+    me = worker()
+    budget = Budget(plan.request.batch_tokens, plan.teacher)
+    if plan.request.batch_tokens is None and plan.teacher.device.type == "cuda":
+        budget.fit(plan.teacher, plan.manifest, max(plan.sampled_rows[1], key=lambda row: len(row.input_ids)))
+    outcome, start = Outcome(plan.manifest.shards), time.monotonic()
+    with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
+        while missing := _missing(plan):
+            _annotate_claimed(plan, claims, missing, budget, outcome, progress)
+            _wait_for_others(plan, claims, progress)
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def _annotate_claimed(
+    plan: Plan, claims: Claims, missing: list[int], budget: Budget, outcome: Outcome, progress: Progress
+) -> None:
+    """One pass over the corpus, through every missing shard that nobody else is at work on."""
+    progress.revise_total(progress.done + _tokens_ahead(plan, missing, -1))
+    with (
+        ahead(_read(plan, _Mine(plan, claims, missing), budget), DEPTH) as batches,
+        ahead(_run(plan, batches, budget, progress), DEPTH) as pieces,
+    ):
+        begun = time.monotonic()
+        for shard, of_shard in groupby(pieces, key=lambda piece: piece.shard):
+            _write(plan, shard, of_shard, progress)
+            claims.release(shard.index)
+            outcome.made += 1
+            outcome.tokens += shard.tokens
+            outcome.full_rows += sum(length >= plan.request.max_length for length in shard.lengths)
+            progress.revise_total(progress.done + _tokens_ahead(plan, missing, shard.index))
+        outcome.teacher_seconds += time.monotonic() - begun - batches.starved_seconds - pieces.blocked_seconds
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a shard on their way through the stages; `encoded` once the teacher has seen them."""
+
+    shard: ShardRows
+    batch: Batch
+    encoded: Encoded | None = None
+
+
+def _read(plan: Plan, mine: Container[int], budget: Budget) -> Iterator[_Piece]:
+    """First stage: the corpus' rows, shard by shard, as batches of tokens."""
+    for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
+        rows = plan.task.tokenize(plan.how, examples, first_row)
+        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+        for batch in batches_of(plan.teacher, shard, budget):
+            yield _Piece(shard, batch)
+
+
+def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progress) -> Iterator[_Piece]:
+    """Second stage: what the teacher says, encoded on its device."""
+    for piece in pieces:
+        for batch, encoded in extract_within_memory(plan.teacher, plan.manifest, piece.batch, budget, progress.say):
+            yield _Piece(piece.shard, batch, encoded)
+
+
+def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Progress) -> None:
+    """Third stage: one shard, committed whole."""
+    out, manifest = plan.request.out, plan.manifest
+
+    def columns() -> Iterator[tuple[int, Columns]]:
+        for piece in pieces:
+            assert piece.encoded is not None
+            yield len(piece.batch.rows), piece.encoded.columns(manifest)
+            progress.advance(piece.batch.tokens)
+
+    try:
+        write_shard(out, shard.index, manifest, row_groups(manifest, shard, columns()))
+    except OSError as error:
+        raise DumpError(
+            f"{shard_path(out, shard.index)}: cannot be written ({error.strerror or error}). Finished shards are kept; "
+            "make room (or mend the folder's permissions) and run the same command again."
+        ) from error
+
+
+class _Mine:
+    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it."""
+
+    def __init__(self, plan: Plan, claims: Claims, missing: list[int]) -> None:
+        self._out, self._claims, self._missing = plan.request.out, claims, set(missing)
+
+    def __contains__(self, index: object) -> bool:
+        assert isinstance(index, int)
+        if index not in self._missing or not self._claims.claim(index):
+            return False
+        if read_receipt(self._out, index) is None:
+            return True
+        self._claims.release(index)  # another process has finished it meanwhile
+        return False
+
+
+def _missing(plan: Plan) -> list[int]:
+    return [index for index in range(plan.manifest.shards) if read_receipt(plan.request.out, index) is None]
+
+
+def _wait_for_others(plan: Plan, claims: Claims, progress: Progress) -> None:
+    """Until every shard is there, or one is free because who was at work on it has died."""
+    said = False
+    while (missing := _missing(plan)) and not any(claims.is_free(index) for index in missing):
+        if not said:
+            progress.say(f"waiting for other processes, which are at work on {len(missing)} shards")
+            said = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _tokens_ahead(plan: Plan, missing: list[int], done: int) -> int:
+    """About how many tokens this process will meet after shard `done`, an even share of what is missing."""
+    rows = sum(len(plan.manifest.rows_of_shard(index)) for index in missing if index > done)
+    return round(rows * plan.sampled_tokens / len(plan.survey.sample) / worker().count)

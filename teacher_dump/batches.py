@@ -1,34 +1,84 @@
-"""Batches of similar length by token budget, in an order that the shard's rows alone decide.
+"""Batches of rows of similar length by token budget, in an order that the shard's rows alone decide.
 
-Shapes: B rows, L the longest of them.
+Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.text.tasks import TokenizedRow
 
+Int64 = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows on the teacher's device.
+    """Rows as the teacher takes them.
 
     Attributes:
         rows: the tokenized rows, in the shard's order.
-        inputs: input_ids_BL, attention_mask_BL and, for pairs, token_type_ids_BL.
+        numbers: which rows of the corpus they are.
+        inputs: padded on the right, input_ids and attention_mask [B, L]; or packed, input_ids and position_ids [1, T],
+            one row after the other. Also token_type_ids for pairs.
+        packed: which of the two.
     """
 
     rows: Sequence[TokenizedRow]
+    numbers: Sequence[int]
     inputs: dict[str, Tensor]
+    packed: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.input_ids) for row in self.rows]
 
     @property
     def tokens(self) -> int:
         """Tokens, padding not counted."""
-        return sum(len(row.input_ids) for row in self.rows)
+        return sum(self.lengths)
+
+    def token_index(self) -> Int64:
+        """Where the rows' tokens are in the flattened inputs, int64 [T]."""
+        if self.packed:
+            return np.arange(self.tokens)
+        return np.flatnonzero(np.arange(self._width) < np.array(self.lengths)[:, None])
+
+    def position_index(self) -> Int64:
+        """Where the recorded positions are in the flattened inputs, int64 [N]."""
+        starts_B = np.cumsum([0, *self.lengths])[:-1] if self.packed else np.arange(len(self.rows)) * self._width
+        return np.concatenate([row.positions for row in self.rows]) + np.repeat(starts_B, self._recorded)
+
+    def owners_of_tokens(self) -> Int64:
+        """Whose each token is: row numbers [T]."""
+        return np.repeat(np.asarray(self.numbers, np.int64), self.lengths)
+
+    def owners_of_positions(self) -> Int64:
+        """Whose each recorded position is: row numbers [N]."""
+        return np.repeat(np.asarray(self.numbers, np.int64), self._recorded)
+
+    @property
+    def _recorded(self) -> list[int]:
+        return [len(row.positions) for row in self.rows]
+
+    @property
+    def _width(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    def pinned(self) -> "Batch":
+        """In memory that a CUDA device can copy from by itself."""
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device. From pinned memory the host does not wait for the copy."""
+        return replace(
+            self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        )
 
 
 def shard_order(rows: Sequence[TokenizedRow]) -> list[int]:
@@ -36,29 +86,28 @@ def shard_order(rows: Sequence[TokenizedRow]) -> list[int]:
     return sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
 
 
-def cut_batches(lengths: Sequence[int], batch_tokens: int, most_rows: int | None = None) -> Iterator[slice]:
-    """Slices of rows, given in falling order of length, that hold at most `batch_tokens` tokens with their padding."""
+def cut_batches(
+    lengths: Sequence[int], batch_tokens: Callable[[], int], most_rows: int | None = None
+) -> Iterator[slice]:
+    """Slices of rows, given in falling order of length, that hold at most `batch_tokens()` tokens with their padding,
+    a number that is asked for anew for each slice."""
     start = 0
     while start < len(lengths):
-        count = max(1, batch_tokens // max(1, lengths[start]))
+        count = max(1, batch_tokens() // max(1, lengths[start]))
         stop = min(start + min(count, most_rows or count), len(lengths))
         yield slice(start, stop)
         start = stop
 
 
-def pad(rows: Sequence[TokenizedRow], pad_token_id: int, device: torch.device) -> Batch:
-    """Rows as one padded batch. Padding is on the right and masked out."""
-    longest = max(1, max(len(row.input_ids) for row in rows))
-    input_ids = np.full((len(rows), longest), pad_token_id, np.int64)
-    attention_mask = np.zeros((len(rows), longest), np.int64)
-    token_types = np.zeros((len(rows), longest), np.int64)
-    for index, row in enumerate(rows):
-        length = len(row.input_ids)
-        input_ids[index, :length] = row.input_ids
-        attention_mask[index, :length] = 1
-        if row.token_type_ids is not None:
-            token_types[index, :length] = row.token_type_ids
-    arrays = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if rows[0].token_type_ids is not None:
-        arrays["token_type_ids"] = token_types
-    return Batch(rows, {name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+def pad(rows: Sequence[TokenizedRow], numbers: Sequence[int], pad_token_id: int) -> Batch:
+    """Rows as one padded batch on the host. Padding is on the right and masked out."""
+    lengths_B = np.array([len(row.input_ids) for row in rows])
+    is_token_BL = np.arange(max(1, lengths_B.max())) < lengths_B[:, None]
+    input_ids_BL = np.full(is_token_BL.shape, pad_token_id, np.int64)
+    input_ids_BL[is_token_BL] = np.concatenate([row.input_ids for row in rows])
+    arrays = {"input_ids": input_ids_BL, "attention_mask": is_token_BL.astype(np.int64)}
+    types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
+    if types:
+        arrays["token_type_ids"] = np.zeros(is_token_BL.shape, np.int64)
+        arrays["token_type_ids"][is_token_BL] = np.concatenate(types)
+    return Batch(rows, numbers, {name: torch.from_numpy(array) for name, array in arrays.items()})

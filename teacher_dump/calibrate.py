@@ -7,23 +7,24 @@ Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import Dense, Signal, Sparse, SparseTargets, Threshold, VectorCodec
+from shared.dump.codecs import HIDDEN, Dense, Signal, Sparse, SparseTargets, Threshold, VectorCodec
 from shared.dump.codecs.fitting import fit_vector_codec, reconstruction
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
-from teacher_dump.batches import Batch, shard_order
+from teacher_dump.batches import Batch
 from teacher_dump.extract import broken, distributions
-from teacher_dump.rows import annotate_rows, batches_of
-from teacher_dump.teacher import Teacher, forward
+from teacher_dump.forward import Said, Wanted, run
+from teacher_dump.rows import ShardRows, annotate_rows, batches_of
+from teacher_dump.teacher import Teacher
 
 SAMPLE_TOKENS = 4096
 BUDGET_TOLERANCE = 0.02
@@ -32,7 +33,11 @@ THRESHOLDS = (1e-5, 0.5)
 
 
 def calibrate(
-    teacher: Teacher, draft: Manifest, rows: Sequence[TokenizedRow], numbers: Sequence[int], batch_tokens: int
+    teacher: Teacher,
+    draft: Manifest,
+    rows: Sequence[TokenizedRow],
+    numbers: Sequence[int],
+    batch_tokens: Callable[[], int],
 ) -> Manifest:
     """The manifest with its signals fitted to a sample of rows (`numbers` in the corpus), and measured on it.
 
@@ -41,19 +46,21 @@ def calibrate(
         UsageError: for a byte budget that no threshold meets.
     """
     chosen = _rows_within(rows, SAMPLE_TOKENS)
-    order = [chosen[index] for index in shard_order([rows[index] for index in chosen])]
-    sample, numbers = [rows[index] for index in order], [numbers[index] for index in order]
-    if not sample or all(isinstance(signal, Dense) for signal in draft.signals):
+    if not chosen or all(isinstance(signal, Dense) for signal in draft.signals):
         return draft
-    run = _Sample(teacher, sample, numbers, batch_tokens)
-    vectors = run.vectors(draft.vectors)
-    fitted = tuple(_fit(run, draft, signal, vectors) for signal in draft.signals)
+    sample = _Sample(
+        teacher,
+        ShardRows.in_order([rows[index] for index in chosen], [numbers[index] for index in chosen]),
+        batch_tokens,
+    )
+    vectors = sample.vectors(draft.vectors)
+    fitted = tuple(_fit(sample, draft, signal, vectors) for signal in draft.signals)
     manifest = draft.model_copy(update={"signals": fitted})
-    sizes = run.bytes_by_signal(manifest)
+    sizes = sample.bytes_by_signal(manifest)
     measured = {name: {"bytes_per_position": size} for name, size in sizes.items()}
     for signal in manifest.signals:
         if isinstance(signal, Sparse):
-            measured[signal.name] |= _loss_of_distribution(run, manifest, signal)
+            measured[signal.name] |= _loss_of_distribution(sample, manifest, signal)
         elif isinstance(signal, VectorCodec):
             measured[signal.name] |= reconstruction(signal, vectors[signal.name])._asdict()
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
@@ -87,42 +94,38 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
 class _Sample:
     """Rows in the order of a shard, and the teacher to run over them."""
 
-    def __init__(self, teacher: Teacher, rows: list[TokenizedRow], numbers: list[int], batch_tokens: int) -> None:
-        self.teacher, self.rows, self.numbers, self.batch_tokens = teacher, rows, numbers, batch_tokens
+    def __init__(self, teacher: Teacher, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
+        self.teacher, self.rows, self.batch_tokens = teacher, rows, batch_tokens
 
-    def batches(self) -> Iterator[tuple[Batch, list[int]]]:
-        for part, batch in batches_of(self.teacher, self.rows, self.batch_tokens):
-            yield batch, self.numbers[part]
+    def said(self, wanted: Wanted) -> Iterator[tuple[Batch, Said]]:
+        """What the teacher says about the sample, batch by batch."""
+        for batch in batches_of(self.teacher, self.rows, self.batch_tokens):
+            on_device = batch.to(self.teacher.device)
+            yield batch, run(self.teacher, on_device, wanted)
 
     @torch.inference_mode()
     def vectors(self, codecs: Mapping[str, VectorCodec]) -> dict[str, Tensor]:
-        """Hidden states [M, D] of each signal's layer, on the host. Raises TeacherError for NaN or infinity, naming
-        the row."""
+        """The vectors [M, D] of each signal, on the host. Raises TeacherError for NaN or infinity, naming the row."""
         parts: dict[str, list[Tensor]] = {name: [] for name in codecs}
-        for batch, numbers in self.batches() if codecs else ():
-            output, _ = forward(self.teacher, batch.inputs, want_hidden=True)
-            real_BL = batch.inputs["attention_mask"].bool()
-            for name, codec in codecs.items():
-                states_BLD = output.hidden_states[codec.layer]
-                broken_B = (~states_BLD.isfinite().all(-1) & real_BL).any(-1)
-                if broken_B.any():
-                    raise broken(numbers[int(broken_B.nonzero()[0, 0])], name)
-                parts[name].append(states_BLD[real_BL].float().cpu())
+        for batch, said in self.said(Wanted.of(False, codecs.values())) if codecs else ():
+            for name, vectors_TD in said.vectors.items():
+                is_broken_T = ~vectors_TD.isfinite().all(-1)
+                if is_broken_T.any():
+                    raise broken(batch.owners_of_tokens()[int(is_broken_T.nonzero()[0, 0])], name)
+                parts[name].append(vectors_TD.float().cpu())
         return {name: torch.cat(each) for name, each in parts.items()}
 
     @torch.inference_mode()
     def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
         """(float32 logits_NV, keys_N), slice by slice."""
-        for batch, numbers in self.batches():
-            output, logits_of = forward(self.teacher, batch.inputs, want_hidden=False)
-            for _, logits_NV, keys_N in distributions(self.teacher, manifest, batch, numbers, output, logits_of):
+        for batch, said in self.said(Wanted(logits=True)):
+            for _, logits_NV, keys_N in distributions(self.teacher, manifest, batch, said):
                 yield logits_NV, keys_N
 
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """Bytes of each signal in a shard of this sample, for each of its positions."""
-        tokens = sum(len(row.input_ids) for row in self.rows)
-        with Progress("calibrate", "tokens", tokens) as progress:
-            groups = annotate_rows(self.teacher, manifest, self.rows, self.numbers, self.batch_tokens, progress)
+        with Progress("calibrate", "tokens", self.rows.tokens) as progress:
+            groups = annotate_rows(self.teacher, manifest, self.rows, self.batch_tokens, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {
             signal.name: sum(sizes[column.name] for column in signal.columns)
@@ -143,19 +146,19 @@ def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
     return chosen
 
 
-def _fit(run: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Signal:
+def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Signal:
     options = draft.options
     if isinstance(signal, Sparse) and options.bytes_per_token is not None:
-        return _meet_budget(run, draft, signal, options.bytes_per_token)
+        return _meet_budget(sample, draft, signal, options.bytes_per_token)
     if isinstance(signal, VectorCodec):
-        fitted = fit_vector_codec(
-            options.hidden_codec, signal.name, signal.layer, vectors[signal.name], options.hidden_rank
-        )
+        # Queries, keys and values make relations, which a basis of their own would not preserve.
+        rank = options.hidden_rank if signal.name.startswith(HIDDEN) else None
+        fitted = fit_vector_codec(options.hidden_codec, signal.name, signal.layer, vectors[signal.name], rank)
         return cast(Signal, fitted)
     return signal
 
 
-def _meet_budget(run: _Sample, draft: Manifest, signal: Sparse, budget: float) -> Sparse:
+def _meet_budget(sample: _Sample, draft: Manifest, signal: Sparse, budget: float) -> Sparse:
     """The threshold with which the signal takes `budget` bytes a position, by bisection in its logarithm."""
     assert isinstance(signal.selection, Threshold)
     least, most = THRESHOLDS
@@ -164,7 +167,7 @@ def _meet_budget(run: _Sample, draft: Manifest, signal: Sparse, budget: float) -
     for _ in range(BUDGET_STEPS):
         rule = signal.selection.model_copy(update={"threshold": float(f"{threshold:.3g}")})
         candidate = signal.model_copy(update={"selection": rule})
-        size = run.bytes_by_signal(draft.model_copy(update={"signals": (candidate,)}))[signal.name]
+        size = sample.bytes_by_signal(draft.model_copy(update={"signals": (candidate,)}))[signal.name]
         if abs(size - budget) < nearest:
             found, nearest = candidate, abs(size - budget)
         if nearest <= BUDGET_TOLERANCE * budget:
@@ -179,11 +182,11 @@ def _meet_budget(run: _Sample, draft: Manifest, signal: Sparse, budget: float) -
     return found
 
 
-def _loss_of_distribution(run: _Sample, manifest: Manifest, codec: Sparse) -> dict[str, float]:
+def _loss_of_distribution(sample: _Sample, manifest: Manifest, codec: Sparse) -> dict[str, float]:
     """Ids a position, the mass of those that are exact, and the KL divergence that rounding costs over these and the
     rest as one class; means over the sample's positions."""
     count, ids, mass, divergence = 0, 0, 0.0, 0.0
-    for logits_NV, keys_N in run.logits(manifest):
+    for logits_NV, keys_N in sample.logits(manifest):
         targets = codec.decode(codec.encode(logits_NV, keys_N))
         exact_NV = logits_NV.double().log_softmax(-1)
         count += len(exact_NV)

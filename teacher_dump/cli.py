@@ -12,6 +12,14 @@ from teacher_dump.request import MOST_TOP_P_IDS, Request
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+def _tokens_or_auto(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1")
+    return int(text)
+
+
 @app.command(epilog=EPILOG)
 def dump(
     teacher: Annotated[str, typer.Option(help="A model's folder, or a hub id.")],
@@ -119,7 +127,9 @@ def dump(
             "transformers: 0 is the embeddings' output."
         ),
     ] = "none",
-    hidden_codec: Annotated[str, typer.Option(help="How hidden states are kept: float16, int8 or int4.")] = "float16",
+    hidden_codec: Annotated[
+        str, typer.Option(help="How hidden states (and --relations) are kept: float16, int8 or int4.")
+    ] = "float16",
     hidden_rank: Annotated[
         int | None,
         typer.Option(
@@ -127,15 +137,30 @@ def dump(
             show_default=False,
         ),
     ] = None,
+    relations: Annotated[
+        str,
+        typer.Option(
+            help="Queries, keys and values to keep, from which attention relations are made: none, last, or a layer."
+        ),
+    ] = "none",
     max_length: Annotated[int, typer.Option(min=1, help="Rows are cut to this many tokens.")] = 512,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens a batch, padding counted. Default: 4096 on a CPU, 32768 on CUDA.", show_default=False
+            parser=_tokens_or_auto,
+            metavar="N|auto",
+            help="Tokens a batch. auto: 2048 on a CPU, on CUDA what its memory holds. Halved where memory runs out.",
+            show_default="auto",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16. auto: bf16 on CUDA, fp32 on a CPU.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device_map: Annotated[
+        str,
+        typer.Option(
+            help="auto spreads the teacher over all devices, the CPU last; done by itself where one GPU is too small."
+        ),
+    ] = "none",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows a shard: the unit of work that a kill can cost.")] = 4096,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random (masked positions, ids).")] = 0,
@@ -168,14 +193,21 @@ def dump(
     if dry_run:
         found = estimate(plan)
         typer.echo(f"\nEstimate from {found.sampled_rows} rows; nothing was written.")
-        typer.echo(f"  rows    {found.rows:>15,}")
-        typer.echo(f"  tokens  {found.tokens:>15,}")
-        typer.echo(f"  disk    {human_bytes(found.bytes):>15}   of {human_bytes(found.free_bytes)} free")
-        typer.echo(f"  time    {human_seconds(found.seconds):>15}   at {found.tokens_per_second:,.0f} tokens/s")
+        lines = [
+            ("rows", f"{found.rows:,}", ""),
+            ("tokens", f"{found.tokens:,}", ""),
+            ("disk", human_bytes(found.bytes), f"of {human_bytes(found.free_bytes)} free"),
+            ("time", human_seconds(found.seconds), f"at {found.tokens_per_second:,.0f} tokens/s, this process alone"),
+            ("teacher", human_seconds(found.teacher_seconds), "for each epoch of a student, if it ran beside it"),
+            ("reading", human_seconds(found.reading_seconds), "for each epoch from the dump instead"),
+            ("pays off", f"{found.epochs_to_break_even:.1f}", "epochs until the dump was the cheaper way"),
+        ]
         if found.truncated_share:
-            typer.echo(f"  cut     {found.truncated_share:>15.1%}   of rows reach --max-length {max_length}")
-        typer.echo("\n  bytes a token, by column")
-        for name, size in found.column_bytes.items():
+            lines.append(("cut", f"{found.truncated_share:.1%}", f"of rows reach --max-length {max_length}"))
+        for name, value, comment in lines:
+            typer.echo(f"  {name:<9}{value:>15}   {comment}".rstrip())
+        typer.echo("\n  bytes a token")
+        for name, size in found.signal_bytes.items():
             typer.echo(f"  {name:<24}{size:>10.2f}")
         return
     outcome = annotate(plan)
@@ -190,7 +222,8 @@ def dump(
     typer.echo(
         f"\n{out}: {outcome.made} of {outcome.shards} shards written, {outcome.tokens:,} tokens in "
         f"{human_seconds(outcome.seconds)} ({outcome.tokens / outcome.seconds:,.0f} tokens/s); "
-        f"{human_bytes(size)} in all.\nLook inside: shards head {out}"
+        f"{human_bytes(size)} in all. The teacher was at work "
+        f"{outcome.teacher_seconds / outcome.seconds:.0%} of the time.\nLook inside: shards head {out}"
     )
 
 

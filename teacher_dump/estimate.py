@@ -2,53 +2,134 @@
 
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 
-from shared.dump.shards import weigh
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from shared.ahead import ahead
+from shared.dump.manifest import Manifest
+from shared.dump.rowgroup import to_flat
+from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
+from teacher_dump.batches import Batch
+from teacher_dump.extract import Columns, distributions, extract
+from teacher_dump.forward import Wanted, run
+from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
-from teacher_dump.rows import annotate_rows, batch_tokens
+from teacher_dump.rows import ShardRows, batches_of, row_groups
+from teacher_dump.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the dump will take, extrapolated from `sampled_rows`; `column_bytes` are bytes a token in the file."""
+    """What the dump will take, extrapolated from `sampled_rows`.
+
+    Attributes:
+        signal_bytes: bytes a token of each signal in the file, and of all that is no signal's (`text`).
+        seconds: of the dump, on this device and with this process alone.
+        teacher_seconds: of the bare teacher once over the corpus, which is what every epoch of a student would cost
+            that had the teacher running beside it.
+        reading_seconds: of reading and decoding the dump once, which is what such an epoch costs instead.
+    """
 
     rows: int
     tokens: int
     bytes: int
     seconds: float
+    teacher_seconds: float
+    reading_seconds: float
     tokens_per_second: float
-    column_bytes: dict[str, float]
+    signal_bytes: dict[str, float]
     free_bytes: int
     truncated_share: float
     sampled_rows: int
 
+    @property
+    def epochs_to_break_even(self) -> float:
+        """After how many epochs of students the dump has cost less than the teacher beside them would have;
+        infinite where reading takes longer than the teacher does."""
+        saved = self.teacher_seconds - self.reading_seconds
+        return self.seconds / saved if saved > 0 else float("inf")
+
 
 def estimate(plan: Plan) -> Estimate:
     """Annotate the survey's sample into memory and scale up."""
-    teacher, manifest, numbers = plan.teacher, plan.manifest, plan.survey.sample_numbers
-    rows = plan.task.tokenize(plan.how, plan.survey.sample, 0)
-    tokens = sum(len(row.input_ids) for row in rows)
-    with Progress("dry run", "tokens", tokens) as progress:
-        budget = batch_tokens(plan.request, teacher)
+    teacher, manifest = plan.teacher, plan.manifest
+    numbers, rows = plan.sampled_rows
+    shard = ShardRows.in_order(rows, numbers)
+    budget = Budget(plan.request.batch_tokens, teacher)
+    sink = BytesIO()
+    with Progress("dry run", "tokens", 2 * shard.tokens) as progress:
         # The first batch also pays for warming up; a few rows ahead of the clock keep that out of the figure.
-        list(annotate_rows(teacher, manifest, rows[:4], numbers, budget, progress))
-        start = time.monotonic()
-        _, columns, size = weigh(manifest, annotate_rows(teacher, manifest, rows, numbers, budget, progress))
-        seconds = time.monotonic() - start
+        few = ShardRows.in_order(rows[:4], numbers[:4])
+        for batch in batches_of(teacher, few, budget):
+            extract(teacher, manifest, batch)
+        begun = time.monotonic()
+        with ahead(batches_of(teacher, shard, budget), 4) as batches:
+            write_groups(sink, manifest, row_groups(manifest, shard, _pieces(teacher, manifest, batches, progress)))
+        seconds = time.monotonic() - begun
+        teacher_seconds = _bare_seconds(teacher, manifest, shard, budget, progress)
+    written = pq.ParquetFile(sink)
+    columns = column_sizes([written.metadata])
+    content, size = sum(columns.values()), sink.getbuffer().nbytes
     scale = plan.survey.rows / len(rows)
-    content = sum(columns.values())
     existing = next(path for path in (plan.request.out, *plan.request.out.absolute().parents) if path.exists())
     return Estimate(
         rows=plan.survey.rows,
-        tokens=round(tokens * scale),
+        tokens=round(shard.tokens * scale),
         # A shard's footer costs the same however many rows it has.
         bytes=round(content * scale + (size - content) * manifest.shards),
         seconds=seconds * scale,
-        tokens_per_second=tokens / seconds,
-        column_bytes={name: size / max(tokens, 1) for name, size in columns.items()},
+        teacher_seconds=teacher_seconds * scale,
+        reading_seconds=_reading_seconds(manifest, written) * scale,
+        tokens_per_second=shard.tokens / seconds,
+        signal_bytes=_by_signal(manifest, columns, max(1, shard.tokens)),
         free_bytes=shutil.disk_usage(existing).free,
-        truncated_share=sum(len(row.input_ids) >= plan.how.max_length for row in rows) / len(rows),
+        truncated_share=sum(length >= plan.how.max_length for length in shard.lengths) / len(rows),
         sampled_rows=len(rows),
     )
+
+
+def _pieces(
+    teacher: Teacher, manifest: Manifest, batches: Iterable[Batch], progress: Progress
+) -> Iterator[tuple[int, Columns]]:
+    for batch in batches:
+        yield len(batch.rows), extract(teacher, manifest, batch).columns(manifest)
+        progress.advance(batch.tokens)
+
+
+@torch.inference_mode()
+def _bare_seconds(teacher: Teacher, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
+    """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
+    wanted = Wanted.of(manifest.distribution is not None, manifest.vectors.values())
+    begun = time.monotonic()
+    for batch in batches_of(teacher, shard, budget):
+        said = run(teacher, batch.to(teacher.device), wanted)
+        for _ in distributions(teacher, manifest, batch, said) if wanted.logits else ():
+            pass
+        if teacher.device.type == "cuda":
+            torch.cuda.synchronize(teacher.device)
+        progress.advance(batch.tokens)
+    return time.monotonic() - begun
+
+
+def _reading_seconds(manifest: Manifest, written: pq.ParquetFile) -> float:
+    """Of reading every row group and decoding every signal, on the host."""
+    names = [column.name for signal in manifest.signals for column in signal.columns]
+    begun = time.monotonic()
+    for group in range(written.num_row_groups):
+        flat = to_flat(read_row_group(manifest, written, group, names).columns)
+        tensors = {name: torch.from_numpy(np.array(values)) for name, values in flat.items()}
+        for signal in manifest.signals:
+            signal.decode(tensors)
+    return time.monotonic() - begun
+
+
+def _by_signal(manifest: Manifest, columns: dict[str, int], tokens: int) -> dict[str, float]:
+    of_signals = {signal.name: sum(columns[column.name] for column in signal.columns) for signal in manifest.signals}
+    text = sum(columns.values()) - sum(of_signals.values())
+    return {name: size / tokens for name, size in {"text": text, **of_signals}.items()}

@@ -1,96 +1,105 @@
 """A batch through the teacher -> the codecs' columns, in the order of the batch's rows.
 
-Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, D width, V classes.
+Shapes: N recorded positions, T tokens without padding, D width, V classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.dump.codecs import Codec, NotFiniteError, position_keys
+from shared.dump.codecs import NotFiniteError, position_keys
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import Values, from_flat
 from shared.errors import TeacherError
 from teacher_dump.batches import Batch
-from teacher_dump.teacher import Teacher, forward
+from teacher_dump.forward import Said, Wanted, run
+from teacher_dump.teacher import Teacher
 
 Columns = dict[str, Values]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A batch's columns, perhaps still on their way to the host.
+
+    Attributes:
+        tensors: as the codecs' `encode` gives them, in the host's memory.
+        copied: what says that they have arrived; None where they are there already.
+    """
+
+    tensors: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    def columns(self, manifest: Manifest) -> Columns:
+        """Column name -> N (distributions) or T (vectors) positions. Waits for the copy."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        arrays: dict[str, NDArray[Any]] = {name: values.numpy() for name, values in self.tensors.items()}
+        columns: Columns = {}
+        for signal in manifest.signals:
+            columns |= from_flat(signal.columns, arrays)
+        return columns
+
+
 @torch.inference_mode()
-def extract(teacher: Teacher, manifest: Manifest, batch: Batch, row_numbers: list[int]) -> Columns:
-    """Every signal of the manifest for one batch: column name -> N (distributions) or T (vectors) positions.
+def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
+    """Every signal of the manifest for one batch.
 
     Raises:
         TeacherError: for NaN or infinity in what the teacher says, naming the row.
     """
-    output, logits_of = forward(teacher, batch.inputs, want_hidden=bool(manifest.vectors))
-    columns: Columns = {}
+    batch = batch.to(teacher.device)
     codec = manifest.distribution
+    said = run(teacher, batch, Wanted.of(codec is not None, manifest.vectors.values()))
+    tensors: dict[str, Tensor] = {}
     if codec is not None:
-        owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
         slices = []
-        for start, logits_NV, keys_N in distributions(teacher, manifest, batch, row_numbers, output, logits_of):
+        for start, logits_NV, keys_N in distributions(teacher, manifest, batch, said):
             try:
                 slices.append(codec.encode(logits_NV, keys_N))
             except NotFiniteError as error:
-                raise broken(owners_N[start + error.position], "logits") from None
-        columns |= _on_host(codec, {name: torch.cat([part[name] for part in slices]) for name in slices[0]})
-    if manifest.vectors:
-        owners_T = np.repeat(row_numbers, [len(row.input_ids) for row in batch.rows])
-        real_BL = batch.inputs["attention_mask"].bool()
-        for name, vectors in manifest.vectors.items():
-            try:
-                columns |= _on_host(vectors, vectors.encode(output.hidden_states[vectors.layer][real_BL]))
-            except NotFiniteError as error:
-                raise broken(owners_T[error.position], name) from None
-    return columns
+                raise broken(batch.owners_of_positions()[start + error.position], "logits") from None
+        tensors |= {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
+    for name, vectors in manifest.vectors.items():
+        try:
+            tensors |= vectors.encode(said.vectors[name])
+        except NotFiniteError as error:
+            raise broken(batch.owners_of_tokens()[error.position], name) from None
+    return _to_host(tensors)
 
 
 def distributions(
-    teacher: Teacher,
-    manifest: Manifest,
-    batch: Batch,
-    row_numbers: list[int],
-    output: Any,
-    logits_of: Callable[[Tensor], Tensor] | None,
+    teacher: Teacher, manifest: Manifest, batch: Batch, said: Said
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The recorded positions of a batch that went through `forward`, slice by slice: (the first one's number in the
-    batch, float32 logits_NV, the positions' keys_N)."""
-    owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
-    positions_N = np.concatenate([row.positions for row in batch.rows])
-    keys_N = position_keys(
-        manifest.options.seed,
-        torch.from_numpy(owners_N.astype(np.int64)),
-        torch.from_numpy(positions_N.astype(np.int64)),
-    ).to(teacher.device)
-    if manifest.recorded == "row":
-        yield 0, output.logits.float(), keys_N
-        return
-    index_N = _flat_positions(batch)
-    if logits_of is None:
-        yield 0, output.logits.flatten(0, 1)[index_N].float(), keys_N
-        return
-    assert teacher.head is not None
-    size = teacher.head.slice_positions
+    """The recorded positions of a batch, slice by slice: (the first one's number in the batch, float32 logits_NV, the
+    positions' keys_N)."""
+    assert said.logits_of is not None
+    owners_N = torch.from_numpy(batch.owners_of_positions())
+    positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
+    keys_N = position_keys(manifest.options.seed, owners_N, positions_N)
+    per_row = manifest.recorded == "row"
+    index_N = torch.arange(len(batch.rows)) if per_row else torch.from_numpy(batch.position_index())
+    size = teacher.head.slice_positions if teacher.head is not None else max(1, len(index_N))
     for start in range(0, max(1, len(index_N)), size):
-        yield start, logits_of(index_N[start : start + size]), keys_N[start : start + size]
+        logits_NV = said.logits_of(index_N[start : start + size])
+        yield start, logits_NV, keys_N[start : start + size].to(logits_NV.device)
 
 
-def _flat_positions(batch: Batch) -> Tensor:
-    """Recorded positions as indices into the flattened [B * L]."""
-    padded_length = batch.inputs["input_ids"].shape[1]
-    flat = [row.positions.astype(np.int64) + index * padded_length for index, row in enumerate(batch.rows)]
-    return torch.from_numpy(np.concatenate(flat)).to(batch.inputs["input_ids"].device)
-
-
-def _on_host(codec: Codec, encoded: dict[str, Tensor]) -> Columns:
-    arrays: dict[str, NDArray[Any]] = {name: values.cpu().numpy() for name, values in encoded.items()}
-    return from_flat(codec.columns, arrays)
+def _to_host(tensors: dict[str, Tensor]) -> Encoded:
+    """Copies that the device makes while it goes on with the next batch (into pinned memory, which is reused)."""
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return Encoded({name: tensor.cpu() for name, tensor in tensors.items()}, None)
+    on_host = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+    copied = torch.cuda.Event()
+    copied.record()
+    return Encoded(on_host, copied)
 
 
 def broken(row: int, what: str) -> TeacherError:

@@ -11,11 +11,12 @@ from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.storage import TEMPORARY
 from shared.dump.weights import WEIGHTS, save_weights
 from shared.errors import DumpError, UsageError
+from teacher_dump.claims import CLAIMS
 
 TOKENIZER = "tokenizer"
 SHARDS = "shards"
 # What a run that was killed before it wrote the manifest may have left.
-_OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY}
+_OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY, CLAIMS}
 
 
 def check_folder(out: Path) -> None:
@@ -35,34 +36,41 @@ def check_folder(out: Path) -> None:
             )
 
 
-def enter_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the folder, its tokenizer and its manifest, or find them there.
+def make_folder(out: Path) -> None:
+    """Make the folder. Raises DumpError where that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
 
-    Raises:
-        UsageError: when the folder is another dump, with the list of differences.
-        DumpError: when it cannot be written.
-    """
-    if (out / FILE_NAME).exists():
-        differences = read_manifest(out).differences(manifest)
-        if differences:
-            raise UsageError(
-                f"--out {out} is another dump, and a dump never mixes. Differences: {'; '.join(differences)}. "
-                "Choose another folder, or the options that it was begun with."
-            )
-    else:
-        _begin(out, manifest, tokenizer)
+
+def refuse_another(out: Path, manifest: Manifest) -> None:
+    """Raises UsageError when the folder holds another dump than this, with the list of differences."""
+    if not (out / FILE_NAME).exists():
+        return
+    differences = read_manifest(out).differences(manifest)
+    if differences:
+        raise UsageError(
+            f"--out {out} is another dump, and a dump never mixes. Differences: {'; '.join(differences)}. "
+            "Choose another folder, or the options that it was begun with."
+        )
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what a killed run was writing. Only for a folder that no other run is at work in."""
-    for leftover in (*out.glob(f"*{TEMPORARY}"), *(out / SHARDS).glob(f"*{TEMPORARY}")):
+    """Remove what a killed run was writing for all shards together. For one process at a time. (What it was writing of
+    a shard is overwritten by who makes that shard.)"""
+    for leftover in out.glob(f"*{TEMPORARY}"):
         leftover.unlink()
 
 
-def _begin(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The manifest comes last but for the card: a folder that has one has all that the shards need."""
+def begin_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write all that the shards need; the manifest last but for the card, so that a folder that has one has it all.
+
+    Raises:
+        DumpError: when the folder cannot be written.
+    """
     try:
-        (out / SHARDS).mkdir(parents=True, exist_ok=True)
+        (out / SHARDS).mkdir(exist_ok=True)
         # Fast tokenizers remember how they were last called and would save that: the sample was cut to length.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.save_pretrained(out / TOKENIZER)
@@ -73,10 +81,15 @@ def _begin(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) ->
         (out / FILE_NAME).unlink(missing_ok=True)
         for made in (TOKENIZER, WEIGHTS):
             shutil.rmtree(out / made, ignore_errors=True)
+        (out / CLAIMS).unlink(missing_ok=True)
         for folder in (out / SHARDS, out):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        raise DumpError(
-            f"--out {out}: cannot be written ({error}); make room or mend the folder's permissions, then run the same "
-            "command again."
-        ) from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: Exception) -> DumpError:
+    return DumpError(
+        f"--out {out}: cannot be written ({error}); make room or mend the folder's permissions, then run the same "
+        "command again."
+    )

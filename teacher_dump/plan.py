@@ -1,5 +1,6 @@
 """What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,8 +18,9 @@ from shared.dump.manifest import Teacher as TeacherFacts
 from shared.errors import UsageError
 from shared.text.corpus import Columns, Corpus, Survey
 from shared.text.tasks import Task, TokenizedRow, Tokenizing
+from teacher_dump.forward import relation_widths
 from teacher_dump.request import Request
-from teacher_dump.signals import distribution, hidden_layers, hidden_name
+from teacher_dump.signals import RELATIONS, distribution, hidden_layers, hidden_name, relation_layers
 from teacher_dump.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 
 
@@ -119,5 +121,12 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
     layers = hidden_layers(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    vectors = (Float16Vectors(name=hidden_name(layer), layer=layer, width=teacher.width) for layer in layers)
-    return (*distributions, *vectors)
+    hidden = (Float16Vectors(name=hidden_name(layer), layer=layer, width=teacher.width) for layer in layers)
+    return (*distributions, *hidden, *_relations(request, teacher))
+
+
+def _relations(request: Request, teacher: Teacher) -> Iterator[Signal]:
+    """Queries, keys and values, each as wide as the teacher shows it to be on a probe."""
+    for layer in relation_layers(request, teacher.layers):
+        for name, width in zip(RELATIONS, relation_widths(teacher, layer), strict=True):
+            yield Float16Vectors(name=f"{name}.{layer}", layer=layer, width=width)

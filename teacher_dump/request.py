@@ -38,10 +38,12 @@ class Request:
     hidden: str = "none"
     hidden_codec: str = "float16"
     hidden_rank: int | None = None
+    relations: str = "none"
     max_length: int = 512
     batch_tokens: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str = "none"
     shard_rows: int = 4096
     limit: int | None = None
     seed: int = 0

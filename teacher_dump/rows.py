@@ -1,9 +1,10 @@
-"""One shard's rows -> batches -> teacher -> the shard's row groups.
+"""One shard's rows -> batches; and what the teacher says about these -> the shard's row groups.
 
 Batches never decide anything that is written: row groups are cut from the rows' lengths, whatever the budget.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, join
@@ -11,56 +12,73 @@ from shared.dump.shards import row_group_sizes
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow
+from teacher_dump.attention import pack
 from teacher_dump.batches import Batch, cut_batches, pad, shard_order
 from teacher_dump.extract import Columns, extract
-from teacher_dump.request import Request
 from teacher_dump.teacher import Teacher
 
-DEFAULT_BATCH_TOKENS = {"cuda": 32768, "mps": 8192, "cpu": 4096}
+
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """The rows of a shard in the order in which they lie there, numbered as in the corpus."""
+
+    rows: Sequence[TokenizedRow]
+    numbers: Sequence[int]
+    index: int = 0
+
+    @classmethod
+    def in_order(cls, rows: Sequence[TokenizedRow], numbers: Sequence[int], index: int = 0) -> "ShardRows":
+        """Rows in any order -> the shard."""
+        order = shard_order(rows)
+        return cls([rows[at] for at in order], [numbers[at] for at in order], index)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.input_ids) for row in self.rows]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(self.lengths)
 
 
-def batch_tokens(request: Request, teacher: Teacher) -> int:
-    """The batches' token budget, padding counted."""
-    return request.batch_tokens or DEFAULT_BATCH_TOKENS.get(teacher.device.type, DEFAULT_BATCH_TOKENS["cpu"])
+def batches_of(teacher: Teacher, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
+    """The shard's batches, on the host."""
+    for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if teacher.one_row_a_batch else None):
+        yield batch_of(teacher, shard.rows[part], shard.numbers[part])
 
 
-def batches_of(teacher: Teacher, rows: Sequence[TokenizedRow], budget: int) -> Iterator[tuple[slice, Batch]]:
-    """Rows in the order of a shard -> (which of them, the batch on the teacher's device)."""
-    lengths = [len(row.input_ids) for row in rows]
-    for part in cut_batches(lengths, budget, most_rows=1 if teacher.one_row_a_batch else None):
-        yield part, pad(rows[part], teacher.pad_token_id, teacher.device)
+def batch_of(teacher: Teacher, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
+    """Rows as one batch: without padding where the teacher's attention allows it."""
+    batch = pack(teacher.attention, rows, numbers) if teacher.packs else pad(rows, numbers, teacher.pad_token_id)
+    return batch.pinned() if teacher.device.type == "cuda" else batch
 
 
 def annotate_rows(
-    teacher: Teacher,
-    manifest: Manifest,
-    rows: Sequence[TokenizedRow],
-    numbers: Sequence[int],
-    budget: int,
-    progress: Progress,
+    teacher: Teacher, manifest: Manifest, shard: ShardRows, batch_tokens: Callable[[], int], progress: Progress
 ) -> Iterator[RowGroup]:
-    """One shard's rows, numbered as in the corpus -> its row groups, in the shard's order, whatever batches the budget
-    makes of them."""
-    order = shard_order(rows)
-    ordered, numbers = [rows[index] for index in order], [numbers[index] for index in order]
-    lengths = [len(row.input_ids) for row in ordered]
-    sizes = row_group_sizes(manifest, lengths, [len(row.positions) for row in ordered])
+    """A few rows -> their row groups, one batch after the other: for samples."""
 
-    def batches() -> Iterator[tuple[int, Columns]]:
-        for part, batch in batches_of(teacher, ordered, budget):
-            columns = extract(teacher, manifest, batch, numbers[part])
+    def pieces() -> Iterator[tuple[int, Columns]]:
+        for batch in batches_of(teacher, shard, batch_tokens):
+            yield len(batch.rows), extract(teacher, manifest, batch).columns(manifest)
             progress.advance(batch.tokens)
-            yield len(batch.rows), columns
 
-    pieces = batches()
+    return row_groups(manifest, shard, pieces())
+
+
+def row_groups(manifest: Manifest, shard: ShardRows, pieces: Iterable[tuple[int, Columns]]) -> Iterator[RowGroup]:
+    """Pieces (how many rows, their columns), in the shard's order and cut anyhow -> the shard's row groups."""
+    pieces = iter(pieces)
     start, held_rows = 0, 0
     held: list[Columns] = []
-    for size in sizes:
+    for size in row_group_sizes(manifest, shard.lengths, [len(row.positions) for row in shard.rows]):
         while held_rows < size:
             count, columns = next(pieces)
             held_rows += count
             held.append(columns)
-        group = row_group(ordered[start : start + size], numbers[start : start + size])
+        group = row_group(shard.rows[start : start + size], shard.numbers[start : start + size])
         group.columns, rest = _split(held, manifest, len(group.input_ids), len(group.positions))
         yield group
         held, held_rows, start = [rest], held_rows - size, start + size

@@ -28,6 +28,8 @@ from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 Made = TypeVar("Made")
 
+# What attention works with in a layer: three signals, from which a student's attention relations are made (MiniLMv2).
+RELATIONS = ("queries", "keys", "values")
 FIRST_THRESHOLD = 0.03
 # Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
@@ -69,12 +71,12 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
     if request.hidden_codec not in KINDS:
         raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(KINDS)}.")
     if request.hidden == "none":
-        if not has_distribution:
-            raise UsageError(
-                f"the task {request.task} records hidden states only; say which, for instance --hidden last."
-            )
-        if request.hidden_rank is not None or request.hidden_codec != "float16":
-            raise UsageError("--hidden-codec and --hidden-rank need hidden states; say which, as in --hidden last.")
+        if not has_distribution and request.relations == "none":
+            raise UsageError(f"the task {request.task} records vectors only; say which, for instance --hidden last.")
+        if request.hidden_rank is not None:
+            raise UsageError("--hidden-rank needs hidden states; say which, as in --hidden last.")
+        if request.hidden_codec != "float16" and request.relations == "none":
+            raise UsageError("--hidden-codec needs vectors; say which, as in --hidden last.")
         return []
     if request.hidden == "last":
         return [layers]
@@ -88,6 +90,21 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
         if not 0 <= layer <= layers:
             raise UsageError(f"--hidden {layer}: this teacher has layers 0 (the embeddings) to {layers}.")
     return chosen
+
+
+def relation_layers(request: Request, layers: int) -> list[int]:
+    """--relations none | last | 6: the layers whose queries, keys and values are kept, 1 for the first.
+
+    Raises:
+        UsageError: for a layer that the teacher lacks.
+    """
+    if request.relations == "none":
+        return []
+    if request.relations == "last":
+        return [layers]
+    if not request.relations.isdecimal() or not 1 <= int(request.relations) <= layers:
+        raise UsageError(f"--relations {request.relations!r}: use none, last, or a layer from 1 to {layers}.")
+    return [int(request.relations)]
 
 
 def hidden_name(layer: int) -> str:

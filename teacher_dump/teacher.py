@@ -6,7 +6,6 @@ Shapes: B rows, L tokens of the longest, D width, V vocabulary or classes, N rec
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,22 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import TeacherError, UsageError
 from shared.text.tasks import Task, check_tokenizer
+from teacher_dump.attention import Attention
 from teacher_dump.head import VocabularyHead
+from teacher_dump.layers import Layers
 from teacher_dump.request import Request
+from teacher_dump.workers import worker
 
 transformers.utils.logging.disable_progress_bar()
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
+# Of a device's memory; the rest is for batches.
+WEIGHTS_SHARE = 0.8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,6 +47,9 @@ class Teacher:
 
     Attributes:
         head: the vocabulary head of a language model; None for other tasks.
+        trunk: its layers.
+        attention: its attention routed through ours; None where that cannot be.
+        packs: whether rows may lie one after the other in a batch, without padding.
         pad_token_id: what fills up the rows of a batch: its own where it has one, because some classifiers look for it.
         token_types: whether its inputs say which text of a pair a token belongs to.
         vocabulary: entries of its head (language models) or of its embeddings.
@@ -54,6 +60,9 @@ class Teacher:
     device: torch.device
     dtype: str
     head: VocabularyHead | None
+    trunk: Layers
+    attention: Attention | None
+    packs: bool
     pad_token_id: int
     token_types: bool
     vocabulary: int
@@ -64,6 +73,10 @@ class Teacher:
     def one_row_a_batch(self) -> bool:
         """Whether padding would be taken for text: classifiers that pool the last token find it by the pad token."""
         return _own_pad_token(self.model) is None and "SequenceClassification" in type(self.model).__name__
+
+    def takes(self, name: str) -> bool:
+        """Whether a batch's tensor of this name is one of its inputs."""
+        return self.token_types or name != "token_type_ids"
 
 
 def read_blueprint(request: Request, task: Task) -> Blueprint:
@@ -99,9 +112,12 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
         TeacherError: for a missing head, or a vocabulary smaller than the tokenizer's.
         UsageError: for a device that is not there.
     """
+    if request.device_map not in ("none", "auto"):
+        raise UsageError(f"--device-map {request.device_map!r}: use none or auto.")
     device = _device(request.device)
     dtype = _dtype(request.dtype, device)
     loader = getattr(transformers, task.auto_class)
+    device_map = "auto" if request.device_map == "auto" or _is_too_large(loader, blueprint, dtype, device) else None
     try:
         model, info = loader.from_pretrained(
             request.teacher,
@@ -110,6 +126,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             revision=request.revision,
             trust_remote_code=request.trust_remote_code,
             use_safetensors=True,
+            device_map=device_map,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -124,7 +141,9 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             f"which the task {task.name} needs: this checkpoint lacks that head. Fine-tune it first (distill run) or "
             "choose the task it was trained for."
         )
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    if device_map is None:
+        model.to(device)
     model.config.use_cache = False  # keys and values would be kept for tokens that are never generated
     config = model.config.get_text_config()
     embeddings = model.get_input_embeddings().weight.shape[0]
@@ -140,11 +159,15 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             "no causal language model; choose masked-lm, or a decoder as the teacher."
         )
     own_pad = _own_pad_token(model)
+    attention = Attention.take_over(model)
     return Teacher(
         model,
-        device,
+        model.device,
         dtype,
         head,
+        trunk=Layers(model),
+        attention=attention,
+        packs=attention is not None and attention.packs and task.recorded != "row",
         pad_token_id=(blueprint.tokenizer.pad_token_id or 0) if own_pad is None else own_pad,
         token_types=_knows_token_types(config, blueprint.tokenizer),
         vocabulary=head.vocabulary if head else embeddings,
@@ -173,21 +196,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
-def forward(
-    teacher: Teacher, inputs: dict[str, Tensor], want_hidden: bool
-) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
-    """Run the model once.
-
-    Returns its output (with `hidden_states` when wanted, and `logits` for tasks over labels) and, for language models,
-    a function from flat indices into [B * L] to float32 logits_NV of these positions.
-    """
-    given = {name: tensor for name, tensor in inputs.items() if teacher.token_types or name != "token_type_ids"}
-    arguments = {**given, "output_hidden_states": want_hidden, "return_dict": True}
-    if teacher.head is None:
-        return teacher.model(**arguments), None
-    return teacher.head.run(arguments)
-
-
 def _own_pad_token(model: PreTrainedModel) -> int | None:
     """The pad token that the model itself knows of, if it can be read by it at all (some have -1)."""
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
@@ -209,14 +217,26 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
 
 
 def _device(name: str) -> torch.device:
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        # Each of several processes on a machine has a device of its own.
+        return torch.device("cuda", worker().local_rank % torch.cuda.device_count())
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
     try:
         return torch.device(name)
     except RuntimeError:
         raise UsageError(f"--device {name!r}: unknown device; use auto, cpu, cuda, cuda:1 or mps.") from None
+
+
+def _is_too_large(loader: Any, blueprint: Blueprint, dtype: str, device: torch.device) -> bool:
+    """Whether the weights alone would fill a CUDA device, so that they are spread over all of them."""
+    if device.type != "cuda":
+        return False
+    with torch.device("meta"):
+        parameters = loader.from_config(blueprint.config).num_parameters()
+    return parameters * DTYPES[dtype].itemsize > WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _dtype(name: str, device: torch.device) -> str:

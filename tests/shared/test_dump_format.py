@@ -548,11 +548,3 @@ def test_a_folder_is_kept_to_one_process_until_that_ends(tmp_path: Path) -> None
         other.kill()
     with only_one(tmp_path):
         assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dump_at_work_is_not_joined_by_a_second_one(make_dump: Any, tmp_path: Path) -> None:
-    out = make_dump()
-    (out / "shards" / "00001.parquet.tmp").write_bytes(b"what the other run is writing")
-    with only_one(out), pytest.raises(UsageError, match="another run is at work"):
-        make_dump(out=out)
-    assert (out / "shards" / "00001.parquet.tmp").exists()

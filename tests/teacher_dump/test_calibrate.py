@@ -172,7 +172,7 @@ def test_every_way_to_choose_ids(
         ({"temperatures": "1"}, "temperatures"),
         ({"dense": True, "levels": 100}, "--levels and --temperatures"),
         ({"bytes_per_token": 1.0}, "--bytes-per-token 1"),
-        ({"hidden_codec": "int8"}, "--hidden-codec and --hidden-rank need hidden states"),
+        ({"hidden_codec": "int8"}, "--hidden-codec needs vectors"),
         ({"hidden": "1", "hidden_codec": "int2"}, "--hidden-codec 'int2': use float16, int8, int4"),
         ({"hidden": "1", "hidden_rank": 33}, "--hidden-rank 33: hidden states are 32 wide"),
     ],
@@ -216,7 +216,9 @@ def test_the_sample_comes_from_all_over_the_corpus(
     monkeypatch.setattr("teacher_dump.calibrate.SAMPLE_TOKENS", 200)
     data = write_corpus(tmp_path / "corpus.jsonl", ["the fox"] * 100 + ["seven wizards box some jugs of liquor"] * 100)
     seen: list[int] = []
-    monkeypatch.setattr("teacher_dump.calibrate._Sample.__init__", lambda self, *given: seen.extend(given[2]) or 1 / 0)
+    monkeypatch.setattr(
+        "teacher_dump.calibrate._Sample.__init__", lambda self, *given: seen.extend(given[1].numbers) or 1 / 0
+    )
     request = Request(str(make_teacher("encoder")), "encoder", (str(data),), tmp_path / "out", max_length=64,
                       device="cpu", hidden="1")  # fmt: skip
     with pytest.raises(ZeroDivisionError):

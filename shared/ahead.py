@@ -1,0 +1,100 @@
+"""Work done ahead: an iterator that runs in a thread of its own, a bounded number of items ahead of its reader.
+
+Stages of a pipeline are generators, each reading the one before it; `ahead` puts a thread between two of them:
+
+    with ahead(read(corpus), 4) as batches, ahead(run(teacher, batches), 4) as results:
+        write(results)
+
+What a stage raises is raised where its items are read, so that an error anywhere ends the whole chain with its cause;
+leaving the block stops the threads. Nothing is dropped, repeated or reordered.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class ahead(Generic[Item]):  # read as an adverb in a with statement
+    """Iterate over `items` in a thread, at most `depth` of them ahead of whoever iterates over this.
+
+    Attributes:
+        starved_seconds: how long the reader has waited for an item.
+        blocked_seconds: how long the thread has waited because `depth` items lay there unread.
+
+    Example:
+        >>> with ahead(range(3), depth=2) as numbers:
+        ...     list(numbers)
+        [0, 1, 2]
+    """
+
+    def __init__(self, items: Iterable[Item], depth: int) -> None:
+        if depth < 1:
+            raise ValueError(f"depth is {depth}; at least one item must fit")
+        self.starved_seconds = self.blocked_seconds = 0.0
+        self._items, self._depth = items, depth
+        self._ready: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+
+    def __enter__(self) -> "ahead[Item]":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        # Not left running: what it works on (a model, a file) is about to be used otherwise, or torn down.
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        with self._changed:
+            self.starved_seconds += self._wait_while(lambda: not self._ready and not self._ended)
+            if self._ready:
+                item = self._ready.popleft()
+                self._changed.notify_all()
+                return item
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+
+    def _run(self) -> None:
+        try:
+            items = iter(self._items)
+            while not self._stopped:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    break
+                if not self._put(item):
+                    break
+            if close := getattr(items, "close", None):
+                close()
+        except BaseException as error:  # whatever it is, the reader must hear of it
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, item: Item) -> bool:
+        with self._changed:
+            self.blocked_seconds += self._wait_while(lambda: len(self._ready) >= self._depth and not self._stopped)
+            self._ready.append(item)
+            self._changed.notify_all()
+            return not self._stopped
+
+    def _wait_while(self, condition) -> float:  # type: ignore[no-untyped-def]
+        begun = time.monotonic()
+        while condition():
+            self._changed.wait()
+        return time.monotonic() - begun

@@ -1,0 +1,115 @@
+"""One batch through the teacher, of which only what is recorded is kept.
+
+Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions, D width, V vocabulary or classes.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.dump.codecs import HIDDEN, VectorCodec
+from shared.errors import TeacherError
+from teacher_dump.batches import Batch
+from teacher_dump.signals import RELATIONS
+from teacher_dump.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a forward pass: logits, hidden states of some layers, queries, keys and values of others."""
+
+    logits: bool
+    hidden: tuple[int, ...] = ()
+    relations: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, logits: bool, vectors: Iterable[VectorCodec]) -> "Wanted":
+        """What these signals are made from."""
+        layers: dict[bool, set[int]] = {True: set(), False: set()}
+        for codec in vectors:
+            layers[codec.name.startswith(HIDDEN)].add(codec.layer)
+        return cls(logits, tuple(sorted(layers[True])), tuple(sorted(layers[False])))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the teacher says about a batch.
+
+    Attributes:
+        logits_of: indices [N] into the flattened inputs -> float32 logits_NV there; of a task with one distribution a
+            row, indices of rows. None where no logits are wanted.
+        vectors: by the signal's name, [T, D] of any floating type: tokens without padding.
+    """
+
+    logits_of: Callable[[Tensor], Tensor] | None
+    vectors: dict[str, Tensor]
+
+
+def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
+    """Run the teacher over a batch that is on its device."""
+    with ExitStack() as stack:
+        if batch.packed:
+            assert teacher.attention is not None
+            stack.enter_context(teacher.attention.packed(batch.lengths))
+        parts: dict[int, tuple[Tensor, ...]] = {}
+        if wanted.relations:
+            assert teacher.attention is not None
+            modules = {layer: teacher.trunk.modules[layer - 1] for layer in wanted.relations}
+            parts = stack.enter_context(teacher.attention.capture(modules))
+        arguments: dict[str, Any] = {name: tensor for name, tensor in batch.inputs.items() if teacher.takes(name)}
+        arguments["return_dict"] = True
+        last = max(wanted.hidden + wanted.relations, default=0)
+        if not wanted.logits and last < teacher.layers and teacher.trunk.stops:
+            hidden, logits_of = teacher.trunk.run(arguments, {*wanted.hidden, last}), None
+        else:
+            if wanted.hidden:
+                arguments["output_hidden_states"] = list(wanted.hidden)
+            hidden, logits_of = _run_whole(teacher, arguments, wanted.logits)
+    token_T = torch.from_numpy(batch.token_index())
+    vectors = {f"{HIDDEN}.{layer}": _tokens(hidden[layer], token_T) for layer in wanted.hidden}
+    for layer, of_layer in parts.items():
+        for name, heads_BHLD in zip(RELATIONS, of_layer, strict=True):
+            vectors[f"{name}.{layer}"] = _tokens(heads_BHLD.transpose(1, 2).flatten(2), token_T)
+    return Said(logits_of, vectors)
+
+
+@torch.inference_mode()
+def relation_widths(teacher: Teacher, layer: int) -> tuple[int, int, int]:
+    """How wide a layer's queries, keys and values are, all heads together.
+
+    Raises:
+        TeacherError: where the teacher does not show them.
+    """
+    if teacher.attention is not None and teacher.trunk.modules:
+        ids_BL = torch.zeros(1, 2, dtype=torch.long, device=teacher.device)
+        with teacher.attention.capture({layer: teacher.trunk.modules[layer - 1]}) as parts:
+            teacher.model.base_model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+        if layer in parts:
+            queries, keys, values = (heads_BHLD.shape[1] * heads_BHLD.shape[3] for heads_BHLD in parts[layer])
+            return queries, keys, values
+    raise TeacherError(
+        f"--relations {layer}: {type(teacher.model).__name__} does not show its queries, keys and values; leave "
+        "--relations out, or use a teacher of another architecture."
+    )
+
+
+def _run_whole(
+    teacher: Teacher, arguments: dict[str, Any], want_logits: bool
+) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
+    if not want_logits:
+        return getattr(teacher.model.base_model(**arguments), "hidden_states", None), None
+    if teacher.head is not None:
+        output, logits_of = teacher.head.run(arguments)
+        return getattr(output, "hidden_states", None), logits_of
+    output = teacher.model(**arguments)
+    logits_NV = output.logits.flatten(0, -2)
+    return getattr(output, "hidden_states", None), lambda index_N: logits_NV[index_N.to(logits_NV.device)].float()
+
+
+def _tokens(states_BLD: Tensor, token_T: Tensor) -> Tensor:
+    """[B, L, D] -> [T, D]."""
+    return states_BLD.flatten(0, 1)[token_T.to(states_BLD.device)]

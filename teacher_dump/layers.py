@@ -1,0 +1,78 @@
+"""The teacher's layers: run no further than the last one that is recorded.
+
+Hidden states count as in transformers: 0 is what goes into the first layer, n what comes out of the n-th.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+PROBE_TOKENS = 8
+
+
+class _Enough(Exception):
+    """Raised inside the model when the last layer that is wanted has run."""
+
+
+class Layers:
+    """The layers of a model's trunk.
+
+    Attributes:
+        modules: the n-th layer is modules[n - 1]; empty where they cannot be told from the model's other parts.
+        stops: whether running to a layer and no further gives what the whole model gives there, decided on a probe.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.count: int = model.config.get_text_config().num_hidden_layers
+        lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+        self.modules: Sequence[nn.Module] = next((tuple(each) for each in lists if len(each) == self.count), ())
+        self.stops = bool(self.modules) and self._same_as_whole()
+
+    def run(self, arguments: dict[str, Any], wanted: Collection[int]) -> dict[int, Tensor]:
+        """Hidden states [B, L, D] of the wanted layers, of which the last is below the model's last."""
+        found: dict[int, Tensor] = {}
+        last = max(wanted)
+
+        def keep_input(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found[0] = given[0] if given else named["hidden_states"]
+            if last == 0:
+                raise _Enough
+
+        def keep_output(layer: int, module: nn.Module, given: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == last:
+                raise _Enough
+
+        hooks = [self.modules[0].register_forward_pre_hook(keep_input, with_kwargs=True)] if 0 in wanted else []
+        for layer in wanted:
+            if layer > 0:
+                keep = partial(keep_output, layer)
+                hooks.append(self.modules[layer - 1].register_forward_hook(keep))
+        try:
+            self.model(**arguments)
+        except _Enough:
+            return found
+        finally:
+            for hook in hooks:
+                hook.remove()
+        raise AssertionError("the model ended before its last wanted layer")
+
+    @torch.inference_mode()
+    def _same_as_whole(self) -> bool:
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids_BL = torch.arange(PROBE_TOKENS, device=self.model.device).remainder(vocabulary)[None]
+        arguments = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL), "return_dict": True}
+        try:
+            whole = self.model(**arguments, output_hidden_states=True).hidden_states
+            wanted = range(self.count)
+            found = self.run(arguments, wanted)
+        except Exception:  # a model that goes its own ways is run whole
+            return False
+        return len(whole) == self.count + 1 and all(
+            torch.equal(found[layer].nan_to_num(), whole[layer].nan_to_num()) for layer in wanted
+        )
