@@ -208,7 +208,7 @@ def _wait_for_others(plan: Plan, claims: Claims, progress: Progress) -> None:
     said = False
     while (missing := _missing(plan)) and not any(claims.is_free(index) for index in missing):
         if not said:
-            progress.say(f"waiting for other processes, which are at work on {len(missing)} shards")
+            progress.say(f"waiting for other processes, which are at work on {len(missing)} more of the shards")
             said = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

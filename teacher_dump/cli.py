@@ -179,17 +179,19 @@ def dump(
     # Imported here so that --help does not wait for torch.
     from teacher_dump.annotate import annotate, prepare
     from teacher_dump.estimate import estimate
+    from teacher_dump.workers import worker
 
     options = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
     plan = prepare(Request(**{**options, "data": tuple(data)}))
     manifest = plan.manifest
     signals = (f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals)
-    typer.echo(
-        f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
-        f"{manifest.options.dtype} on {plan.teacher.device}\n"
-        f"corpus   {manifest.corpus.rows:,} rows, {manifest.corpus.labelled_rows:,} with a gold label\n"
-        + "\n".join(signals)
-    )
+    if worker().rank == 0:  # the others would say the same
+        typer.echo(
+            f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
+            f"{manifest.options.dtype} on {plan.teacher.device}\n"
+            f"corpus   {manifest.corpus.rows:,} rows, {manifest.corpus.labelled_rows:,} with a gold label\n"
+            + "\n".join(signals)
+        )
     if dry_run:
         found = estimate(plan)
         typer.echo(f"\nEstimate from {found.sampled_rows} rows; nothing was written.")
