@@ -90,12 +90,13 @@ class Attention:
         Keys and values have fewer heads under grouped-query attention. Some models (OPT) scale queries beforehand.
 
         Raises:
-            TeacherError: in the forward pass, where attention inside one of the modules runs twice (the layers of ALBERT
-                are one module), so that it cannot be told which is meant.
+            TeacherError: in the forward pass, where attention inside one of the modules runs twice (ALBERT's layers are
+                all one module), so that it cannot be told which is meant.
         """
         before = self._layer_of, self._captured
         self._layer_of = {id(part): index for index, layer in layers.items() for part in layer.modules()}
-        self._captured = captured = {}
+        captured: Captured = {}
+        self._captured = captured
         fresh = self.model.register_forward_pre_hook(lambda module, arguments: captured.clear())
         try:
             with self._routed():
@@ -139,8 +140,8 @@ class Attention:
         if index is not None:
             if index in self._captured:
                 raise TeacherError(
-                    f"{type(self.model).__name__}: attention runs more than once in layer {index}, so its queries, keys "
-                    "and values cannot be told apart. Choose a layer of its own, or none."
+                    f"{type(self.model).__name__}: attention runs more than once in layer {index}, so its queries, "
+                    "keys and values cannot be told apart. Choose a layer of its own, or none."
                 )
             self._captured[index] = query, key, value
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

@@ -169,16 +169,20 @@ def attend_varlen(
     """Attention of all rows in one kernel: [1, T, H, D]."""
     ends = _ends_of_rows(tuple(runs), query_1HTD.device)
     longest = max(run.length for run in runs)
+    query_THD, key_THD, value_THD = (each[0].transpose(0, 1) for each in (query_1HTD, key_1HTD, value_1HTD))
     output_THD = varlen_attn(
-        *(tensor[0].transpose(0, 1) for tensor in (query_1HTD, key_1HTD, value_1HTD)),
+        query_THD,
+        key_THD,
+        value_THD,
         ends,
         ends,
         longest,
         longest,
         scale=scaling,
         window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query_1HTD.shape[1] != key_1HTD.shape[1],
+        enable_gqa=query_THD.shape[1] != key_THD.shape[1],
     )
+    assert isinstance(output_THD, Tensor)
     return output_THD[None]
 
 

@@ -108,8 +108,9 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
         arguments["use_cache"] = False
     output = model(**arguments)
     hidden_1TD, logits = output.hidden_states[-1], getattr(output, "logits", None)
-    for_every_token = logits is not None and logits.ndim == 3 and logits.shape[:2] == hidden_1TD.shape[:2]
-    return [hidden_1TD, logits] if for_every_token else [hidden_1TD]
+    if logits is None or logits.ndim != 3 or logits.shape[:2] != hidden_1TD.shape[:2]:
+        return [hidden_1TD]
+    return [hidden_1TD, logits]
 
 
 @contextmanager
