@@ -1,0 +1,497 @@
+"""Packed rows give what padded rows and rows alone give; queries, keys and values are what the layers' own weights say.
+
+Models are tiny, with random weights in float32, of the real architectures.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from shared.errors import TeacherError
+from shared.text.tasks import TokenizedRow
+from teacher_dump import attention as attention_module
+from teacher_dump import packing
+from teacher_dump.attention import Attention
+from teacher_dump.batches import pad
+from teacher_dump.packing import Run, packed_inputs, runs_of
+from teacher_dump.packing_probe import LENGTHS as PROBE_LENGTHS
+
+VOCABULARY = 320
+PAD, BOS, EOS = 1, 0, 2
+WINDOW = 4
+# Two runs of several rows, rows longer than WINDOW and shorter, one that is a single token.
+ROW_LENGTHS = (11, 7, 7, 7, 3, 2, 2, 1)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.25,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+NARROW_HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+PACKS: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 32},
+    "bert": {},
+    "biogpt": {},
+    "camembert": {},
+    "cohere2": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "electra": {"embedding_size": 16},
+    "ernie": {},
+    "eurobert": {},
+    "gemma2": {**NARROW_HEADS, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**NARROW_HEADS, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "n_positions": 64},
+    "gpt_neox": {},
+    "gpt_oss": {**NARROW_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    "granite": {"num_key_value_heads": 2},
+    "llama": {"num_key_value_heads": 2},
+    "llama4_text": {
+        **NARROW_HEADS,
+        "attention_chunk_size": WINDOW,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 64,
+        "layer_types": ["chunked_attention", "full_attention"],
+    },
+    "mistral": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "modernbert": {"local_attention": 2 * WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "nomic_bert": {},
+    "olmo2": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "phi": {},
+    "phi3": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": NARROW_HEADS,
+    "qwen3_moe": {**NARROW_HEADS, **EXPERTS},
+    "roberta": {},
+    "smollm3": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "xlm-roberta": {},
+}
+# Attention goes through the interface, but something else looks across rows or counts on whole ones.
+DOES_NOT_PACK: dict[str, dict[str, Any]] = {
+    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64},  # positions
+    "jamba": {  # a state-space layer
+        "num_key_value_heads": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "num_experts": 2,
+        "use_mamba_kernels": False,
+        "mamba_dt_rank": 4,
+    },
+    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "qwen3_next": {  # linear attention
+        **NARROW_HEADS,
+        **EXPERTS,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},  # biases by distance
+}
+# Attention of their own.
+LEFT_ALONE: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "convbert": {},
+    "deberta-v2": {},
+    "falcon": {},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "mamba": {},
+    "mpnet": {},
+}
+AUTO_CLASSES = {
+    **dict.fromkeys(("bert", "albert", "camembert", "distilbert", "electra", "ernie", "eurobert"), "MaskedLM"),
+    **dict.fromkeys(("modernbert", "nomic_bert", "roberta", "xlm-roberta"), "MaskedLM"),
+    **dict.fromkeys(("convbert", "deberta-v2", "mpnet"), "MaskedLM"),
+}
+
+
+def make(kind: str, task: str | None = None, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny model of this kind, in evaluation mode: a language model unless `task` says something else."""
+    known = PACKS | DOES_NOT_PACK | LEFT_ALONE
+    configuration = AutoConfig.for_model(kind, **{**SIZES, **known[kind], **config})
+    torch.manual_seed(seed)
+    if kind == "t5":
+        return transformers.T5EncoderModel(configuration).eval()
+    auto_class = getattr(transformers, f"AutoModelFor{task or AUTO_CLASSES.get(kind, 'CausalLM')}")
+    return auto_class.from_config(configuration).eval()
+
+
+def make_rows(lengths: Sequence[int] = ROW_LENGTHS, pairs: bool = False, seed: int = 0) -> list[TokenizedRow]:
+    random, nothing = np.random.default_rng(seed), np.zeros(0, np.int32)
+    return [
+        TokenizedRow(
+            random.integers(EOS + 1, VOCABULARY, length).astype(np.int32),
+            (np.arange(length) > length // 2).astype(np.int32) if pairs else None,
+            nothing,
+            nothing,
+        )
+        for length in lengths
+    ]
+
+
+def taken_over(model: PreTrainedModel) -> Attention:
+    attention = Attention.take_over(model)
+    assert attention is not None
+    return attention
+
+
+@torch.inference_mode()
+def outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """All hidden states [layers, rows, tokens, width], and logits."""
+    output = model(**inputs, output_hidden_states=True)
+    return torch.stack(output.hidden_states), output.logits
+
+
+def packed_outputs(attention: Attention, rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor]:
+    with attention.packed([len(row.input_ids) for row in rows]):
+        return outputs(attention.model, packed_inputs(rows, attention.first_position, attention.model.device))
+
+
+def alone_outputs(model: PreTrainedModel, rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor]:
+    """Rows one by one, without mask or position ids; joined along the tokens."""
+    each = []
+    for row in rows:
+        inputs = {"input_ids": torch.from_numpy(row.input_ids)[None].long()}
+        if row.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.from_numpy(row.token_type_ids)[None].long()
+        each.append(outputs(model, inputs))
+    return torch.cat([hidden for hidden, _ in each], dim=2), torch.cat([logits for _, logits in each], dim=1)
+
+
+def padded_outputs(model: PreTrainedModel, rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor]:
+    batch = pad(rows, PAD, model.device)
+    real = batch.inputs["attention_mask"].bool()
+    hidden, logits = outputs(model, batch.inputs)
+    return hidden[:, real][:, None], logits[real][None]
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5 * float(other.abs().max()))
+
+
+def assert_identical(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+# Packing
+
+
+@pytest.mark.parametrize("kind", PACKS)
+def test_packed_rows_give_what_rows_alone_and_padded_rows_give(kind: str) -> None:
+    model, rows = make(kind), make_rows()
+    attention = taken_over(model)
+    assert attention.packs
+    packed = packed_outputs(attention, rows)
+    assert_same(packed, alone_outputs(model, rows))
+    assert_same(packed, padded_outputs(model, rows))
+
+
+@pytest.mark.parametrize("kind", DOES_NOT_PACK)
+def test_models_that_do_not_pack_are_found_out(kind: str) -> None:
+    attention = taken_over(make(kind))
+    assert not attention.packs
+    with pytest.raises(TeacherError, match="cannot be packed"), attention.packed([3]):
+        pass
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_models_with_attention_of_their_own_are_left_alone(kind: str) -> None:
+    model = make(kind)
+    implementation = model.config._attn_implementation
+    assert Attention.take_over(model) is None
+    assert model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("kind", PACKS | DOES_NOT_PACK | {"mpnet": {}})
+def test_a_model_is_the_same_to_the_bit_after_it_was_taken_over(kind: str) -> None:
+    model, batch = make(kind), pad(make_rows(), PAD, torch.device("cpu"))
+
+    def hidden() -> Tensor:
+        with torch.inference_mode():
+            return torch.stack(model(**batch.inputs, output_hidden_states=True).hidden_states)
+
+    implementation, before = model.config._attn_implementation, hidden()
+    attention = Attention.take_over(model)
+    assert torch.equal(hidden(), before)
+    assert model.config._attn_implementation == implementation
+    if attention is not None:
+        with attention.capture({}):
+            assert torch.equal(hidden(), before)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_packs(kind: str, dtype: torch.dtype) -> None:
+    assert taken_over(make(kind).to(dtype)).packs
+
+
+def test_token_types_are_packed_along() -> None:
+    model, rows = make("bert"), make_rows(pairs=True)
+    packed = packed_outputs(taken_over(model), rows)
+    assert_same(packed, alone_outputs(model, rows))
+    with pytest.raises(AssertionError):
+        assert_same(packed, alone_outputs(model, make_rows(pairs=False)))
+
+
+def test_rows_without_tokens_take_no_part() -> None:
+    model, rows = make("gpt2"), make_rows((3, 2, 0, 0))
+    assert_same(packed_outputs(taken_over(model), rows), alone_outputs(model, rows[:2]))
+
+
+def test_packed_rows_may_outgrow_the_table_of_positions() -> None:
+    model, rows = make("bert", max_position_embeddings=8), make_rows((8, 8, 8))
+    assert_same(packed_outputs(taken_over(model), rows), alone_outputs(model, rows))
+
+
+@pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("roberta", PAD + 1), ("opt", 0), ("llama", 0)])
+def test_positions_begin_where_the_model_begins(kind: str, first: int) -> None:
+    assert taken_over(make(kind)).first_position == first
+
+
+def test_runs_are_consecutive_rows_of_equal_length() -> None:
+    assert runs_of([5, 3, 3, 0, 3, 1]) == (Run(0, 1, 5), Run(5, 3, 3), Run(14, 1, 1))
+    assert runs_of([]) == ()
+
+
+def test_inputs_that_are_not_the_rows_are_refused() -> None:
+    attention = taken_over(make("llama"))
+    inputs = packed_inputs(make_rows((4, 4)), 0, torch.device("cpu"))
+    with pytest.raises(ValueError, match="rows of 7 tokens"), attention.packed([4, 3]):
+        outputs(attention.model, inputs)
+    del inputs["attention_mask"]
+    with pytest.raises(ValueError, match="attention_mask of ones"), attention.packed([4, 4]):
+        outputs(attention.model, inputs)
+
+
+# What the probe must see
+
+
+def leak(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Each token is given a trace of the one before it, far below rounding."""
+    return output + 1e-9 * output.roll(1, dims=1)
+
+
+def leak_backwards(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output + 1e-9 * output.roll(-1, dims=1)
+
+
+@pytest.mark.parametrize("hook", [leak, leak_backwards])
+def test_a_leak_below_rounding_is_found(hook: Callable[..., Tensor]) -> None:
+    model = make("bert")
+    model.bert.encoder.layer[0].output.register_forward_hook(hook)
+    assert not taken_over(model).packs
+
+
+def test_tokens_counted_from_the_start_of_the_batch_are_found() -> None:
+    def count(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * torch.linspace(1, 1.05, output.shape[1])[None, :, None]
+
+    model = make("bert")
+    model.bert.encoder.layer[0].output.register_forward_hook(count)
+    assert not taken_over(model).packs
+
+
+def test_a_model_that_fails_on_more_tokens_than_it_has_positions_does_not_pack() -> None:
+    def at_most_64(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments[0].shape[1] > SIZES["max_position_embeddings"]:
+            raise IndexError
+
+    model = make("bert")
+    assert sum(PROBE_LENGTHS) < SIZES["max_position_embeddings"]
+    model.bert.encoder.layer[0].register_forward_pre_hook(at_most_64)
+    assert not taken_over(model).packs
+
+
+def test_weights_that_are_not_numbers_are_left_to_others_to_report() -> None:
+    model = make("bert")
+    nn.init.constant_(model.bert.encoder.layer[0].output.dense.bias, torch.nan)
+    assert Attention.take_over(model) is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
+def test_classifiers_can_be_asked(kind: str, task: str) -> None:
+    assert taken_over(make(kind, task)).packs
+
+
+# Queries, keys and values
+
+
+def heads(projected_BLD: Tensor, width: int) -> Tensor:
+    return projected_BLD.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def attended(query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, causal: bool) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V, with heads side by side: [B, L, H * D]."""
+    groups = query_BHLD.shape[1] // key_BHLD.shape[1]
+    key_BHLD, value_BHLD = (each.repeat_interleave(groups, dim=1) for each in (key_BHLD, value_BHLD))
+    scores_BHLL = query_BHLD @ key_BHLD.transpose(-1, -2) / math.sqrt(query_BHLD.shape[-1])
+    if causal:
+        length = scores_BHLL.shape[-1]
+        scores_BHLL = scores_BHLL.masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
+    return (scores_BHLL.softmax(-1) @ value_BHLD).transpose(1, 2).flatten(2)
+
+
+def seen_by(module: nn.Module, run: Callable[[], Any], output: bool = False) -> Any:
+    """What goes into a module (or comes out of it) while `run` runs."""
+    seen: list[Any] = []
+    hook = module.register_forward_hook(
+        lambda _, arguments, named, result: seen.append(result if output else (arguments, named)), with_kwargs=True
+    )
+    run()
+    hook.remove()
+    return seen[0]
+
+
+@torch.inference_mode()
+def test_captured_of_bert_is_what_its_projections_give_and_makes_its_attention() -> None:
+    model, batch = make("bert"), pad(make_rows((6, 6)), PAD, torch.device("cpu"))
+    layer = model.bert.encoder.layer[1]
+    own = layer.attention.self
+    with taken_over(model).capture({1: layer}) as captured:
+        (hidden_BLD, *_), _ = seen_by(layer.attention, lambda: model(**batch.inputs))
+        made_BLD = seen_by(own, lambda: model(**batch.inputs), output=True)[0]
+    assert list(captured) == [1]
+    expected = tuple(heads(projection(hidden_BLD), 8) for projection in (own.query, own.key, own.value))
+    torch.testing.assert_close(captured[1], expected, rtol=0, atol=0)
+    torch.testing.assert_close(attended(*captured[1], causal=False), made_BLD)
+
+
+@torch.inference_mode()
+def test_captured_of_llama_has_rotary_embedding_and_its_own_number_of_key_heads() -> None:
+    model, batch = make("llama"), pad(make_rows((6, 6)), PAD, torch.device("cpu"))
+    layers = dict(enumerate(model.model.layers))
+    own = layers[1].self_attn
+    with taken_over(model).capture(layers) as captured:
+        _, named = seen_by(own, lambda: model(**batch.inputs))
+        (made_BLD, *_), _ = seen_by(own.o_proj, lambda: model(**batch.inputs))
+    assert set(captured) == {0, 1}
+    query, key, value = (
+        heads(projection(named["hidden_states"]), 8) for projection in (own.q_proj, own.k_proj, own.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *named["position_embeddings"])
+    torch.testing.assert_close(captured[1], (query, key, value), rtol=0, atol=0)
+    assert captured[1][1].shape == (2, 2, 6, 8)
+    torch.testing.assert_close(attended(*captured[1], causal=True), made_BLD)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gemma2"])
+def test_captured_of_packed_rows_is_what_rows_alone_give(kind: str) -> None:
+    model, rows = make(kind), make_rows()
+    layer = model.bert.encoder.layer[1] if kind == "bert" else model.model.layers[1]
+    attention = taken_over(model)
+    with attention.capture({1: layer}) as captured:
+        packed_outputs(attention, rows)
+        packed = captured[1]
+        each = []
+        for row in rows:
+            alone_outputs(model, [row])
+            each.append(captured[1])
+    expected = [torch.cat(parts, dim=2) for parts in zip(*each, strict=True)]
+    torch.testing.assert_close(list(packed), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_layer_that_runs_twice_cannot_be_captured() -> None:
+    model = make("albert")
+    shared_layer = model.albert.encoder.albert_layer_groups[0]
+    with taken_over(model).capture({1: shared_layer}), pytest.raises(TeacherError, match="more than once in layer 1"):
+        alone_outputs(model, make_rows((3,)))
+
+
+# Nothing stays behind
+
+
+def test_other_models_take_no_notice_of_an_open_context() -> None:
+    model, other, rows = make("bert"), make("bert", seed=1), make_rows()
+    attention, others = taken_over(model), taken_over(other)
+    alone, captured = alone_outputs(other, rows), {}
+    with ExitStack() as open_contexts:
+        open_contexts.enter_context(attention.packed(ROW_LENGTHS))
+        captured = open_contexts.enter_context(attention.capture({0: model.bert.encoder.layer[0]}))
+        assert_identical(alone_outputs(other, rows), alone)
+        assert_same(packed_outputs(others, rows[:2]), alone_outputs(other, rows[:2]))
+        assert not captured
+        assert_same(packed_outputs(attention, rows), alone_outputs_of_twin(rows))
+        assert captured
+
+
+def alone_outputs_of_twin(rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor]:
+    return alone_outputs(make("bert"), rows)
+
+
+def test_nothing_stays_behind_when_a_forward_pass_fails() -> None:
+    model, rows = make("gemma2"), make_rows()
+    alone, attention = alone_outputs(model, rows), taken_over(model)
+    layer = model.model.layers[0]
+    with pytest.raises(IndexError), attention.capture({0: layer}), attention.packed(ROW_LENGTHS):
+        outputs(model, {"input_ids": torch.tensor([[VOCABULARY]])})
+    assert model.config._attn_implementation == "eager"
+    assert not model._forward_pre_hooks
+    assert not attention_module._ROUTES
+    assert_identical(alone_outputs(model, rows), alone)
+    assert_same(packed_outputs(attention, rows), alone)
+
+
+def test_one_model_is_not_routed_twice() -> None:
+    model = make("bert")
+    one, other = taken_over(model), taken_over(model)
+    with one.capture({}), pytest.raises(TeacherError, match="another Attention"), other.packed([3]):
+        pass
+    assert_identical(alone_outputs(model, make_rows((3,))), alone_outputs(make("bert"), make_rows((3,))))
+
+
+# The kernel for rows of varying length, which only CUDA has: that it is asked the right thing
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "mistral"])
+def test_the_kernel_for_rows_of_varying_length_is_told_everything(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = make(kind), make_rows()
+    attention = taken_over(model)
+    calls = SimpleNamespace(count=0)
+
+    def varlen(
+        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, ends_k: Tensor, *longest: int, **options: Any
+    ) -> Tensor:
+        calls.count += 1
+        assert options["enable_gqa"] == (query.shape[1] != key.shape[1])
+        assert longest == (max(ROW_LENGTHS),) * 2
+        assert ends.dtype == torch.int32
+        assert ends is ends_k
+        assert options["scale"] == pytest.approx(query.shape[-1] ** -0.5)
+        causal = options["window_size"] == (-1, 0)
+        each = [
+            attended(*(part[start:stop].transpose(0, 1)[None] for part in (query, key, value)), causal)[0]
+            for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        ]
+        return torch.cat(each).unflatten(-1, query.shape[1:])
+
+    monkeypatch.setattr(packing, "varlen_attn", varlen)
+    monkeypatch.setattr(attention_module, "varlen_serves", lambda query, value: True)
+    assert_same(packed_outputs(attention, rows), alone_outputs(model, rows))
+    # Rows longer than Mistral's window need a mask, which the kernel does not take.
+    assert calls.count == (0 if kind == "mistral" else 2)
