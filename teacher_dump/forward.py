@@ -55,7 +55,7 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
         if batch.packed:
             assert teacher.attention is not None
             stack.enter_context(teacher.attention.packed(batch.lengths))
-        parts: dict[int, tuple[Tensor, ...]] = {}
+        parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         if wanted.relations:
             assert teacher.attention is not None
             modules = {layer: teacher.trunk.modules[layer - 1] for layer in wanted.relations}

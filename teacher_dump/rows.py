@@ -6,15 +6,17 @@ Batches never decide anything that is written: row groups are cut from the rows'
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, join
 from shared.dump.shards import row_group_sizes
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow
-from teacher_dump.attention import pack
 from teacher_dump.batches import Batch, cut_batches, pad, shard_order
 from teacher_dump.extract import Columns, extract
+from teacher_dump.packing import packed_inputs
 from teacher_dump.teacher import Teacher
 
 
@@ -51,7 +53,12 @@ def batches_of(teacher: Teacher, shard: ShardRows, batch_tokens: Callable[[], in
 
 def batch_of(teacher: Teacher, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
     """Rows as one batch: without padding where the teacher's attention allows it."""
-    batch = pack(teacher.attention, rows, numbers) if teacher.packs else pad(rows, numbers, teacher.pad_token_id)
+    has_tokens = any(len(row.input_ids) for row in rows)  # without one, padding is all that a model could be given
+    if teacher.packs and teacher.attention is not None and has_tokens:
+        inputs = packed_inputs(rows, teacher.attention.first_position, torch.device("cpu"))
+        batch = Batch(rows, numbers, inputs, packed=True)
+    else:
+        batch = pad(rows, numbers, teacher.pad_token_id)
     return batch.pinned() if teacher.device.type == "cuda" else batch
 
 
