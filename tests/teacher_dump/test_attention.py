@@ -183,7 +183,7 @@ def alone_outputs(model: PreTrainedModel, rows: Sequence[TokenizedRow]) -> tuple
 
 
 def padded_outputs(model: PreTrainedModel, rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor]:
-    batch = pad(rows, PAD, model.device)
+    batch = pad(rows, range(len(rows)), PAD)
     real = batch.inputs["attention_mask"].bool()
     hidden, logits = outputs(model, batch.inputs)
     return hidden[:, real][:, None], logits[real][None]
@@ -229,7 +229,7 @@ def test_models_with_attention_of_their_own_are_left_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACKS | DOES_NOT_PACK | {"mpnet": {}})
 def test_a_model_is_the_same_to_the_bit_after_it_was_taken_over(kind: str) -> None:
-    model, batch = make(kind), pad(make_rows(), PAD, torch.device("cpu"))
+    model, batch = make(kind), pad(make_rows(), range(len(make_rows())), PAD)
 
     def hidden() -> Tensor:
         with torch.inference_mode():
@@ -370,7 +370,7 @@ def seen_by(module: nn.Module, run: Callable[[], Any], output: bool = False) -> 
 
 @torch.inference_mode()
 def test_captured_of_bert_is_what_its_projections_give_and_makes_its_attention() -> None:
-    model, batch = make("bert"), pad(make_rows((6, 6)), PAD, torch.device("cpu"))
+    model, batch = make("bert"), pad(make_rows((6, 6)), range(2), PAD)
     layer = model.bert.encoder.layer[1]
     own = layer.attention.self
     with taken_over(model).capture({1: layer}) as captured:
@@ -384,7 +384,7 @@ def test_captured_of_bert_is_what_its_projections_give_and_makes_its_attention()
 
 @torch.inference_mode()
 def test_captured_of_llama_has_rotary_embedding_and_its_own_number_of_key_heads() -> None:
-    model, batch = make("llama"), pad(make_rows((6, 6)), PAD, torch.device("cpu"))
+    model, batch = make("llama"), pad(make_rows((6, 6)), range(2), PAD)
     layers = dict(enumerate(model.model.layers))
     own = layers[1].self_attn
     with taken_over(model).capture(layers) as captured:
