@@ -51,6 +51,9 @@ class Plan:
 
 def corpus_of(request: Request, task: Task) -> Corpus:
     """The corpus with the columns that the task reads. Label columns are optional unless they are named."""
+    if request.messages_column is not None:
+        columns = Columns.of_chats(request.messages_column, request.text_column, request.pair_column)
+        return Corpus(request.data, columns, request.limit)
     if task.words:
         named, text, pair = request.tags_column, request.tokens_column, None
     else:
@@ -68,14 +71,16 @@ def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) ->
     if limit is not None and request.max_length > limit:
         raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {limit} tokens.")
     names = blueprint.label_names or ()
-    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed)
+    chats = request.messages_column is not None
+    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed, chats)
 
 
 def describe(
     request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
-    gold: Recorded = task.recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
+    recorded = task.recorded[how.positions]
+    gold: Recorded = recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
@@ -89,11 +94,11 @@ def describe(
         ),
         tokenizer=TokenizerFacts(
             size=len(blueprint.tokenizer),
-            fingerprint=tokenizer_fingerprint(blueprint.tokenizer),
+            fingerprint=tokenizer_fingerprint(blueprint.tokenizer, how.chats),
             pad_token_id=blueprint.tokenizer.pad_token_id,
         ),
         vocabulary=teacher.vocabulary,
-        recorded=task.recorded,
+        recorded=recorded,
         gold=gold,
         label_names=blueprint.label_names,
         pairs=request.pair_column is not None,

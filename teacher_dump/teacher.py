@@ -134,7 +134,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             f"{embeddings:,}; this tokenizer belongs to another model."
         )
     head = VocabularyHead(model) if task.classes == "vocabulary" else None
-    if task.recorded == "next-token" and _looks_ahead(model):
+    if "next-token" in task.recorded.values() and _looks_ahead(model):
         raise TeacherError(
             f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
             "no causal language model; choose masked-lm, or a decoder as the teacher."
@@ -165,12 +165,16 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that decides how text becomes ids."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chats: bool) -> str:
+    """SHA-256 of everything that decides how text becomes ids, or `chats` do: these pass through a template, too."""
     backend: Any = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    digest = hashlib.sha256(backend.to_str().encode())
+    if chats:
+        template = {"template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
+        digest.update(json.dumps(template, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def forward(
