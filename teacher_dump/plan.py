@@ -1,5 +1,6 @@
 """What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -92,11 +93,7 @@ def describe(
             parameters=teacher.model.num_parameters(),
             fingerprint=fingerprint(teacher.model),
         ),
-        tokenizer=TokenizerFacts(
-            size=len(blueprint.tokenizer),
-            fingerprint=tokenizer_fingerprint(blueprint.tokenizer, how.chats),
-            pad_token_id=blueprint.tokenizer.pad_token_id,
-        ),
+        tokenizer=_tokenizer_facts(how),
         vocabulary=teacher.vocabulary,
         recorded=recorded,
         gold=gold,
@@ -115,6 +112,19 @@ def describe(
         ),
         signals=_signals(request, task, blueprint, teacher),
     )
+
+
+def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
+    """The chat template counts where it is used: it decides as much as the tokenizer what ids a row has."""
+    tokenizer = how.tokenizer
+    facts = TokenizerFacts(
+        size=len(tokenizer), fingerprint=tokenizer_fingerprint(tokenizer), pad_token_id=tokenizer.pad_token_id
+    )
+    if not how.chats:
+        return facts
+    template = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+    names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return facts.model_copy(update={"chat_template": template, "special_tokens": names})
 
 
 def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:

@@ -165,16 +165,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, chats: bool) -> str:
-    """SHA-256 of everything that decides how text becomes ids, or `chats` do: these pass through a template, too."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that decides how text becomes ids."""
     backend: Any = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    digest = hashlib.sha256(backend.to_str().encode())
-    if chats:
-        template = {"template": tokenizer.get_chat_template(), **tokenizer.special_tokens_map}
-        digest.update(json.dumps(template, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def forward(

@@ -35,11 +35,17 @@ class Teacher(_Frozen):
 
 
 class TokenizerFacts(_Frozen):
-    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower."""
+    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower.
+
+    Where rows are chats, `chat_template` is the SHA-256 of the template that rendered them, and `special_tokens` are
+    those that it could name.
+    """
 
     size: int
     fingerprint: str
     pad_token_id: int | None
+    chat_template: str | None = None
+    special_tokens: dict[str, str] | None = None
 
 
 class CorpusFacts(_Frozen):
