@@ -9,7 +9,7 @@ from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.shards import read_receipt, shard_path, write_shard
 from shared.dump.storage import only_one
 from shared.dump.weights import load_weights
-from shared.errors import DumpError
+from shared.errors import DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.calibrate import as_begun, calibrate
@@ -45,6 +45,11 @@ def prepare(request: Request) -> Plan:
     teacher = load_teacher(request, task, blueprint)
     draft = describe(request, task, blueprint, teacher, how, survey)
     plan = Plan(request, task, teacher, how, corpus, survey, draft)
+    if how.chats and not any(len(row.positions) for row in plan.sampled_rows[1]):
+        raise UsageError(
+            f"none of {len(survey.sample)} sampled chats has any of the positions {how.positions!r} in its first "
+            f"{request.max_length} tokens; check --max-length, and that the role of the answers is 'assistant'."
+        )
     return dataclasses.replace(plan, manifest=_fitted(plan))
 
 

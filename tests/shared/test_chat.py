@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import CorpusError, UsageError
+from shared.text.chat import tokens_of
 from shared.text.corpus import Corpus, Example
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS, TokenizedRow, Tokenizing
@@ -41,6 +43,8 @@ FORGETS = (
     + "{% endfor %}"
     + ASK
 )
+# Asked for an answer, it writes more than it keeps.
+THINKS = CHATML.replace(ASK, ASK.replace("assistant\\n", "assistant\\n(thinks) "))
 STRICT = "{% if messages[0]['role'] == 'bot' %}{{ raise_exception('no bots. Ever') }}{% endif %}" + CHATML
 BOS = "{{ bos_token }}" + CHATML
 
@@ -204,6 +208,13 @@ def test_a_token_across_the_border_is_the_assistants(is_marked: bool, tiny_causa
     assert "".join(pieces).strip() == "the dog"
 
 
+def test_one_character_makes_a_token_a_spans_and_touching_does_not() -> None:
+    offsets_L2 = np.array([[0, 2], [2, 4], [4, 6], [6, 6], [6, 8], [8, 9]])
+    assert tokens_of([(3, 5)], offsets_L2).tolist() == [False, True, True, False, False, False]
+    assert tokens_of([(2, 4), (7, 9)], offsets_L2).tolist() == [False, True, False, False, True, True]
+    assert not tokens_of([(4, 4)], offsets_L2[:2]).any()
+
+
 def test_other_keys_reach_the_template_and_those_without_a_value_do_not(tmp_path: Path) -> None:
     template = "{% for message in messages %}{{ message | tojson }}{% endfor %}"
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
@@ -296,6 +307,7 @@ BAD_ROWS = {
         r"line 2: the chat template refuses this chat \(.*content",
     ),
     "rewrites": (FORGETS, TALK, REWRITTEN),
+    "asks for more than it keeps": (THINKS, TALK, REWRITTEN),
     "has no header to ask for": (CHATML.removesuffix(ASK), TALK, UNASKED),
     "begins with the assistant": (CHATML, TALK[2:], r"line 2: the chat begins with the assistant.*\{% generation %\}"),
 }

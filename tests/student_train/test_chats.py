@@ -166,6 +166,12 @@ def test_an_eval_section_that_cannot_be_is_refused_before_the_training(
     assert not (tmp_path / "student").exists()
 
 
+def test_a_data_section_needs_chats_for_their_positions(teacher: Path, corpus: Path, tmp_path: Path) -> None:
+    data = {"task": "causal-lm", "train": [str(corpus)], "tokenizer": str(teacher), "positions": "completion"}
+    with pytest.raises(UsageError, match=r"must be chats: name the column .*messages_column in a recipe"):
+        distill.run(recipe(tmp_path / "student", "gold", data={**data, "text_column": "messages"}), resume=False)
+
+
 def test_columns_of_a_recipe_are_those_of_chats() -> None:
     names = ColumnNames(messages_column="talk")
     assert names.columns(TASKS["causal-lm"], True) == Columns("talk", chats=True)

@@ -251,6 +251,12 @@ def test_a_row_that_the_template_refuses_is_named_before_anything_is_written(
     assert not (tmp_path / "dump").exists()
 
 
+def test_a_corpus_in_which_nobody_answers_is_refused(make_dump: Any, teacher: Path, toy_chats: Any) -> None:
+    renamed = json.loads(json.dumps(toy_chats).replace('"assistant"', '"gpt"'))
+    with pytest.raises(UsageError, match=r"none of 40 sampled chats has any .*'completion' .* 64 tokens.*'assistant'"):
+        make_dump("causal-lm", teacher=teacher, data=renamed, **CHATS)
+
+
 def test_the_command_line_takes_chats(teacher: Path, toy_chats: Any, write_corpus: Any, tmp_path: Path) -> None:
     data = write_corpus(tmp_path / "chats.parquet", toy_chats)
     arguments = ["--teacher", teacher, "--task", "causal-lm", "--data", data, "--out", tmp_path / "dump"]
