@@ -23,6 +23,7 @@ from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplex
 Int32 = NDArray[np.int32]
 MASK_PROBABILITY = 0.15
 COMPLETION = "completion"
+CHATS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,16 @@ def _tokenize_causal(how: Tokenizing, examples: Sequence[Example], first_row: in
 def _tokenize_chats(how: Tokenizing, examples: Sequence[Example]) -> list[TokenizedRow]:
     """Positions "completion": those whose next token is of an assistant's turn. The template writes every special token
     itself, and rows are cut on the right whatever the tokenizer's own side is, so that their beginning stays."""
-    rendered = [_rendered(how, example) for example in examples]
-    texts = [text for text, _ in rendered]
-    encoded = how.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     rows = []
-    for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        offsets_L2 = np.asarray(offsets, np.int64).reshape(-1, 2)[: how.max_length]
-        is_said_L = None if spans is None else tokens_of(spans, offsets_L2)
-        rows.append(_next_token_row(np.asarray(ids[: how.max_length], np.int32), is_said_L))
+    # Offsets are Python objects, ten times as large as the ids: there are never those of more than a few chats.
+    for start in range(0, len(examples), CHATS_AT_ONCE):
+        rendered = [_rendered(how, example) for example in examples[start : start + CHATS_AT_ONCE]]
+        texts = [text for text, _ in rendered]
+        encoded = how.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            offsets_L2 = np.asarray(offsets, np.int64).reshape(-1, 2)[: how.max_length]
+            is_said_L = None if spans is None else tokens_of(spans, offsets_L2)
+            rows.append(_next_token_row(np.asarray(ids[: how.max_length], np.int32), is_said_L))
     return rows
 
 

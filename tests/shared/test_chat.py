@@ -180,7 +180,7 @@ def test_ids_and_positions_are_those_of_transformers(template: str, tiny_causal_
     choose = random.Random(0)
     chats = [
         [{"role": choose.choice(["user", "assistant"]), "content": choose.choice(texts)} for _ in range(9)]
-        for _ in range(20)
+        for _ in range(70)  # more than are tokenized at once
     ]
     chats = [[{"role": "user", "content": " "}, *messages] for messages in chats]
     for row, messages in zip(rows_of(tokenizer, chats, max_length=4096), chats, strict=True):
