@@ -54,9 +54,16 @@ def evaluate_model(
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    messages_column: Annotated[
+        str | None, typer.Option(help="Column of chats in place of texts (causal-lm).", show_default=False)
+    ] = None,
     label_column: Annotated[str, typer.Option(help="Column of gold labels.")] = "label",
     tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
     tags_column: Annotated[str, typer.Option(help="Column of tag lists, one tag a word.")] = "tags",
+    positions: Annotated[
+        str | None,
+        typer.Option(help="Where it is scored; the choices and defaults of dump --positions.", show_default=False),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -78,11 +85,12 @@ def evaluate_model(
     names = ColumnNames(
         text_column=text_column,
         pair_column=pair_column,
+        messages_column=messages_column,
         label_column=label_column,
         tokens_column=tokens_column,
         tags_column=tags_column,
     )
-    report = evaluate(student, data, names, dump, task, device, max_length)
+    report = evaluate(student, data, names, dump, task, device, max_length, positions)
     typer.echo(f"{report.model}: {report.task}, {report.rows:,} rows, {report.device}, {report.threads} threads")
     _print(report.table())
     if json is not None:

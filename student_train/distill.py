@@ -131,9 +131,11 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
     task = source.task
     if task.metrics is None:
         raise RecipeError(f"the section 'eval' has nothing to score, as the task is {task.name}; leave it out.")
-    how = Tokenizing(source.tokenizer, source.max_length, source.label_names or ())
-    held_out = Corpus(recipe.eval.data, recipe.eval.columns(task, labels_required=True))
-    held_out.survey(check=lambda example: task.check_labels(how, example))
+    columns, positions = recipe.eval.columns(task, labels_required=True), task.check_positions(recipe.eval.positions)
+    names = source.label_names or ()
+    how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats)
+    task.check_chats(how)
+    Corpus(recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
     if recipe.eval.dump is not None:
         open_held_out(recipe.eval.dump, task, source.label_names)
 
@@ -219,7 +221,8 @@ def _score(recipe: Recipe, folder: Path) -> Report | None:
     """Score the saved student: what is measured is what a user will load."""
     if recipe.eval is None:
         return None
-    report = evaluate(folder, recipe.eval.data, recipe.eval, recipe.eval.dump, device=recipe.training.device)
+    section, device = recipe.eval, recipe.training.device
+    report = evaluate(folder, section.data, section, section.dump, device=device, positions=section.positions)
     report = replace(report, model=str(recipe.output))
     write_text_atomically(folder / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
     return report

@@ -78,6 +78,7 @@ def evaluate(
     task_name: str | None = None,
     device: str = "auto",
     max_length: int | None = None,
+    positions: str | None = None,
 ) -> Report:
     """Score the model in a folder on files with gold labels, and against a dump where one is given.
 
@@ -95,7 +96,8 @@ def evaluate(
     # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
     length = max_length or min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
-    source = TextSource(task, data, names.columns(task, labels_required=True), tokenizer, length, label_names)
+    columns = names.columns(task, labels_required=True)
+    source = TextSource(task, data, columns, tokenizer, length, label_names, positions)
     predictions, _, _ = _predict(model, source, [])
     assert task.metrics is not None
     agreement = divergence = None
@@ -194,7 +196,7 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
 
 def _positions_per_row(batch: Batch, source: Source) -> np.ndarray:
     rows, length = batch["input_ids"].shape
-    if source.task.recorded == "row":
+    if source.recorded == "row":
         return np.ones(rows, np.int64)
     return np.bincount((batch["positions"] // length).cpu().numpy(), minlength=rows)
 

@@ -22,12 +22,15 @@ class ColumnNames(_Section):
 
     text_column: str = "text"
     pair_column: str | None = None
+    messages_column: str | None = None
     label_column: str = "label"
     tokens_column: str = "tokens"
     tags_column: str = "tags"
 
     def columns(self, task: Task, labels_required: bool) -> Columns:
-        """The columns that `task` reads."""
+        """The columns that `task` reads. Raises UsageError for chats and texts at once."""
+        if self.messages_column is not None:
+            return Columns.of_chats(self.messages_column, self.text_column, self.pair_column)
         label = self.tags_column if task.words else self.label_column
         text = self.tokens_column if task.words else self.text_column
         needs_labels = task.classes == "labels"
@@ -67,6 +70,7 @@ class EvalSection(ColumnNames):
     """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement."""
 
     data: tuple[str, ...] = Field(min_length=1)
+    positions: str | None = None
     dump: Path | None = None
 
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
+from shared.dump.manifest import Recorded
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import read_row_group
 from shared.errors import RecipeError
@@ -47,6 +48,11 @@ class Source(ABC):
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         """One row group with the codecs' columns named."""
+
+    @property
+    def recorded(self) -> Recorded:
+        """Where a row's distributions and gold labels are."""
+        return self.task.recorded[self.positions]
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -116,8 +122,9 @@ class TextSource(Source):
         corpus = Corpus(paths, columns, limit)
         if task.classes == "labels" and label_names is None:
             label_names = names_from_values(corpus.survey().label_values)
-        how = Tokenizing(tokenizer, max_length, label_names or (), task.check_positions(positions), seed)
-        survey = corpus.survey(check=lambda example: task.check_labels(how, example))
+        how = Tokenizing(tokenizer, max_length, label_names or (), task.check_positions(positions), seed, columns.chats)
+        task.check_chats(how)
+        survey = corpus.survey(check=lambda example: task.check_row(how, example))
         every_block = range(-(-survey.rows // TEXT_GROUP_ROWS))
         self._groups = []
         for _, first_row, examples in corpus.blocks(TEXT_GROUP_ROWS, every_block):

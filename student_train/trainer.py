@@ -89,7 +89,7 @@ def said_about(model: nn.Module, batch: Batch, source: Source, wants_hidden: boo
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
     output = model(**inputs, output_hidden_states=wants_hidden, return_dict=True)
     logits = getattr(output, "logits", None)
-    if logits is not None and source.task.recorded != "row":
+    if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch["positions"]]
     real_BL = batch["attention_mask"].bool()
     return Said(logits, tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ())

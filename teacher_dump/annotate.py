@@ -16,7 +16,7 @@ from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.shards import read_receipt, shard_path, write_shard
 from shared.dump.weights import load_weights
-from shared.errors import DumpError
+from shared.errors import DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.batches import Batch
@@ -64,10 +64,16 @@ def prepare(request: Request) -> Plan:
     blueprint = read_blueprint(request, task)
     corpus = corpus_of(request, task)
     how = tokenizing(request, blueprint, positions)
-    survey = corpus.survey(check=lambda example: task.check_labels(how, example), seed=request.seed)
+    task.check_chats(how)
+    survey = corpus.survey(check=lambda example: task.check_row(how, example), seed=request.seed)
     teacher = load_teacher(request, task, blueprint)
     draft = describe(request, task, blueprint, teacher, how, survey)
     plan = Plan(request, task, teacher, how, corpus, survey, draft)
+    if how.chats and not any(len(row.positions) for row in plan.sampled_rows[1]):
+        raise UsageError(
+            f"none of {len(survey.sample)} sampled chats has any of the positions {how.positions!r} in its first "
+            f"{request.max_length} tokens; check --max-length, and that the role of the answers is 'assistant'."
+        )
     return dataclasses.replace(plan, manifest=_fitted(plan))
 
 

@@ -68,7 +68,8 @@ def calibrate(
 
 
 def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
-    """The draft with what was fitted when the dump was begun, wherever the same was asked for."""
+    """The draft with what was fitted when the dump was begun, wherever the same was asked for, and its version: one of
+    an earlier version goes on in it."""
     had = {signal.name: signal for signal in begun.signals}
     same_budget = begun.options.bytes_per_token == draft.options.bytes_per_token is not None
     same_vectors = (begun.options.hidden_codec, begun.options.hidden_rank) == (
@@ -88,7 +89,8 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
         return signal
 
     signals = tuple(fitted(signal) for signal in draft.signals)
-    return draft.model_copy(update={"signals": signals, "measured": begun.measured})
+    kept = {"measured": begun.measured, "format_version": begun.format_version}
+    return draft.model_copy(update={"signals": signals, **kept})
 
 
 class _Sample:

@@ -38,6 +38,14 @@ def dump(
     out: Annotated[Path, typer.Option(help="The dump's folder. The same command again finishes what is missing.")],
     text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    messages_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of chats in place of texts (causal-lm): lists of messages with a role and a content, which "
+            "the teacher's own chat template renders.",
+            show_default=False,
+        ),
+    ] = None,
     label_column: Annotated[
         str | None,
         typer.Option(
@@ -115,7 +123,8 @@ def dump(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Where distributions are recorded. masked-lm: masked (default) or all; token-classification: "
+            help="Where distributions are recorded. causal-lm: all (default) or completion (of chats: where the "
+            "assistant's next token follows); masked-lm: masked (default) or all; token-classification: "
             "first-subtoken (default) or all.",
             show_default=False,
         ),

@@ -1,5 +1,6 @@
 """What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,9 @@ class Plan:
 
 def corpus_of(request: Request, task: Task) -> Corpus:
     """The corpus with the columns that the task reads. Label columns are optional unless they are named."""
+    if request.messages_column is not None:
+        columns = Columns.of_chats(request.messages_column, request.text_column, request.pair_column)
+        return Corpus(request.data, columns, request.limit)
     if task.words:
         named, text, pair = request.tags_column, request.tokens_column, None
     else:
@@ -70,14 +74,16 @@ def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) ->
     if limit is not None and request.max_length > limit:
         raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {limit} tokens.")
     names = blueprint.label_names or ()
-    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed)
+    chats = request.messages_column is not None
+    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed, chats)
 
 
 def describe(
     request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
-    gold: Recorded = task.recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
+    recorded = task.recorded[how.positions]
+    gold: Recorded = recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
@@ -89,13 +95,9 @@ def describe(
             parameters=teacher.model.num_parameters(),
             fingerprint=fingerprint(teacher.model),
         ),
-        tokenizer=TokenizerFacts(
-            size=len(blueprint.tokenizer),
-            fingerprint=tokenizer_fingerprint(blueprint.tokenizer),
-            pad_token_id=blueprint.tokenizer.pad_token_id,
-        ),
+        tokenizer=_tokenizer_facts(how),
         vocabulary=teacher.vocabulary,
-        recorded=task.recorded,
+        recorded=recorded,
         gold=gold,
         label_names=blueprint.label_names,
         pairs=request.pair_column is not None,
@@ -112,6 +114,19 @@ def describe(
         ),
         signals=_signals(request, task, blueprint, teacher),
     )
+
+
+def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
+    """The chat template counts where it is used: it decides as much as the tokenizer what ids a row has."""
+    tokenizer = how.tokenizer
+    facts = TokenizerFacts(
+        size=len(tokenizer), fingerprint=tokenizer_fingerprint(tokenizer), pad_token_id=tokenizer.pad_token_id
+    )
+    if not how.chats:
+        return facts
+    template = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+    names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return facts.model_copy(update={"chat_template": template, "special_tokens": names})
 
 
 def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:

@@ -21,6 +21,7 @@ class Request:
     out: Path
     text_column: str = "text"
     pair_column: str | None = None
+    messages_column: str | None = None
     label_column: str | None = None
     tokens_column: str = "tokens"
     tags_column: str | None = None

@@ -153,7 +153,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
             f"{embeddings:,}; this tokenizer belongs to another model."
         )
     head = VocabularyHead(model) if task.classes == "vocabulary" else None
-    if task.recorded == "next-token" and _looks_ahead(model):
+    if "next-token" in task.recorded.values() and _looks_ahead(model):
         raise TeacherError(
             f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
             "no causal language model; choose masked-lm, or a decoder as the teacher."
@@ -167,7 +167,7 @@ def load_teacher(request: Request, task: Task, blueprint: Blueprint) -> Teacher:
         head,
         trunk=Layers(model),
         attention=attention,
-        packs=attention is not None and attention.packs and task.recorded != "row",
+        packs=attention is not None and attention.packs and "row" not in task.recorded.values(),
         pad_token_id=(blueprint.tokenizer.pad_token_id or 0) if own_pad is None else own_pad,
         token_types=_knows_token_types(config, blueprint.tokenizer),
         vocabulary=head.vocabulary if head else embeddings,

@@ -4,6 +4,7 @@ Everything is made on the spot from fixed seeds, and nothing is ever looked up a
 session-scoped, so that fixtures of any scope may call them; each call makes a fresh folder of its own.
 """
 
+import copy
 import csv
 import json
 import os
@@ -33,6 +34,10 @@ LABELS = ("negative", "neutral", "positive")
 TAGS = ("O", "B-X", "I-X")
 MAX_LENGTH = 64
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PANGRAM = "the quick brown fox jumps over a lazy dog while seven wizards box some jugs of liquor naïve café"
 
 # The kind of model for each task where a test does not say.
@@ -104,6 +109,25 @@ def tiny_causal_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_tokenizer(tiny_causal_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The byte-level tokenizer with ChatML's special tokens and its template, which has no generation marks."""
+    tokenizer = copy.deepcopy(tiny_causal_tokenizer)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def toy_chats(texts: list[str]) -> list[dict[str, Any]]:
+    """40 rows of 1 to 5 turns, user and assistant in turn: some have no answer, some are cut at 64 tokens."""
+    choose, roles = random.Random(2), ("user", "assistant", "user", "assistant", "user")
+    return [
+        {"messages": [{"role": role, "content": choose.choice(texts)[:40]} for role in roles[: 1 + row % 5]]}
+        for row in range(40)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,12 @@ class Dump:
                 "token_id": ids.list.head(before_last),
                 "label": ids.list.tail(before_last),
             }
+        elif self.manifest.recorded == "listed-next-token":
+            per_position = {
+                "position": pl.col("positions"),
+                "token_id": ids.list.gather(pl.col("positions")),
+                "label": ids.list.gather(pl.col("positions") + 1),
+            }
         elif self.manifest.recorded == "listed":
             per_position = {
                 "position": pl.col("positions"),

@@ -67,7 +67,7 @@ def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) 
 def _readable_positions(dump: Dump, frame: pl.DataFrame, candidates: int, most_positions: int) -> Iterator[str]:
     names = dump.manifest.label_names
     per_row = dump.manifest.recorded == "row"
-    next_token = dump.manifest.recorded == "next-token"
+    next_token = dump.manifest.recorded in ("next-token", "listed-next-token")
     if not per_row and len(frame):
         gold = "next" if next_token else "gold"
         yield f"  {'at':>4}  {'token':<16}  {gold:<16}  {'outside':>7}  candidates and their probabilities"

@@ -10,9 +10,10 @@ from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
 from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
-# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py.
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
+# 3 records next tokens at listed positions too.
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
@@ -34,11 +35,17 @@ class Teacher(_Frozen):
 
 
 class TokenizerFacts(_Frozen):
-    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower."""
+    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower.
+
+    Where rows are chats, `chat_template` is the SHA-256 of the template that rendered them, and `special_tokens` are
+    those that it could name.
+    """
 
     size: int
     fingerprint: str
     pad_token_id: int | None
+    chat_template: str | None = None
+    special_tokens: dict[str, str] | None = None
 
 
 class CorpusFacts(_Frozen):
@@ -72,11 +79,12 @@ _WORDS = {
 }
 
 # Where a row's distributions (and gold labels) are:
-#   next-token  at every position but the last, each about the token that follows, which is also its gold label
-#   listed      at the positions that the column `positions` lists; gold labels in `labels`
-#   row         one for the whole row; its gold label in `label`
-#   none        nowhere
-Recorded = Literal["next-token", "listed", "row", "none"]
+#   next-token         at every position but the last, each about the token that follows, which is also its gold label
+#   listed-next-token  likewise, but only at the positions that the column `positions` lists
+#   listed             at the positions that the column `positions` lists; gold labels in `labels`
+#   row                one for the whole row; its gold label in `label`
+#   none               nowhere
+Recorded = Literal["next-token", "listed-next-token", "listed", "row", "none"]
 
 
 class Manifest(_Frozen):

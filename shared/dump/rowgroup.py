@@ -18,6 +18,9 @@ MISSING = -100
 # Columns that are no codec's; which of them a dump has, its manifest says.
 PLAIN = ("row", "input_ids", "token_type_ids", "positions", "labels", "label")
 
+# What is recorded where the column `positions` says.
+LISTED = ("listed", "listed-next-token")
+
 Offsets = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 
@@ -126,7 +129,7 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
     ]
     if manifest.pairs:
         fields.append(("token_type_ids", numbers(pa.uint8()), "0 for the first text of a pair, 1 for the second"))
-    if manifest.recorded == "listed":
+    if manifest.recorded in LISTED:
         fields.append(("positions", numbers(pa.int32()), "indices into input_ids at which a distribution is recorded"))
     if manifest.gold == "listed":
         fields.append(("labels", numbers(pa.int32(), nullable=True), "gold label at each of `positions`, or null"))
@@ -134,6 +137,7 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         fields.append(("label", pa.int32(), "gold label of the row, or null"))
     where = {
         "next-token": "one for each token but the last: the distribution after token t is that of token t + 1",
+        "listed-next-token": "one for each of `positions`: the distribution after token t is that of token t + 1",
         "listed": "one for each of `positions`",
         "row": "one for the row",
         "none": "",
@@ -165,7 +169,7 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
     }
     if group.token_type_ids is not None:
         arrays["token_type_ids"] = lists("token_type_ids", tokens, pa.array(group.token_type_ids))
-    if manifest.recorded == "listed":
+    if manifest.recorded in LISTED:
         arrays["positions"] = lists("positions", positions, pa.array(group.positions))
     if manifest.gold == "listed":
         labels = pa.array(group.labels, mask=group.labels == MISSING)
@@ -217,6 +221,14 @@ def _recorded_next_token(
     return position_offsets, within.astype(np.int32), labels
 
 
+def _recorded_listed_next_token(
+    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
+) -> tuple[Offsets, Int32, Int32]:
+    position_offsets, positions = _flat(arrays["positions"], "int32", 1)
+    labels = input_ids[np.repeat(token_offsets[:-1], np.diff(position_offsets)) + positions + 1]
+    return position_offsets, positions, labels
+
+
 def _recorded_listed(
     manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
 ) -> tuple[Offsets, Int32, Int32]:
@@ -244,6 +256,7 @@ def _recorded_none(
 # (manifest, arrays, token offsets, input ids) -> position offsets [R + 1], positions [P], labels [P].
 _RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
     "next-token": _recorded_next_token,
+    "listed-next-token": _recorded_listed_next_token,
     "listed": _recorded_listed,
     "row": _recorded_row,
     "none": _recorded_none,

@@ -35,6 +35,13 @@ def _verify_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
         return [f"{path}: cannot be read ({error})"]
     if hashlib.sha256(content.encode()).hexdigest() != manifest.tokenizer.fingerprint:
         return [f"{path}: not the tokenizer that the manifest names"]
+    template = folder / "tokenizer" / "chat_template.jinja"
+    if manifest.tokenizer.chat_template is None:
+        return []
+    if not template.exists():
+        return [f"{template}: missing"]
+    if sha256_of(template) != manifest.tokenizer.chat_template:
+        return [f"{template}: not the chat template that the manifest names"]
     return []
 
 

@@ -21,15 +21,18 @@ import fsspec
 from shared.errors import CorpusError
 from shared.text.formats import Columns, RawRow, Row, reader_of
 
+# One message of a chat: role, content, and whatever else the template reads (name, tool_calls, ...).
+Message = dict[str, Any]
 # A name or a number as text, so that 1 in JSON and 1 in CSV are the same label; None where it is missing.
 Label = str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a corpus: its text (or words), the second text of a pair, its gold label (or one tag a word)."""
+    """One row of a corpus: its text (or words, or messages), the second text of a pair, its gold label (or one tag a
+    word)."""
 
-    text: str | list[str]
+    text: str | list[str] | list[Message]
     pair: str | None = None
     label: Label | list[Label] = None
 
@@ -103,9 +106,11 @@ class Corpus:
                     check(example)
                 except CorpusError as error:
                     raise CorpusError(f"{make.where}: {error}") from None
-            content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
             try:
+                content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
                 digest.update(content.encode())
+            except TypeError as error:
+                raise CorpusError(f"{make.where}: a message holds what JSON cannot ({error}); mend this row.") from None
             except UnicodeEncodeError as error:
                 lone = content[error.start]
                 raise CorpusError(f"{make.where}: {lone!r} is half a character; mend or drop this row.") from None
@@ -143,7 +148,8 @@ class Corpus:
             if column is not None and column not in row:
                 raise CorpusError(
                     f"{file}: no column {column!r}; it has {', '.join(map(repr, row))}. Name the right one "
-                    "(--text-column, --pair-column, --tokens-column, or the recipe's keys of these names)."
+                    "(--text-column, --pair-column, --tokens-column, --messages-column, or the recipe's keys of these "
+                    "names)."
                 )
 
 
@@ -160,7 +166,8 @@ class _Maker:
 
     def example(self, row: Row) -> Example:
         columns, where = self.columns, self.where
-        text = _words(row, columns.text, where) if columns.words else _string(row, columns.text, where)
+        read = _words if columns.words else _messages if columns.chats else _string
+        text: Any = read(row, columns.text, where)
         pair = None if columns.pair is None else _string(row, columns.pair, where)
         value = None if columns.label is None else row.get(columns.label)
         if not columns.words:
@@ -184,6 +191,27 @@ def _words(row: Row, column: str, where: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise CorpusError(f"{where}: column {column!r} must hold a list of words, but holds {str(value)[:80]!r}.")
     return value
+
+
+def _messages(row: Row, column: str, where: str) -> list[Message]:
+    """Keys without a value go, as transformers has it: Parquet gives every message the keys of all."""
+    chat = row.get(column)
+    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+        raise CorpusError(
+            f"{where}: column {column!r} must hold a chat, a list such as [{{'role': 'user', 'content': 'Hello'}}] "
+            f"(in .jsonl, .json or .parquet), but holds {str(chat)[:80]!r}."
+        )
+    if not chat:
+        raise CorpusError(f"{where}: column {column!r} holds a chat without messages; drop this row.")
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    for number, message in enumerate(messages):
+        said = isinstance(message.get("content"), (str, list)) or ("content" not in message and "tool_calls" in message)
+        if not isinstance(message.get("role"), str) or not said:
+            raise CorpusError(
+                f"{where}: message {number} of column {column!r} must have a 'role' and a 'content' that are text (the "
+                f"content may be missing beside 'tool_calls'), but is {str(message)[:80]!r}."
+            )
+    return messages
 
 
 def _label(value: Any, where: str) -> Label:

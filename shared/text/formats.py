@@ -18,8 +18,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import CorpusError
+from shared.errors import CorpusError, UsageError
 
+TEXT = "text"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 csv.field_size_limit(2**31 - 1)
 
@@ -28,8 +29,9 @@ csv.field_size_limit(2**31 - 1)
 class Columns:
     """Which columns of the files hold what.
 
-    `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string.
-    An optional label column may be absent from every file (then nothing is labelled); a required one may not.
+    `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string;
+    `chats` that it holds a conversation, a list of messages. An optional label column may be absent from every file
+    (then nothing is labelled); a required one may not.
     """
 
     text: str
@@ -37,6 +39,18 @@ class Columns:
     label: str | None = None
     label_required: bool = False
     words: bool = False
+    chats: bool = False
+
+    @classmethod
+    def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
+        """Those of a corpus of chats. Raises UsageError where a column of texts was named as well."""
+        if text != TEXT or pair is not None:
+            beside = f"text column {text!r}" if pair is None else f"pair column {pair!r}"
+            raise UsageError(
+                f"the messages column {messages!r} holds the whole row, so there is nothing to do for a {beside}; "
+                "name one or the other."
+            )
+        return cls(messages, chats=True)
 
 
 Row = dict[str, Any]

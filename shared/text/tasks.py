@@ -2,24 +2,28 @@
 
 Each task is described here once; `dump`, fine-tuning on gold labels and `distill eval` all go through it. A position
 is an index into the row's tokens. In causal-lm the distribution recorded at position t is that of token t + 1, so that
-L tokens have exactly L - 1 of them.
+L tokens have exactly L - 1 of them, or in chats as many as the assistant's turns have tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from shared.dump.manifest import Recorded
 from shared.errors import CorpusError, UsageError
-from shared.text.corpus import Example
+from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
+from shared.text.corpus import Example, Message
 from shared.text.labels import label_index
 from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
 
 Int32 = NDArray[np.int32]
 MASK_PROBABILITY = 0.15
+COMPLETION = "completion"
+CHATS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,15 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """Everything that decides how rows are tokenized; the dump's manifest holds the same values."""
+    """Everything that decides how rows are tokenized; the dump's manifest holds the same values, or a fingerprint of
+    them. `chats`: rows are lists of messages, which the tokenizer's own template renders."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     label_names: tuple[str, ...] = ()
     positions: str | None = None
     seed: int = 0
+    chats: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,10 @@ class Task:
     Attributes:
         auto_class: the class of transformers that loads its models.
         classes: what a distribution is over: the "labels", the "vocabulary", or None without one.
-        positions: the valid choices of recorded positions, the default first; empty where there is no choice.
-        recorded: where a row's distributions and gold labels are: at every "next-token", at "listed" positions, once a
-            "row", or "none".
+        recorded: the valid choices of positions, the default first (None where there is no choice) -> where a row's
+            distributions and gold labels then are.
         words: its rows are lists of words with one tag each.
+        chats: its rows may be lists of messages.
         tokenize: rows and the number of the first of them -> TokenizedRow each.
         metrics: what a model said about some rows -> name and value of each metric, the main one first.
     """
@@ -68,21 +74,37 @@ class Task:
     name: str
     auto_class: str
     classes: Literal["labels", "vocabulary"] | None
-    recorded: Literal["next-token", "listed", "row", "none"]
+    recorded: Mapping[str | None, Recorded]
     tokenize: Callable[[Tokenizing, Sequence[Example], int], list[TokenizedRow]]
     metrics: Callable[[Predictions], dict[str, float]] | None = None
-    positions: tuple[str, ...] = ()
     words: bool = False
+    chats: bool = False
 
     def check_positions(self, choice: str | None) -> str | None:
         """The choice of recorded positions, or this task's default. Raises UsageError for one that it lacks."""
-        if choice is not None and choice not in self.positions:
-            valid = f"it has {', '.join(self.positions)}" if self.positions else "there is nothing to choose"
-            raise UsageError(f"positions {choice!r} do not fit the task {self.name}: {valid}.")
-        return choice or (self.positions[0] if self.positions else None)
+        if choice is not None and choice not in self.recorded:
+            valid = ", ".join(name for name in self.recorded if name is not None)
+            what = f"it has {valid}" if valid else "there is nothing to choose"
+            raise UsageError(f"positions {choice!r} do not fit the task {self.name}: {what}.")
+        return choice or next(iter(self.recorded))
 
-    def check_labels(self, how: "Tokenizing", example: Example) -> None:
-        """Raises CorpusError for a gold label that is not one of the task's."""
+    def check_chats(self, how: "Tokenizing") -> None:
+        """Raises UsageError for chats where the task or the tokenizer reads none, and for their positions without."""
+        if how.chats and not self.chats:
+            able = ", ".join(task.name for task in TASKS.values() if task.chats)
+            raise UsageError(f"the task {self.name} reads no messages column; chats are for {able}.")
+        if how.chats:
+            check_template(how.tokenizer)
+        if how.positions == COMPLETION and not how.chats:
+            raise UsageError(
+                f"positions {COMPLETION!r} are those of an assistant's turns, so rows must be chats: name the column "
+                "that holds them (--messages-column, or messages_column in a recipe)."
+            )
+
+    def check_row(self, how: "Tokenizing", example: Example) -> None:
+        """Raises CorpusError for a gold label that is not one of the task's, or a chat that cannot be rendered."""
+        if how.chats:
+            _rendered(how, example)
         if self.classes == "labels":
             for label in example.label if isinstance(example.label, list) else [example.label]:
                 label_index(label, how.label_names)
@@ -109,11 +131,39 @@ def _token_types(encoded: Any, index: int) -> Int32 | None:
 
 
 def _tokenize_causal(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+    if how.chats:
+        return _tokenize_chats(how, examples)
+    return [_next_token_row(np.asarray(ids, np.int32)) for ids in _encode(how, examples)["input_ids"]]
+
+
+def _tokenize_chats(how: Tokenizing, examples: Sequence[Example]) -> list[TokenizedRow]:
+    """Positions "completion": those whose next token is of an assistant's turn. The template writes every special token
+    itself, and rows are cut on the right whatever the tokenizer's own side is, so that their beginning stays."""
     rows = []
-    for ids in _encode(how, examples)["input_ids"]:
-        input_ids = np.asarray(ids, np.int32)
-        rows.append(TokenizedRow(input_ids, None, np.arange(len(input_ids) - 1, dtype=np.int32), input_ids[1:]))
+    # Offsets are Python objects, ten times as large as the ids: there are never those of more than a few chats.
+    for start in range(0, len(examples), CHATS_AT_ONCE):
+        rendered = [_rendered(how, example) for example in examples[start : start + CHATS_AT_ONCE]]
+        texts = [text for text, _ in rendered]
+        encoded = how.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            offsets_L2 = np.asarray(offsets, np.int64).reshape(-1, 2)[: how.max_length]
+            is_said_L = None if spans is None else tokens_of(spans, offsets_L2)
+            rows.append(_next_token_row(np.asarray(ids[: how.max_length], np.int32), is_said_L))
     return rows
+
+
+def _rendered(how: Tokenizing, example: Example) -> tuple[str, list[Span] | None]:
+    """A chat as text, and where in it the assistant's turns are, if these alone are recorded."""
+    messages = cast(list[Message], example.text)
+    if how.positions == COMPLETION:
+        return render_with_turns(how.tokenizer, messages)
+    return render(how.tokenizer, messages), None
+
+
+def _next_token_row(input_ids: Int32, is_said_L: NDArray[np.bool_] | None = None) -> TokenizedRow:
+    """Positions before every token, or before those that were said."""
+    positions = np.arange(len(input_ids) - 1) if is_said_L is None else np.flatnonzero(is_said_L[1:])
+    return TokenizedRow(input_ids, None, positions.astype(np.int32), input_ids[positions + 1])
 
 
 def _tokenize_masked(how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
@@ -188,25 +238,24 @@ TASKS: dict[str, Task] = {
             name="causal-lm",
             auto_class="AutoModelForCausalLM",
             classes="vocabulary",
-            recorded="next-token",
+            recorded={"all": "next-token", COMPLETION: "listed-next-token"},
             tokenize=_tokenize_causal,
             metrics=perplexity,
-            positions=("all",),
+            chats=True,
         ),
         Task(
             name="masked-lm",
             auto_class="AutoModelForMaskedLM",
             classes="vocabulary",
-            recorded="listed",
+            recorded={"masked": "listed", "all": "listed"},
             tokenize=_tokenize_masked,
             metrics=perplexity,
-            positions=("masked", "all"),
         ),
         Task(
             name="sequence-classification",
             auto_class="AutoModelForSequenceClassification",
             classes="labels",
-            recorded="row",
+            recorded={None: "row"},
             tokenize=_tokenize_sequence,
             metrics=accuracy_and_f1,
         ),
@@ -214,17 +263,16 @@ TASKS: dict[str, Task] = {
             name="token-classification",
             auto_class="AutoModelForTokenClassification",
             classes="labels",
-            recorded="listed",
+            recorded={"first-subtoken": "listed", "all": "listed"},
             tokenize=_tokenize_words,
             metrics=entity_f1,
-            positions=("first-subtoken", "all"),
             words=True,
         ),
         Task(
             name="encoder",
             auto_class="AutoModel",
             classes=None,
-            recorded="none",
+            recorded={None: "none"},
             tokenize=_tokenize_encoder,
         ),
     )

@@ -223,14 +223,14 @@ def test_a_tokenizer_that_cannot_serve_the_task_is_refused(
         check_tokenizer(task, tiny_tokenizer)
 
 
-def test_check_labels_looks_at_every_tag_of_tasks_over_labels_only(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_check_row_looks_at_every_tag_of_tasks_over_labels_only(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     how = Tokenizing(tiny_tokenizer, 64, TAGS)
     with pytest.raises(CorpusError, match="'Z' is not one of the 3 labels: O, B-X, I-X"):
-        TASKS["token-classification"].check_labels(how, Example(["a", "b"], None, ["O", "Z"]))
+        TASKS["token-classification"].check_row(how, Example(["a", "b"], None, ["O", "Z"]))
     with pytest.raises(CorpusError, match="'Z'"):
-        TASKS["sequence-classification"].check_labels(how, Example("a", None, "Z"))
-    TASKS["causal-lm"].check_labels(how, Example("a", None, "Z"))
-    TASKS["token-classification"].check_labels(how, Example(["a", "b"], None, ["O", None]))
+        TASKS["sequence-classification"].check_row(how, Example("a", None, "Z"))
+    TASKS["causal-lm"].check_row(how, Example("a", None, "Z"))
+    TASKS["token-classification"].check_row(how, Example(["a", "b"], None, ["O", None]))
 
 
 # ---------------------------------------------------------------- labels

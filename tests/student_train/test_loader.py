@@ -79,7 +79,7 @@ def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
     place = [(group, row) for group, count in enumerate(source.group_rows) for row in range(count)]
     batch = collate(loaded, np.asarray([place[number] for number in batch_rows]), source)
 
-    rows = [plain_rows(path, source.task.recorded)[number] for number in batch_rows]
+    rows = [plain_rows(path, source.recorded)[number] for number in batch_rows]
     longest = max(1, *(len(row["ids"]) for row in rows))
     pad = source.tokenizer.pad_token_id or 0
     assert batch["input_ids"].tolist() == [row["ids"] + [pad] * (longest - len(row["ids"])) for row in rows]
