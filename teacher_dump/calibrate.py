@@ -10,10 +10,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import Dense, Signal, Sparse, SparseTargets, Threshold, VectorCodec
+from shared.dump.codecs import Dense, Exact, Signal, Sparse, SparseTargets, Threshold, VectorCodec
 from shared.dump.codecs.fitting import fit_vector_codec, reconstruction
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
@@ -29,6 +30,9 @@ SAMPLE_TOKENS = 4096
 BUDGET_TOLERANCE = 0.02
 BUDGET_STEPS = 8
 THRESHOLDS = (1e-5, 0.5)
+# Positions over which the rounding of states is measured: each costs two products with the whole head.
+ROUNDING_POSITIONS = 1024
+ROUNDING_VALUES = 2**22
 
 
 def calibrate(
@@ -47,6 +51,8 @@ def calibrate(
         return draft
     run = _Sample(teacher, sample, numbers, batch_tokens)
     vectors = run.vectors(draft.vectors)
+    if isinstance(draft.distribution, Exact):
+        vectors[draft.distribution.name] = run.states(draft)
     fitted = tuple(_fit(run, draft, signal, vectors) for signal in draft.signals)
     manifest = draft.model_copy(update={"signals": fitted})
     sizes = run.bytes_by_signal(manifest)
@@ -54,6 +60,8 @@ def calibrate(
     for signal in manifest.signals:
         if isinstance(signal, Sparse):
             measured[signal.name] |= _loss_of_distribution(run, manifest, signal)
+        elif isinstance(signal, Exact):
+            measured[signal.name] |= _loss_of_states(signal, vectors[signal.name])
         elif isinstance(signal, VectorCodec):
             measured[signal.name] |= reconstruction(signal, vectors[signal.name])._asdict()
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
@@ -73,6 +81,8 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
         old = had.get(signal.name)
         if isinstance(signal, VectorCodec) and isinstance(old, VectorCodec):
             return old if same_vectors and (old.layer, old.width) == (signal.layer, signal.width) else signal
+        if isinstance(signal, Exact) and isinstance(old, Exact) and old.states == signal.states:
+            return signal.model_copy(update={"outlier_channels": old.outlier_channels})
         if same_budget and isinstance(signal, Sparse) and isinstance(old, Sparse):
             rules = old.selection, signal.selection
             if all(isinstance(rule, Threshold) for rule in rules):
@@ -111,6 +121,22 @@ class _Sample:
         return {name: torch.cat(each) for name, each in parts.items()}
 
     @torch.inference_mode()
+    def states(self, manifest: Manifest) -> Tensor:
+        """What goes into the output projection at recorded positions, [M, D], where the projection is. Raises
+        TeacherError for NaN or infinity, naming the row."""
+        assert self.teacher.head is not None
+        parts: list[Tensor] = []
+        for batch, numbers in self.batches():
+            output, states_of = forward(self.teacher, batch.inputs, want_hidden=False, takes="states")
+            owners_N = np.repeat(numbers, [len(row.positions) for row in batch.rows])
+            for start, states_ND, _ in distributions(self.teacher, manifest, batch, numbers, output, states_of):
+                broken_N = ~states_ND.isfinite().all(-1)
+                if broken_N.any():
+                    raise broken(owners_N[start + int(broken_N.nonzero()[0, 0])], "last hidden states")
+                parts.append(states_ND.to(self.teacher.head.projection.weight.device))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
     def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
         """(float32 logits_NV, keys_N), slice by slice."""
         for batch, numbers in self.batches():
@@ -147,6 +173,9 @@ def _fit(run: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Te
     options = draft.options
     if isinstance(signal, Sparse) and options.bytes_per_token is not None:
         return _meet_budget(run, draft, signal, options.bytes_per_token)
+    if isinstance(signal, Exact) and signal.states != "float16" and len(vectors[signal.name]):
+        state_codec = fit_vector_codec(signal.states, signal.name, 0, vectors[signal.name])
+        return signal.model_copy(update={"outlier_channels": getattr(state_codec, "outlier_channels", ())})
     if isinstance(signal, VectorCodec):
         fitted = fit_vector_codec(
             options.hidden_codec, signal.name, signal.layer, vectors[signal.name], options.hidden_rank
@@ -195,6 +224,18 @@ def _loss_of_distribution(run: _Sample, manifest: Manifest, codec: Sparse) -> di
     if codec.has_exact_ids and count:
         facts |= {"kept_mass": mass / count, "rounding_kl": divergence / count}
     return facts
+
+
+@torch.inference_mode()
+def _loss_of_states(codec: Exact, states_MD: Tensor) -> dict[str, float]:
+    """The KL divergence that rounding the states costs, the mean over positions from all over the sample."""
+    states_MD = states_MD[:: max(1, len(states_MD) // ROUNDING_POSITIONS)]
+    divergence = 0.0
+    for states_ND in states_MD.split(max(1, ROUNDING_VALUES // codec.vocabulary)):
+        rounded_ND = codec.state_codec.decode(codec.state_codec.encode(states_ND))
+        log_p_NV, log_q_NV = (codec.logits(each).double().log_softmax(-1) for each in (states_ND, rounded_ND))
+        divergence += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
+    return {"rounding_kl": divergence / len(states_MD)} if len(states_MD) else {}
 
 
 def _against(exact_NV: Tensor, found: SparseTargets) -> tuple[float, float]:

@@ -20,6 +20,12 @@ from teacher_dump.teacher import Teacher, forward
 
 Columns = dict[str, Values]
 
+# What of the teacher is broken where a codec refuses it.
+_WHAT = {
+    "logits": "logits",
+    "states": "last hidden states (float16 ends at 65,504; --exact-codec int8 goes further)",
+}
+
 
 @torch.inference_mode()
 def extract(teacher: Teacher, manifest: Manifest, batch: Batch, row_numbers: list[int]) -> Columns:
@@ -28,17 +34,18 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch, row_numbers: lis
     Raises:
         TeacherError: for NaN or infinity in what the teacher says, naming the row.
     """
-    output, logits_of = forward(teacher, batch.inputs, want_hidden=bool(manifest.vectors))
     columns: Columns = {}
     codec = manifest.distribution
+    takes = "logits" if codec is None else codec.takes
+    output, said_of = forward(teacher, batch.inputs, bool(manifest.vectors), takes)
     if codec is not None:
         owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
         slices = []
-        for start, logits_NV, keys_N in distributions(teacher, manifest, batch, row_numbers, output, logits_of):
+        for start, said, keys_N in distributions(teacher, manifest, batch, row_numbers, output, said_of):
             try:
-                slices.append(codec.encode(logits_NV, keys_N))
+                slices.append(codec.encode(said, keys_N))
             except NotFiniteError as error:
-                raise broken(owners_N[start + error.position], "logits") from None
+                raise broken(owners_N[start + error.position], _WHAT[takes]) from None
         columns |= _on_host(codec, {name: torch.cat([part[name] for part in slices]) for name in slices[0]})
     if manifest.vectors:
         owners_T = np.repeat(row_numbers, [len(row.input_ids) for row in batch.rows])
@@ -57,10 +64,10 @@ def distributions(
     batch: Batch,
     row_numbers: list[int],
     output: Any,
-    logits_of: Callable[[Tensor], Tensor] | None,
+    said_of: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The recorded positions of a batch that went through `forward`, slice by slice: (the first one's number in the
-    batch, float32 logits_NV, the positions' keys_N)."""
+    batch, what the codec takes of them: float32 logits_NV or states_ND, the positions' keys_N)."""
     owners_N = np.repeat(row_numbers, [len(row.positions) for row in batch.rows])
     positions_N = np.concatenate([row.positions for row in batch.rows])
     keys_N = position_keys(
@@ -72,13 +79,15 @@ def distributions(
         yield 0, output.logits.float(), keys_N
         return
     index_N = _flat_positions(batch)
-    if logits_of is None:
+    if said_of is None:
         yield 0, output.logits.flatten(0, 1)[index_N].float(), keys_N
         return
     assert teacher.head is not None
-    size = teacher.head.slice_positions
+    # States are no wider than the model.
+    takes_states = manifest.distribution is not None and manifest.distribution.takes == "states"
+    size = max(1, len(index_N)) if takes_states else teacher.head.slice_positions
     for start in range(0, max(1, len(index_N)), size):
-        yield start, logits_of(index_N[start : start + size]), keys_N[start : start + size]
+        yield start, said_of(index_N[start : start + size]), keys_N[start : start + size]
 
 
 def _flat_positions(batch: Batch) -> Tensor:

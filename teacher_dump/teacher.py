@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -174,18 +174,18 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def forward(
-    teacher: Teacher, inputs: dict[str, Tensor], want_hidden: bool
+    teacher: Teacher, inputs: dict[str, Tensor], want_hidden: bool, takes: Literal["logits", "states"] = "logits"
 ) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
     """Run the model once.
 
     Returns its output (with `hidden_states` when wanted, and `logits` for tasks over labels) and, for language models,
-    a function from flat indices into [B * L] to float32 logits_NV of these positions.
+    a function from flat indices into [B * L] to float32 logits_NV (or states_ND, by `takes`) of these positions.
     """
     given = {name: tensor for name, tensor in inputs.items() if teacher.token_types or name != "token_type_ids"}
     arguments = {**given, "output_hidden_states": want_hidden, "return_dict": True}
     if teacher.head is None:
         return teacher.model(**arguments), None
-    return teacher.head.run(arguments)
+    return teacher.head.run(arguments, takes)
 
 
 def _own_pad_token(model: PreTrainedModel) -> int | None:

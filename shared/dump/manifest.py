@@ -10,9 +10,10 @@ from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
 from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
-# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py.
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
+# 3 that of exact.py.
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
