@@ -1,12 +1,14 @@
 """`weights/` of a dump: the constants that codecs need and that are too large for the manifest, as safetensors."""
 
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from shared.dump.codecs import Signal
 from shared.dump.manifest import Manifest
+from shared.dump.storage import write_atomically
 from shared.errors import DumpError
 
 WEIGHTS = "weights"
@@ -17,8 +19,9 @@ def save_weights(manifest: Manifest, folder: Path) -> None:
     for codec in manifest.signals:
         if codec.constants_file is not None:
             (folder / WEIGHTS).mkdir(exist_ok=True)
-            save_file({name: values.contiguous() for name, values in codec.constants().items()},
-                      folder / WEIGHTS / codec.constants_file)  # fmt: skip
+            content = save({name: values.contiguous() for name, values in codec.constants().items()})
+            # `save_file` would make a file that only its owner may read.
+            write_atomically(folder / WEIGHTS / codec.constants_file, partial(Path.write_bytes, data=content))
 
 
 def load_weights(manifest: Manifest, folder: Path) -> Manifest:
