@@ -1,6 +1,5 @@
 """`weights/` of a dump: the constants that codecs need and that are too large for the manifest, as safetensors."""
 
-from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -8,7 +7,7 @@ from safetensors.torch import load_file, save
 
 from shared.dump.codecs import Signal
 from shared.dump.manifest import Manifest
-from shared.dump.storage import write_atomically
+from shared.dump.storage import write_bytes_atomically
 from shared.errors import DumpError
 
 WEIGHTS = "weights"
@@ -19,9 +18,9 @@ def save_weights(manifest: Manifest, folder: Path) -> None:
     for codec in manifest.signals:
         if codec.constants_file is not None:
             (folder / WEIGHTS).mkdir(exist_ok=True)
-            content = save({name: values.contiguous() for name, values in codec.constants().items()})
             # `save_file` would make a file that only its owner may read.
-            write_atomically(folder / WEIGHTS / codec.constants_file, partial(Path.write_bytes, data=content))
+            content = save({name: values.contiguous() for name, values in codec.constants().items()})
+            write_bytes_atomically(folder / WEIGHTS / codec.constants_file, content)
 
 
 def load_weights(manifest: Manifest, folder: Path) -> Manifest:

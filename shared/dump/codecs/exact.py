@@ -106,7 +106,8 @@ class Exact(DistributionCodec):
         return self.state_codec.columns
 
     def describe(self) -> str:
-        return f"{self.name} (all {self.vocabulary:,} logits, from last hidden states in {self.states}, {self.width} wide)"
+        states = f"last hidden states in {self.states}, {self.width} wide"
+        return f"{self.name} (all {self.vocabulary:,} logits, from {states})"
 
     def explain(self) -> str:
         name, apart = f"{self.name}.state", ""
