@@ -115,7 +115,7 @@ def test_the_formula_in_words_is_the_one_that_is_computed(after: LogitStep) -> N
 def test_polars_sees_the_most_probable_ids_the_mass_outside_and_the_whole_entropy(
     states_as: str, vocabulary: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact_module, "SLICE_VALUES", 1000)
+    monkeypatch.setattr(exact_module, "SLICE_POSITIONS", 7)
     (weight, bias), states = random_head(vocabulary=vocabulary), random_states()
     codec = Exact.of_head("d", weight, bias, LogitStep(), states_as)
     columns = codec.encode(states, keys_of(states))
