@@ -127,7 +127,7 @@ class KLLoss(_Loss):
 
 
 class LogitsMSELoss(_Loss):
-    """Mean squared difference of the logits, which only a dense dump has."""
+    """Mean squared difference of the logits, which only a dense or an exact dump has."""
 
     kind: Literal["logits-mse"] = "logits-mse"
 
@@ -135,8 +135,8 @@ class LogitsMSELoss(_Loss):
         super().check(source)
         if not source.has_dense_logits:
             raise RecipeError(
-                f"the loss 'logits-mse' needs all logits, but {source.name} keeps some of them; dump with --dense, "
-                "or use the loss 'kl'."
+                f"the loss 'logits-mse' needs all logits, but {source.name} keeps some of them; dump with --exact or "
+                "--dense, or use the loss 'kl'."
             )
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:

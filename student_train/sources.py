@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shared.dump.codecs import Dense, DistributionCodec, VectorCodec
+from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.manifest import Recorded
 from shared.dump.rowgroup import RowGroup
@@ -68,7 +68,7 @@ class Source(ABC):
     @property
     def has_dense_logits(self) -> bool:
         """Whether every logit is there."""
-        return isinstance(self.distribution, Dense)
+        return isinstance(self.distribution, Dense | Exact)
 
 
 class DumpSource(Source):

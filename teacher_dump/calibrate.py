@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import HIDDEN, Dense, Signal, Sparse, SparseTargets, Threshold, VectorCodec
+from shared.dump.codecs import HIDDEN, Dense, Exact, Signal, Sparse, SparseTargets, Threshold, VectorCodec
 from shared.dump.codecs.fitting import fit_vector_codec, reconstruction
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
@@ -30,6 +30,9 @@ SAMPLE_TOKENS = 4096
 BUDGET_TOLERANCE = 0.02
 BUDGET_STEPS = 8
 THRESHOLDS = (1e-5, 0.5)
+# Positions over which the rounding of states is measured: each costs two products with the whole head.
+ROUNDING_POSITIONS = 1024
+ROUNDING_VALUES = 2**22
 
 
 def calibrate(
@@ -54,6 +57,8 @@ def calibrate(
         batch_tokens,
     )
     vectors = sample.vectors(draft.vectors)
+    if isinstance(draft.distribution, Exact):
+        vectors[draft.distribution.name] = sample.states(draft)
     fitted = tuple(_fit(sample, draft, signal, vectors) for signal in draft.signals)
     manifest = draft.model_copy(update={"signals": fitted})
     sizes = sample.bytes_by_signal(manifest)
@@ -61,6 +66,8 @@ def calibrate(
     for signal in manifest.signals:
         if isinstance(signal, Sparse):
             measured[signal.name] |= _loss_of_distribution(sample, manifest, signal)
+        elif isinstance(signal, Exact):
+            measured[signal.name] |= _loss_of_states(signal, vectors[signal.name])
         elif isinstance(signal, VectorCodec):
             measured[signal.name] |= reconstruction(signal, vectors[signal.name])._asdict()
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
@@ -81,6 +88,8 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
         old = had.get(signal.name)
         if isinstance(signal, VectorCodec) and isinstance(old, VectorCodec):
             return old if same_vectors and (old.layer, old.width) == (signal.layer, signal.width) else signal
+        if isinstance(signal, Exact) and isinstance(old, Exact) and old.states == signal.states:
+            return signal.model_copy(update={"outlier_channels": old.outlier_channels})
         if same_budget and isinstance(signal, Sparse) and isinstance(old, Sparse):
             rules = old.selection, signal.selection
             if all(isinstance(rule, Threshold) for rule in rules):
@@ -109,7 +118,7 @@ class _Sample:
     def vectors(self, codecs: Mapping[str, VectorCodec]) -> dict[str, Tensor]:
         """The vectors [M, D] of each signal, on the host. Raises TeacherError for NaN or infinity, naming the row."""
         parts: dict[str, list[Tensor]] = {name: [] for name in codecs}
-        for batch, said in self.said(Wanted.of(False, codecs.values())) if codecs else ():
+        for batch, said in self.said(Wanted.of(None, codecs.values())) if codecs else ():
             for name, vectors_TD in said.vectors.items():
                 is_broken_T = ~vectors_TD.isfinite().all(-1)
                 if is_broken_T.any():
@@ -118,9 +127,24 @@ class _Sample:
         return {name: torch.cat(each) for name, each in parts.items()}
 
     @torch.inference_mode()
+    def states(self, manifest: Manifest) -> Tensor:
+        """What goes into the output projection at recorded positions, [M, D], where the projection is. Raises
+        TeacherError for NaN or infinity, naming the row."""
+        assert self.teacher.head is not None
+        parts: list[Tensor] = []
+        for batch, said in self.said(Wanted("states")):
+            for start, states_ND, _ in distributions(self.teacher, manifest, batch, said):
+                broken_N = ~states_ND.isfinite().all(-1)
+                if broken_N.any():
+                    position = start + int(broken_N.nonzero()[0, 0])
+                    raise broken(batch.owners_of_positions()[position], "last hidden states")
+                parts.append(states_ND.to(self.teacher.head.projection.weight.device))
+        return torch.cat(parts)
+
+    @torch.inference_mode()
     def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
         """(float32 logits_NV, keys_N), slice by slice."""
-        for batch, said in self.said(Wanted(logits=True)):
+        for batch, said in self.said(Wanted("logits")):
             for _, logits_NV, keys_N in distributions(self.teacher, manifest, batch, said):
                 yield logits_NV, keys_N
 
@@ -152,6 +176,9 @@ def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str,
     options = draft.options
     if isinstance(signal, Sparse) and options.bytes_per_token is not None:
         return _meet_budget(sample, draft, signal, options.bytes_per_token)
+    if isinstance(signal, Exact) and signal.states != "float16" and len(vectors[signal.name]):
+        state_codec = fit_vector_codec(signal.states, signal.name, 0, vectors[signal.name])
+        return signal.model_copy(update={"outlier_channels": getattr(state_codec, "outlier_channels", ())})
     if isinstance(signal, VectorCodec):
         # Queries, keys and values make relations, which a basis of their own would not preserve.
         rank = options.hidden_rank if signal.name.startswith(HIDDEN) else None
@@ -200,6 +227,18 @@ def _loss_of_distribution(sample: _Sample, manifest: Manifest, codec: Sparse) ->
     if codec.has_exact_ids and count:
         facts |= {"kept_mass": mass / count, "rounding_kl": divergence / count}
     return facts
+
+
+@torch.inference_mode()
+def _loss_of_states(codec: Exact, states_MD: Tensor) -> dict[str, float]:
+    """The KL divergence that rounding the states costs, the mean over positions from all over the sample."""
+    states_MD = states_MD[:: max(1, len(states_MD) // ROUNDING_POSITIONS)]
+    divergence = 0.0
+    for states_ND in states_MD.split(max(1, ROUNDING_VALUES // codec.vocabulary)):
+        rounded_ND = codec.state_codec.decode(codec.state_codec.encode(states_ND))
+        log_p_NV, log_q_NV = (codec.logits(each).double().log_softmax(-1) for each in (states_ND, rounded_ND))
+        divergence += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
+    return {"rounding_kl": divergence / len(states_MD)} if len(states_MD) else {}
 
 
 def _against(exact_NV: Tensor, found: SparseTargets) -> tuple[float, float]:

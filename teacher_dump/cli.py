@@ -104,6 +104,15 @@ def dump(
     dense: Annotated[
         bool, typer.Option("--dense", help="Keep all logits (4 bytes a class and position). Default for labels.")
     ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Keep all of a vocabulary's logits, as the last hidden state and the teacher's head, once."
+        ),
+    ] = False,
+    exact_codec: Annotated[
+        str, typer.Option(help="How --exact keeps last hidden states: float16, int8 or int4.")
+    ] = "float16",
     levels: Annotated[
         int | None,
         typer.Option(

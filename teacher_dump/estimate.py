@@ -105,11 +105,11 @@ def _pieces(
 @torch.inference_mode()
 def _bare_seconds(teacher: Teacher, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
     """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
-    wanted = Wanted.of(manifest.distribution is not None, manifest.vectors.values())
+    wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vectors.values())
     begun = time.monotonic()
     for batch in batches_of(teacher, shard, budget):
         said = run(teacher, batch.to(teacher.device), wanted)
-        for _ in distributions(teacher, manifest, batch, said) if wanted.logits else ():
+        for _ in distributions(teacher, manifest, batch, said) if wanted.distribution else ():
             pass
         if teacher.device.type == "cuda":
             torch.cuda.synchronize(teacher.device)

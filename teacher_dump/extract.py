@@ -21,6 +21,12 @@ from teacher_dump.teacher import Teacher
 
 Columns = dict[str, Values]
 
+# What of the teacher is broken where a codec refuses it.
+_WHAT = {
+    "logits": "logits",
+    "states": "last hidden states (float16 ends at 65,504; --exact-codec int8 goes further)",
+}
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -54,15 +60,15 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
     """
     batch = batch.to(teacher.device)
     codec = manifest.distribution
-    said = run(teacher, batch, Wanted.of(codec is not None, manifest.vectors.values()))
+    said = run(teacher, batch, Wanted.of(codec.takes if codec else None, manifest.vectors.values()))
     tensors: dict[str, Tensor] = {}
     if codec is not None:
         slices = []
-        for start, logits_NV, keys_N in distributions(teacher, manifest, batch, said):
+        for start, taken, keys_N in distributions(teacher, manifest, batch, said):
             try:
-                slices.append(codec.encode(logits_NV, keys_N))
+                slices.append(codec.encode(taken, keys_N))
             except NotFiniteError as error:
-                raise broken(batch.owners_of_positions()[start + error.position], "logits") from None
+                raise broken(batch.owners_of_positions()[start + error.position], _WHAT[codec.takes]) from None
         tensors |= {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
     for name, vectors in manifest.vectors.items():
         try:
@@ -75,18 +81,18 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
 def distributions(
     teacher: Teacher, manifest: Manifest, batch: Batch, said: Said
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The recorded positions of a batch, slice by slice: (the first one's number in the batch, float32 logits_NV, the
-    positions' keys_N)."""
-    assert said.logits_of is not None
+    """The recorded positions of a batch, slice by slice: (the first one's number in the batch, what the codec takes of
+    them, float32 logits_NV or states_ND, and the positions' keys_N)."""
+    assert said.distribution_at is not None
     owners_N = torch.from_numpy(batch.owners_of_positions())
     positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
     keys_N = position_keys(manifest.options.seed, owners_N, positions_N)
     per_row = manifest.recorded == "row"
     index_N = torch.arange(len(batch.rows)) if per_row else torch.from_numpy(batch.position_index())
-    size = teacher.head.slice_positions if teacher.head is not None else max(1, len(index_N))
+    size = said.slice_positions or max(1, len(index_N))
     for start in range(0, max(1, len(index_N)), size):
-        logits_NV = said.logits_of(index_N[start : start + size])
-        yield start, logits_NV, keys_N[start : start + size].to(logits_NV.device)
+        taken = said.distribution_at(index_N[start : start + size])
+        yield start, taken, keys_N[start : start + size].to(taken.device)
 
 
 def _to_host(tensors: dict[str, Tensor]) -> Encoded:

@@ -6,7 +6,7 @@ Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positi
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,19 +20,20 @@ from teacher_dump.teacher import Teacher
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a forward pass: logits, hidden states of some layers, queries, keys and values of others."""
+    """What is asked of a forward pass: what distributions are made from (logits, or the states that the head makes
+    them of), hidden states of some layers, queries, keys and values of others."""
 
-    logits: bool
+    distribution: Literal["logits", "states"] | None
     hidden: tuple[int, ...] = ()
     relations: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, logits: bool, vectors: Iterable[VectorCodec]) -> "Wanted":
+    def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[VectorCodec]) -> "Wanted":
         """What these signals are made from."""
         layers: dict[bool, set[int]] = {True: set(), False: set()}
         for codec in vectors:
             layers[codec.name.startswith(HIDDEN)].add(codec.layer)
-        return cls(logits, tuple(sorted(layers[True])), tuple(sorted(layers[False])))
+        return cls(distribution, tuple(sorted(layers[True])), tuple(sorted(layers[False])))
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Said:
     """What the teacher says about a batch.
 
     Attributes:
-        logits_of: indices [N] into the flattened inputs -> float32 logits_NV there; of a task with one distribution a
-            row, indices of rows. None where no logits are wanted.
+        distribution_at: indices [N] into the flattened inputs (of a task with one distribution a row, indices of rows)
+            -> float32 logits_NV or states_ND there. None where neither is wanted.
+        slice_positions: how many to ask for at a time; None for all.
         vectors: by the signal's name, [T, D] of any floating type: tokens without padding.
     """
 
-    logits_of: Callable[[Tensor], Tensor] | None
+    distribution_at: Callable[[Tensor], Tensor] | None
+    slice_positions: int | None
     vectors: dict[str, Tensor]
 
 
@@ -63,18 +66,20 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
         arguments: dict[str, Any] = {name: tensor for name, tensor in batch.inputs.items() if teacher.takes(name)}
         arguments["return_dict"] = True
         last = max(wanted.hidden + wanted.relations, default=0)
-        if not wanted.logits and last < teacher.layers and teacher.trunk.stops:
-            hidden, logits_of = teacher.trunk.run(arguments, {*wanted.hidden, last}), None
+        if wanted.distribution is None and last < teacher.layers and teacher.trunk.stops:
+            hidden, distribution_at = teacher.trunk.run(arguments, {*wanted.hidden, last}), None
         else:
             if wanted.hidden:
                 arguments["output_hidden_states"] = list(wanted.hidden)
-            hidden, logits_of = _run_whole(teacher, arguments, wanted.logits)
+            hidden, distribution_at = _run_whole(teacher, arguments, wanted.distribution)
     token_T = torch.from_numpy(batch.token_index())
     vectors = {f"{HIDDEN}.{layer}": _tokens(hidden[layer], token_T) for layer in wanted.hidden}
     for layer, of_layer in parts.items():
         for name, heads_BHLD in zip(RELATIONS, of_layer, strict=True):
             vectors[f"{name}.{layer}"] = _tokens(heads_BHLD.transpose(1, 2).flatten(2), token_T)
-    return Said(logits_of, vectors)
+    # States are no wider than the model, so that all of them are had at once.
+    head = teacher.head if wanted.distribution == "logits" else None
+    return Said(distribution_at, head.slice_positions if head else None, vectors)
 
 
 @torch.inference_mode()
@@ -98,13 +103,14 @@ def relation_widths(teacher: Teacher, layer: int) -> tuple[int, int, int]:
 
 
 def _run_whole(
-    teacher: Teacher, arguments: dict[str, Any], want_logits: bool
+    teacher: Teacher, arguments: dict[str, Any], wanted: Literal["logits", "states"] | None
 ) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
-    if not want_logits:
+    """(hidden states by layer, what gives the distributions at some positions)."""
+    if wanted is None:
         return getattr(teacher.model.base_model(**arguments), "hidden_states", None), None
     if teacher.head is not None:
-        output, logits_of = teacher.head.run(arguments)
-        return getattr(output, "hidden_states", None), logits_of
+        output, distribution_at = teacher.head.run(arguments, wanted)
+        return getattr(output, "hidden_states", None), distribution_at
     output = teacher.model(**arguments)
     logits_NV = output.logits.flatten(0, -2)
     return getattr(output, "hidden_states", None), lambda index_N: logits_NV[index_N.to(logits_NV.device)].float()

@@ -132,7 +132,7 @@ def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
 def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:
     """Every signal asked for, with first guesses of what a sample will tell."""
     classes = teacher.vocabulary if task.classes == "vocabulary" else len(blueprint.label_names or ())
-    distributions = distribution(request, classes if task.classes else None, task.classes == "vocabulary")
+    distributions = distribution(request, classes if task.classes else None, teacher.head)
     layers = hidden_layers(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")

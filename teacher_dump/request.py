@@ -10,9 +10,9 @@ MOST_TOP_P_IDS = 256
 class Request:
     """One `dump` command. See `dump --help` for what each option means.
 
-    Of `preset`, `threshold`, `bytes_per_token`, `top_k`, `top_p`, `draws` and `dense` at most one is given (`top_p` may
-    have a `top_k` as its limit). None means the task's default: dense over labels, the default preset over a
-    vocabulary.
+    Of `preset`, `threshold`, `bytes_per_token`, `top_k`, `top_p`, `draws`, `dense` and `exact` at most one is given
+    (`top_p` may have a `top_k` as its limit). None means the task's default: dense over labels, the default preset
+    over a vocabulary.
     """
 
     teacher: str
@@ -33,6 +33,8 @@ class Request:
     top_p: float | None = None
     draws: int | None = None
     dense: bool = False
+    exact: bool = False
+    exact_codec: str = "float16"
     levels: int | None = None
     temperatures: str | None = None
     positions: str | None = None

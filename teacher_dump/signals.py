@@ -24,6 +24,7 @@ from shared.dump.codecs import (
 )
 from shared.dump.codecs.presets import DEFAULT_PRESET, PRESETS
 from shared.errors import UsageError
+from teacher_dump.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 Made = TypeVar("Made")
@@ -35,13 +36,18 @@ FIRST_THRESHOLD = 0.03
 BUDGET_LEVELS = 64
 
 
-def distribution(request: Request, classes: int | None, is_vocabulary: bool) -> tuple[Signal, ...]:
-    """The distribution's signal; none where the task has none (`classes` None).
+def distribution(request: Request, classes: int | None, head: VocabularyHead | None) -> tuple[Signal, ...]:
+    """The distribution's signal; none where the task has none (`classes` None). Over a vocabulary there is a `head`.
 
     Raises:
         UsageError: for options that exclude each other or that no distribution of so many classes can have.
+        TeacherError: for an exact distribution of a head that has none.
     """
     asked = _asked(request)
+    if request.exact_codec not in KINDS:
+        raise UsageError(f"--exact-codec {request.exact_codec!r}: use {', '.join(KINDS)}.")
+    if request.exact_codec != "float16" and not request.exact:
+        raise UsageError("--exact-codec says how --exact keeps last hidden states; give --exact too.")
     if classes is None:
         if asked:
             raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
@@ -51,9 +57,16 @@ def distribution(request: Request, classes: int | None, is_vocabulary: bool) -> 
         raise UsageError(f"{_flag(names[0])} and {_flag(names[1])} exclude each other: say one way to choose ids.")
     if request.tail is not None and request.threshold is None and request.bytes_per_token is None:
         raise UsageError("--tail says what becomes of ids below a threshold; give --threshold or --bytes-per-token.")
-    if request.dense or (not asked and not is_vocabulary):
+    if request.exact and head is None:
+        raise UsageError(
+            f"--exact is for vocabularies; the distributions of {request.task} are dense, and exact already."
+        )
+    if request.exact or request.dense or (not asked and head is None):
         if request.levels is not None or request.temperatures is not None:
-            raise UsageError("--levels and --temperatures are for vocabularies; a dense distribution is exact.")
+            raise UsageError("--levels and --temperatures are for a part of a vocabulary; here all logits are kept.")
+        if request.exact:
+            assert head is not None
+            return (head.exact(DISTRIBUTION, request.exact_codec),)
         return (Dense(name=DISTRIBUTION, classes=classes),)
     selection, levels = _selection(request, classes)
     options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures)}
@@ -113,7 +126,7 @@ def hidden_name(layer: int) -> str:
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    names = ("preset", "threshold", "bytes_per_token", "top_k", "top_p", "draws", "dense")
+    names = ("preset", "threshold", "bytes_per_token", "top_k", "top_p", "draws", "dense", "exact")
     values = {name: getattr(request, name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value is not False}
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from shared.dump.codecs import Sparse
 from shared.dump.manifest import read_manifest
 from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import read_receipt
@@ -24,7 +23,7 @@ def write_card(folder: Path) -> None:
     )
     options, teacher = manifest.options, manifest.teacher
     codec = manifest.distribution
-    entries = f"\n{codec.explain()}\n" if isinstance(codec, Sparse) else ""
+    explained = f"\n{codec.explain()}\n" if codec is not None and codec.explain() else ""
     text = f"""---
 tags: [knowledge-distillation, lectern]
 configs:
@@ -53,5 +52,5 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 A fixed-size binary is an array of the numbers named, little-endian. In polars:
 `pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`. `shared.Dump(folder).positions()` and
 `.vectors(name)` give everything decoded.
-{entries}"""
+{explained}"""
     write_text_atomically(folder / "README.md", text)

@@ -77,13 +77,13 @@ class Dump:
         """One row a recorded position.
 
         Columns: row, position, token_id, token, label, ids, texts, log_probs, exact, tail, entropy.
-        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal), `texts` what
-        they say, `log_probs` their log-probabilities, of which the first `exact` are known; the others were sampled and
-        this is the log of what they weigh. `tail` is the log of the mass outside the exact ones, `entropy` that of the
-        distribution in nats: exact for a dense signal, a lower bound elsewhere (what is outside counts as one class, or
-        as ids just as probable as the threshold where it is sampled). `label` is the gold class or token id. A
-        distribution over a whole row has no position and no token. In causal-lm everything after `token` is about the
-        token that follows.
+        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal, the 64 most
+        probable ids for an exact one), `texts` what they say, `log_probs` their log-probabilities, of which the first
+        `exact` are known; the others were sampled and this is the log of what they weigh. `tail` is the log of the mass
+        outside the exact ones, `entropy` that of the distribution in nats: exact where every logit is known, a lower
+        bound elsewhere (what is outside counts as one class, or as ids just as probable as the threshold where it is
+        sampled). `label` is the gold class or token id. A distribution over a whole row has no position and no token.
+        In causal-lm everything after `token` is about the token that follows.
 
         Columns that are not selected cost nothing, and a dump larger than memory streams:
         `dump.positions().select("row", "entropy").sink_parquet(...)`.
@@ -130,7 +130,7 @@ class Dump:
         frame = frame.with_columns(
             pl.lit(None, dtype=dtype).alias(name) for name, dtype in null.items() if name not in per_position
         )
-        # polars would evaluate it anew for each of the three columns that need it.
+        # polars would evaluate it anew for each of the columns that need it.
         frame = frame.with_columns(codec.ranked_expr().alias("ranked"))
         decoded = frame.select(
             "row",
@@ -141,12 +141,14 @@ class Dump:
             codec.ids_expr(pl.col("ranked")).alias("ids"),
             codec.log_probs_expr(pl.col("ranked")).alias("log_probs"),
             codec.exact_expr(pl.col("ranked")).alias("exact"),
-            codec.tail_expr().alias("tail"),
+            codec.tail_expr(pl.col("ranked")).alias("tail"),
+            "ranked",
         )
         names = self.manifest.label_names or self.token_texts
         texts = pl.col("ids").list.eval(_texts(pl.element(), names)).alias("texts")
         before_texts = ("row", "position", "token_id", "token", "label", "ids")
-        return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", _entropy(codec).alias("entropy"))
+        entropy = codec.entropy_expr(pl.col("ranked")).alias("entropy")
+        return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", entropy)
 
     def vectors(self, name: str) -> pl.LazyFrame:
         """One row a token of signal `name` ("hidden.6"): row, position, vector (list of float32).
@@ -197,12 +199,3 @@ class Dump:
 def _texts(ids: pl.Expr, names: Sequence[str]) -> pl.Expr:
     """Ids as what they say, null for those beyond the names."""
     return ids.replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
-
-
-def _entropy(codec: DistributionCodec) -> pl.Expr:
-    """From `log_probs` and `tail`. 0 * log 0 is 0."""
-    log_p, tail = pl.element(), pl.col("tail")
-    inside = pl.col("log_probs").list.eval(pl.when(log_p.is_infinite()).then(0.0).otherwise(-log_p.exp() * log_p))
-    # Sampled ids stand for the tail themselves.
-    outside = 0.0 if codec.samples else pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
-    return inside.list.sum() + outside

@@ -11,7 +11,7 @@ from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
 # 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
-# 3 records next tokens at listed positions too.
+# 3 that of exact.py, and next tokens at listed positions.
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 FILE_NAME = "manifest.json"

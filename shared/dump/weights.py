@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from shared.dump.codecs import Signal, VectorCodec
+from shared.dump.codecs import Signal
 from shared.dump.manifest import Manifest
+from shared.dump.storage import write_bytes_atomically
 from shared.errors import DumpError
 
 WEIGHTS = "weights"
@@ -14,11 +15,12 @@ WEIGHTS = "weights"
 
 def save_weights(manifest: Manifest, folder: Path) -> None:
     """Write the constants of every signal that has some into a dump's folder."""
-    for codec in manifest.vectors.values():
+    for codec in manifest.signals:
         if codec.constants_file is not None:
             (folder / WEIGHTS).mkdir(exist_ok=True)
-            save_file({name: values.contiguous() for name, values in codec.constants().items()},
-                      folder / WEIGHTS / codec.constants_file)  # fmt: skip
+            # `save_file` would make a file that only its owner may read.
+            content = save({name: values.contiguous() for name, values in codec.constants().items()})
+            write_bytes_atomically(folder / WEIGHTS / codec.constants_file, content)
 
 
 def load_weights(manifest: Manifest, folder: Path) -> Manifest:
@@ -31,7 +33,7 @@ def load_weights(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _load(signal: Signal, folder: Path) -> Signal:
-    if not isinstance(signal, VectorCodec) or signal.constants_file is None:
+    if signal.constants_file is None:
         return signal
     path = folder / WEIGHTS / signal.constants_file
     try:

@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "top-k": {"top_k": 6, "temperatures": "0.5,2", "hidden": "last", "hidden_codec": "int8", "hidden_rank": 8},
     "top-p": {"top_p": 0.5, "top_k": 12},
     "draws": {"draws": 10},
+    "exact": {"exact": True},
 }
 # Vectors take much room as text: rows 0 and 1 stand for all.
 VECTOR_ROWS = 2

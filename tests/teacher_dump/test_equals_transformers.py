@@ -252,7 +252,8 @@ def test_fewest_and_all_ids(k: int, make_teacher: Any, make_dump: Any, reference
 def test_slices_of_positions_join_in_order(
     make_teacher: Any, make_dump: Any, reference: Any, mixed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_module, "SLICE_VALUES", 1000)  # three positions of 320 entries at a time
+    monkeypatch.setattr(head_module, "SLICE_VALUES", {"cpu": 1000})
+    monkeypatch.setattr(head_module, "FEWEST_POSITIONS", 3)  # of 320 entries, so that slices have three
     check_language_model(make_dump, reference, make_teacher("causal-lm"), "causal-lm", mixed, top_k=7, levels=LEVELS)
 
 

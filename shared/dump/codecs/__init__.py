@@ -6,6 +6,7 @@ from pydantic import Field
 
 from shared.dump.codecs.base import Codec, Column, DistributionCodec, NotFiniteError, VectorCodec, counts_of
 from shared.dump.codecs.dense import Dense
+from shared.dump.codecs.exact import Exact, LogitStep
 from shared.dump.codecs.low_rank import LowRankVectors
 from shared.dump.codecs.selection import Draws, Selection, Threshold, TopK, TopP
 from shared.dump.codecs.sparse import Sparse
@@ -18,7 +19,7 @@ DISTRIBUTION = "distribution"
 HIDDEN = "hidden"
 
 Signal = Annotated[
-    Dense | Sparse | TopKFloat16 | Float16Vectors | Int8Vectors | Int4Vectors | LowRankVectors,
+    Dense | Sparse | Exact | TopKFloat16 | Float16Vectors | Int8Vectors | Int4Vectors | LowRankVectors,
     Field(discriminator="codec"),
 ]
 
@@ -32,9 +33,11 @@ __all__ = [
     "DenseTargets",
     "DistributionCodec",
     "Draws",
+    "Exact",
     "Float16Vectors",
     "Int4Vectors",
     "Int8Vectors",
+    "LogitStep",
     "LowRankVectors",
     "NotFiniteError",
     "Selection",

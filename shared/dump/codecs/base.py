@@ -11,7 +11,7 @@ Shapes: N positions, V vocabulary or classes, D width, E values of all positions
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -87,6 +87,9 @@ class Codec(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Whether the columns are worth a general-purpose compressor's time.
+    compresses: ClassVar[bool] = True
+
     name: str
 
     @property
@@ -103,9 +106,35 @@ class Codec(BaseModel, ABC):
         """Bytes a position before compression, by which row groups are cut; a guess where positions differ."""
         return sum(column.bytes_per_position for column in self.columns)
 
+    def explain(self) -> str:
+        """How to read the columns without Lectern, where their types do not say it."""
+        return ""
+
+    @property
+    def constants_file(self) -> str | None:
+        """The file in the dump's `weights/` that holds the constants, or None where the manifest says everything."""
+        return None
+
+    def constants(self) -> dict[str, Tensor]:
+        """Tensors too large for the manifest that `encode` or `decode` needs, to be kept in `constants_file`."""
+        return {}
+
+    def with_constants(self, tensors: dict[str, Tensor]) -> Self:
+        """This codec with the tensors of `constants_file`.
+
+        Raises:
+            DumpError: when they are not those that it was made with.
+        """
+        return self
+
 
 class DistributionCodec(Codec):
-    """A codec of distributions over classes or a vocabulary."""
+    """A codec of distributions over classes or a vocabulary.
+
+    `takes` says what `encode` is given: logits, or the states that the output projection makes logits of.
+    """
+
+    takes: ClassVar[Literal["logits", "states"]] = "logits"
 
     @property
     def samples(self) -> bool:
@@ -118,11 +147,13 @@ class DistributionCodec(Codec):
         return True
 
     @abstractmethod
-    def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
-        """float32 logits -> the columns. `keys_N` (int64) name the positions for what is drawn at random.
+    def encode(self, said: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
+        """What it `takes` (float32 logits_NV, or states_ND of any floating type) -> the columns. `keys_N` (int64) name
+        the positions for what is drawn at random.
 
         Raises:
-            NotFiniteError: for NaN or +infinity. -infinity is a class ruled out.
+            NotFiniteError: for NaN or +infinity, and where it takes states, for a value beyond what the columns can
+                hold. A logit of -infinity is a class ruled out.
         """
 
     @abstractmethod
@@ -130,7 +161,7 @@ class DistributionCodec(Codec):
         """What the columns hold, as float32 (and int64 for ids) on the columns' device."""
 
     def ranked_expr(self) -> pl.Expr:
-        """What the next three are made from: evaluated once, its column may be given to each of them."""
+        """What the next ones are made from: evaluated once, its column may be given to each of them."""
         return pl.lit(None)
 
     @abstractmethod
@@ -146,8 +177,18 @@ class DistributionCodec(Codec):
         """u32 a position: how many ids, counted from the list's first, are exact; the others are sampled."""
 
     @abstractmethod
-    def tail_expr(self) -> pl.Expr:
+    def tail_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         """f64 a position: log of the mass outside the exact ids of the list, -inf where nothing is outside."""
+
+    def entropy_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
+        """f64 a position, in nats, of a frame that has the last expressions as columns `log_probs` and `tail`: a lower
+        bound where the tail is one class."""
+        log_p, tail = pl.element(), pl.col("tail")
+        # 0 * log 0 is 0.
+        inside = pl.col("log_probs").list.eval(pl.when(log_p.is_infinite()).then(0.0).otherwise(-log_p.exp() * log_p))
+        # Sampled ids stand for the tail themselves.
+        outside = 0.0 if self.samples else pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
+        return inside.list.sum() + outside
 
 
 class VectorCodec(Codec):
@@ -155,6 +196,8 @@ class VectorCodec(Codec):
 
     `layer` counts as transformers' `hidden_states` does: 0 is the embeddings' output, n that of the n-th layer.
     """
+
+    compresses: ClassVar[bool] = False
 
     layer: int
     width: int
@@ -174,20 +217,3 @@ class VectorCodec(Codec):
     @abstractmethod
     def vector_expr(self) -> pl.Expr:
         """list[f32] a position."""
-
-    @property
-    def constants_file(self) -> str | None:
-        """The file in the dump's `weights/` that holds the constants, or None where the manifest says everything."""
-        return None
-
-    def constants(self) -> dict[str, Tensor]:
-        """Tensors too large for the manifest that `encode` and `decode` need, to be kept in `constants_file`."""
-        return {}
-
-    def with_constants(self, tensors: dict[str, Tensor]) -> Self:
-        """This codec with the tensors of `constants_file`.
-
-        Raises:
-            DumpError: when they are not those that it was fitted with.
-        """
-        return self

@@ -48,5 +48,5 @@ class Dense(DistributionCodec):
     def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(self.classes, dtype=pl.UInt32)
 
-    def tail_expr(self) -> pl.Expr:
+    def tail_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(float("-inf"))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from shared.dump.codecs.base import VectorCodec, refuse_broken
-from shared.dump.codecs.low_rank import LowRankVectors, fingerprint
+from shared.dump.codecs.constants import fingerprint
+from shared.dump.codecs.low_rank import LowRankVectors
 from shared.dump.codecs.vectors import KINDS
 
 # At most one channel in so many is kept apart.

@@ -7,8 +7,6 @@ than from whole vectors, 2.4% from 192, 1.0% from 256 and 0.3% from 320 (two see
 Shapes: N positions, D width, R rank.
 """
 
-import hashlib
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Self
 
@@ -18,16 +16,10 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from shared.dump.codecs.base import Column, VectorCodec
+from shared.dump.codecs.constants import Constants, fingerprint
 from shared.dump.codecs.outliers import OutlierChannels, require_ordinary
 from shared.dump.codecs.vectors import KINDS
 from shared.errors import DumpError
-
-
-@dataclass
-class _Constants:
-    """(mean [D], basis [R, D]) where known. All are equal: which they are, a hash among the codec's fields says."""
-
-    mean_and_basis: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
 
 class LowRankVectors(VectorCodec):
@@ -49,7 +41,7 @@ class LowRankVectors(VectorCodec):
     outlier_coefficients: OutlierChannels = ()
     constants_sha256: str
 
-    _constants: _Constants = PrivateAttr(default_factory=_Constants)
+    _constants: Constants = PrivateAttr(default_factory=Constants)
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
@@ -108,33 +100,19 @@ class LowRankVectors(VectorCodec):
                 "with (their SHA-256 differs); restore the file or dump again."
             )
         copy = self.model_copy()
-        copy._constants = _Constants((tensors["mean"], tensors["basis"]))
+        copy._constants = Constants(tensors)
         return copy
 
     def _mean_and_basis(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        found = self._constants.mean_and_basis
-        if found is None:
-            raise DumpError(
-                f"the vectors {self.name!r} can't be decoded without their mean and basis, which the dump keeps in "
-                f"weights/{self.constants_file}."
-            )
-        if found[0].device != device:
-            # Kept there: the next batch comes from the same device.
-            found = self._constants.mean_and_basis = (found[0].to(device), found[1].to(device))
-        return found
+        found = self._constants.on(
+            device,
+            f"the vectors {self.name!r} can't be decoded without their mean and basis, which the dump keeps in "
+            f"weights/{self.constants_file}.",
+        )
+        return found["mean"], found["basis"]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """In float32 even where a training step has autocast on."""
     with torch.autocast(left.device.type, enabled=False):
         return left @ right
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, whatever the file format that carries them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()

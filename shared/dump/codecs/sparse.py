@@ -263,7 +263,7 @@ class Sparse(DistributionCodec):
             return ranked.list.len().cast(pl.UInt32)
         return ranked.list.eval((pl.element() >= _ID_LIMIT).cast(pl.UInt32)).list.sum()
 
-    def tail_expr(self) -> pl.Expr:
+    def tail_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         if self._fixed_count == self.vocabulary:
             return pl.lit(float("-inf"))
         return power.log_probs_expr(self._tail.expr().cast(pl.Int32), _TAIL_LEVELS[self.code_bits])

@@ -62,5 +62,5 @@ class TopKFloat16(DistributionCodec):
     def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return pl.lit(self.k, dtype=pl.UInt32)
 
-    def tail_expr(self) -> pl.Expr:
+    def tail_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
         return self._tail.expr().cast(pl.Float64)
