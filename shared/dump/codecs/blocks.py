@@ -10,6 +10,7 @@ position; of all positions, one after the other: H blocks, E ids.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # With 32, the maxima take half as long again; with 128, there is twice as much to look into.
 SIZE = 64
@@ -32,13 +33,21 @@ def sums(values_NV: Tensor) -> Tensor:
     return torch.cat([whole_NBS.sum(-1), *last], dim=-1).double()
 
 
-def gather(values_NV: Tensor, rows_H: Tensor, blocks_H: Tensor, filling: float) -> tuple[Tensor, Tensor]:
-    """(values [H, S], ids [H, S]) of some blocks; where the last one of a row ends early, `filling` and ids from V."""
-    vocabulary = values_NV.shape[-1]
-    ids_HS = blocks_H[:, None] * SIZE + torch.arange(SIZE, device=values_NV.device)
-    places_HS = rows_H[:, None] * vocabulary + ids_HS.clamp(max=vocabulary - 1)
-    values_HS = values_NV.reshape(-1).index_select(0, places_HS.view(-1)).view_as(places_HS)
-    return values_HS.masked_fill_(ids_HS >= vocabulary, filling) if vocabulary % SIZE else values_HS, ids_HS
+def gather(values_NV: Tensor, rows_H: Tensor, blocks_H: Tensor, filling: float) -> Tensor:
+    """The values of some blocks, [H, S]; where the last one of a row ends early, `filling`."""
+    whole_NBS, last_NR = _split(values_NV)
+    count, left = whole_NBS.shape[1], last_NR.shape[1]
+    values_HS = whole_NBS[rows_H, blocks_H.clamp(max=count - 1)] if count else values_NV.new_empty((len(rows_H), SIZE))
+    if left:
+        is_last_H = blocks_H == count
+        values_HS[is_last_H] = functional.pad(last_NR[rows_H[is_last_H]], (0, SIZE - left), value=filling)
+    return values_HS
+
+
+def marked(is_marked_HS: Tensor, rows_H: Tensor, blocks_H: Tensor) -> tuple[Tensor, Tensor]:
+    """(owners_E, ids_E) of what is marked in some blocks, in the order of the blocks."""
+    hits_E, places_E = is_marked_HS.nonzero(as_tuple=True)
+    return rows_H[hits_E], blocks_H[hits_E] * SIZE + places_E
 
 
 def top(values_NV: Tensor, maxima_NB: Tensor, k: int) -> Tensor:
@@ -49,14 +58,12 @@ def top(values_NV: Tensor, maxima_NB: Tensor, k: int) -> Tensor:
     if k * _BLOCKS_PER_ID <= maxima_NB.shape[-1]:
         bound_N1 = maxima_NB.topk(k, sorted=False).values.amin(-1, keepdim=True)
         rows_H, blocks_H = (maxima_NB >= bound_N1).nonzero(as_tuple=True)
-        values_HS, ids_HS = gather(values_NV, rows_H, blocks_H, torch.nan)
-        hits_E, places_E = (values_HS >= bound_N1[rows_H]).nonzero(as_tuple=True)
-        owners_E, ids_E, values_E = rows_H[hits_E], ids_HS[hits_E, places_E], values_HS[hits_E, places_E]
+        values_HS = gather(values_NV, rows_H, blocks_H, torch.nan)
+        owners_E, ids_E = marked(values_HS >= bound_N1[rows_H], rows_H, blocks_H)
     else:
         bound_N1 = values_NV.topk(k, sorted=False).values.amin(-1, keepdim=True)
         owners_E, ids_E = (values_NV >= bound_N1).nonzero(as_tuple=True)
-        values_E = values_NV[owners_E, ids_E]
-    return _largest(values_E, ids_E, owners_E, len(values_NV), k)
+    return _largest(values_NV[owners_E, ids_E], ids_E, owners_E, len(values_NV), k)
 
 
 def _largest(values_E: Tensor, ids_E: Tensor, owners_E: Tensor, count: int, k: int) -> Tensor:

@@ -35,14 +35,13 @@ def systematic(mass_NV: Tensor, sums_NB: Tensor, step_N1: Tensor, u_N1: Tensor) 
     marks_H1, start_H1, width_H1 = (
         each_NB[rows_H, blocks_H].float()[:, None] for each_NB in (marks_NB, starts_NB - passed_NB, ends_NB - starts_NB)
     )
-    mass_HS, ids_HS = blocks.gather(mass_NV, rows_H, blocks_H, 0.0)
-    running_HS = mass_HS.cumsum(-1)
+    running_HS = blocks.gather(mass_NV, rows_H, blocks_H, 0.0).cumsum(-1)
     share_HS = running_HS / running_HS[:, -1:]
     # Whatever the rounding, all marks of the block are passed where its mass ends, and none before it begins.
     within_HS = (start_H1 + share_HS * width_H1).ceil_().clamp_(min=0.0).minimum(marks_H1)
     passed_HS = torch.where(share_HS < 1, within_HS, marks_H1)
     is_drawn_HS = torch.diff(passed_HS, dim=-1, prepend=torch.zeros_like(marks_H1)) > 0
-    return rows_H.repeat_interleave(is_drawn_HS.sum(-1)), ids_HS[is_drawn_HS]
+    return blocks.marked(is_drawn_HS, rows_H, blocks_H)
 
 
 def with_replacement(mass_NV: Tensor, sums_NB: Tensor, uniforms_NM: Tensor) -> Tensor:
@@ -56,10 +55,9 @@ def with_replacement(mass_NV: Tensor, sums_NB: Tensor, uniforms_NM: Tensor) -> T
     before_NM = functional.pad(ends_NB, (1, 0)).gather(-1, blocks_NM)
     into_NM = (marks_NM - before_NM) / sums_NB.gather(-1, blocks_NM)
     rows_H = torch.arange(len(mass_NV), device=mass_NV.device).repeat_interleave(marks_NM.shape[-1])
-    mass_HS, ids_HS = blocks.gather(mass_NV, rows_H, blocks_NM.flatten(), 0.0)
-    running_HS = mass_HS.cumsum(-1)
-    at_H1 = _first_beyond(running_HS, into_NM.view(-1, 1).float() * running_HS[:, -1:])
-    return ids_HS.gather(-1, at_H1).view_as(marks_NM)
+    running_HS = blocks.gather(mass_NV, rows_H, blocks_NM.flatten(), 0.0).cumsum(-1)
+    places_H1 = _first_beyond(running_HS, into_NM.view(-1, 1).float() * running_HS[:, -1:])
+    return blocks_NM * blocks.SIZE + places_H1.view_as(blocks_NM)
 
 
 def _first_beyond(running_NM: Tensor, marks_NK: Tensor) -> Tensor:

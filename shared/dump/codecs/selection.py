@@ -152,9 +152,10 @@ class Threshold(Rule):
         is_near_NB = softmax.maxima_NB - softmax.largest_N1 > cut_N1
         is_near_NB.scatter_(-1, softmax.best_N1 // blocks.SIZE, True)
         rows_H, blocks_H = is_near_NB.nonzero(as_tuple=True)
-        logits_HS, ids_HS = blocks.gather(softmax.logits_NV, rows_H, blocks_H, -torch.inf)
-        is_exact_HS = (logits_HS - softmax.largest_N1[rows_H] > cut_N1[rows_H]) | (ids_HS == softmax.best_N1[rows_H])
-        return rows_H.repeat_interleave(is_exact_HS.sum(-1)), ids_HS[is_exact_HS]
+        shifted_HS = blocks.gather(softmax.logits_NV, rows_H, blocks_H, -torch.inf) - softmax.largest_N1[rows_H]
+        ids_HS = blocks_H[:, None] * blocks.SIZE + torch.arange(blocks.SIZE, device=blocks_H.device)
+        is_exact_HS = (shifted_HS > cut_N1[rows_H]) | (ids_HS == softmax.best_N1[rows_H])
+        return blocks.marked(is_exact_HS, rows_H, blocks_H)
 
 
 class Draws(Rule):
