@@ -4,7 +4,6 @@ Shapes: N positions, V vocabulary, K most that a position keeps, E kept ids of a
 other.
 """
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -43,8 +42,12 @@ class Kept:
     @classmethod
     def joined(cls, parts: Sequence["Kept"]) -> "Kept":
         """What one rule keeps of some positions, and of the next ones, and so on."""
-        fields = [[getattr(part, field.name) for part in parts] for field in dataclasses.fields(cls)]
-        return cls(*(None if values[0] is None else torch.cat(values) for values in fields))
+        ids_E, log_probs_E, counts_N, exact_N, tail_N = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("ids_E", "log_probs_E", "counts_N", "exact_N", "tail_N")
+        )
+        times = [part.times_E for part in parts if part.times_E is not None]
+        return cls(ids_E, log_probs_E, counts_N, exact_N, tail_N, torch.cat(times) if times else None)
 
 
 class Rule(BaseModel, ABC):
