@@ -128,3 +128,10 @@ def test_encoding_leaves_the_logits_as_they_were(rule: Selection) -> None:
     before = logits.clone()
     Sparse(name="d", selection=rule, vocabulary=300, temperatures=(2.0,)).encode(logits, keys_of(5))
     assert torch.equal(logits, before)
+
+
+def test_the_first_of_equal_ids_is_the_most_probable_one() -> None:
+    logits = torch.zeros(1, 200)
+    logits[0, [70, 75, 190]] = 0.5
+    for rule in (TopK(k=1), TopP(p=1e-3, k=3), Threshold(threshold=0.5, tail="mass")):
+        assert rule.select(Softmax.of(logits), keys_of(1)).ids_E.tolist() == [70]

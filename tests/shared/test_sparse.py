@@ -123,9 +123,9 @@ def test_the_whole_vocabulary_kept_leaves_nothing_outside() -> None:
 
 def test_log_sums_survive_logits_of_any_size() -> None:
     """Next to a logit of 1e6 float32 has no digits left for a log-sum-exp."""
-    codec = Sparse(name="d", selection=TopK(k=2), vocabulary=50, temperatures=(0.5, 2.0))
+    codec = Sparse(name="d", selection=TopK(k=2), vocabulary=50, temperatures=(0.5, 2.0, 3.0))
     near, far = (round_trip(codec, random_logits(3, 4, 50).round() + offset) for offset in (0.0, 1e6))
-    for temperature in (0.5, 2.0):
+    for temperature in (0.5, 2.0, 3.0):
         assert torch.equal(near.log_sums_N[temperature], far.log_sums_N[temperature])
 
 

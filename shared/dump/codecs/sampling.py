@@ -38,7 +38,7 @@ def systematic(mass_NV: Tensor, sums_NB: Tensor, step_N1: Tensor, u_N1: Tensor) 
     running_HS = blocks.gather(mass_NV, rows_H, blocks_H, 0.0).cumsum(-1)
     share_HS = running_HS / running_HS[:, -1:]
     # Whatever the rounding, all marks of the block are passed where its mass ends, and none before it begins.
-    within_HS = (start_H1 + share_HS * width_H1).ceil_().clamp_(min=0.0).minimum(marks_H1)
+    within_HS = (start_H1 + share_HS * width_H1).ceil_().clamp_(min=0.0)
     passed_HS = torch.where(share_HS < 1, within_HS, marks_H1)
     is_drawn_HS = torch.diff(passed_HS, dim=-1, prepend=torch.zeros_like(marks_H1)) > 0
     return blocks.marked(is_drawn_HS, rows_H, blocks_H)
