@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.dump.codecs import Selection, Threshold, position_keys
-from shared.dump.codecs.selection import Kept, Softmax
+from shared.dump.codecs.selection import Kept
+from shared.dump.codecs.softmax import Softmax
 
 MOST_POSITIONS = 16_384
 # 16 MB of float32 a slice: malloc keeps blocks of this size, and fetching fresh pages costs as much as the sums.
@@ -108,14 +109,16 @@ class Candidates:
         )
 
     def select(self, rule: Selection) -> Kept:
-        """What a rule that keeps only candidates keeps, with log-probabilities in float64."""
+        """What a rule that keeps only candidates keeps."""
         log_probs_NM = self.shifted_NM - self.total_N1.log()
         if isinstance(rule, Threshold):
             rarest = float(log_probs_NM.amin(-1).max().exp())
             if self.ids_NM.shape[1] == CANDIDATES and rarest > rule.threshold:
                 raise ValueError(f"p > {rule.threshold:g} keeps more than the {CANDIDATES} candidates of a position")
-        best_N1 = self.shifted_NM.argmax(-1, keepdim=True)
-        softmax = Softmax(self.shifted_NM, self.shifted_NM.exp(), self.total_N1, best_N1)
+        among = Softmax.of(self.shifted_NM.float())
+        scale_N1 = among.total_N1 / among.log_total_N1.double().exp()
+        total_N1, log_total_N1 = self.total_N1 * scale_N1, self.total_N1.log().float()
+        softmax = replace(among, total_N1=total_N1, log_total_N1=log_total_N1)
         kept = rule.select(softmax, torch.zeros(len(self.ids_NM), dtype=torch.int64))
         owners_E = torch.repeat_interleave(kept.counts_N)
         tail_N = torch.logaddexp(kept.tail_N, self.outside_N)

@@ -4,7 +4,9 @@ Shapes: N positions, V vocabulary, K most that a position keeps, E kept ids of a
 other.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from shared.dump.codecs.base import refuse_broken
+from shared.dump.codecs import blocks, sampling
+from shared.dump.codecs.softmax import Softmax
 from shared.dump.codecs.uniforms import uniforms
 
 
@@ -36,35 +39,15 @@ class Kept:
     tail_N: Tensor
     times_E: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class Softmax:
-    """Distributions of N positions: p = mass_NV / total_N1, and log p = shifted_NV - log total_N1."""
-
-    shifted_NV: Tensor
-    mass_NV: Tensor
-    total_N1: Tensor
-    best_N1: Tensor
-
     @classmethod
-    def of(cls, logits_NV: Tensor) -> "Softmax":
-        """Of float32 logits. Raises NotFiniteError for NaN or +infinity."""
-        # Relative to the largest logit: next to a logit of 10,000 float32 would round log-probabilities to 0.001.
-        largest_N1, best_N1 = logits_NV.max(-1, keepdim=True)
-        shifted_NV = logits_NV - largest_N1
-        mass_NV = shifted_NV.exp()
-        total_N1 = mass_NV.sum(-1, keepdim=True)
-        refuse_broken(~total_N1.isfinite().squeeze(-1))
-        return cls(shifted_NV, mass_NV, total_N1, best_N1)
-
-    def log_sum(self, temperature: float) -> Tensor:
-        """log of the sum over V of p ** (1 / temperature), [N]."""
-        return (self.shifted_NV / temperature).logsumexp(-1) - self.total_N1.log().squeeze(-1) / temperature
-
-    def tail(self, rest_NV: Tensor) -> Tensor:
-        """log of the mass in `rest_NV` (mass_NV with what is kept set to zero), [N]: summed, because 1 - the kept mass
-        would lose a confident teacher's sliver to rounding."""
-        return (rest_NV.sum(-1, keepdim=True) / self.total_N1).log().squeeze(-1)
+    def joined(cls, parts: Sequence["Kept"]) -> "Kept":
+        """What one rule keeps of some positions, and of the next ones, and so on."""
+        ids_E, log_probs_E, counts_N, exact_N, tail_N = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("ids_E", "log_probs_E", "counts_N", "exact_N", "tail_N")
+        )
+        times = [part.times_E for part in parts if part.times_E is not None]
+        return cls(ids_E, log_probs_E, counts_N, exact_N, tail_N, torch.cat(times) if times else None)
 
 
 class Rule(BaseModel, ABC):
@@ -103,8 +86,8 @@ class TopK(Rule):
         return f"top {self.k}"
 
     def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        top_NK, ids_NK = softmax.shifted_NV.topk(min(self.k, softmax.shifted_NV.shape[-1]), dim=-1)
-        return kept_of_top(softmax, ids_NK, top_NK - softmax.total_N1.log(), torch.ones_like(ids_NK, dtype=torch.bool))
+        ids_NK, log_probs_NK = most_probable(softmax, self.k)
+        return kept_of_top(softmax, ids_NK, log_probs_NK, torch.ones_like(ids_NK, dtype=torch.bool))
 
 
 class TopP(Rule):
@@ -122,8 +105,7 @@ class TopP(Rule):
         return f"top mass {self.p:g}, at most {self.k} ids"
 
     def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        top_NK, ids_NK = softmax.shifted_NV.topk(min(self.k, softmax.shifted_NV.shape[-1]), dim=-1)
-        log_probs_NK = top_NK - softmax.total_N1.log()
+        ids_NK, log_probs_NK = most_probable(softmax, self.k)
         probs_NK = log_probs_NK.exp()
         return kept_of_top(softmax, ids_NK, log_probs_NK, probs_NK.cumsum(-1) - probs_NK < self.p)
 
@@ -136,7 +118,7 @@ class Threshold(Rule):
     order of their ids, keeps an id where it passes that number plus 0, 1, 2, ... So the weights of all kept ids are
     unbiased for the distribution, at the least variance for their expected number (Duffield, Lund and Thorup 2007,
     "Priority sampling for estimation of arbitrary subset sums", section on threshold sampling), and they sum to 1
-    within the threshold. The running sum is float32, which moves an id's chance by about 1e-7 / threshold.
+    within the threshold. Rounding moves an id's chance by about 1e-6.
     `tail="mass"`: only the others' total is kept.
     """
 
@@ -157,25 +139,26 @@ class Threshold(Rule):
         return f"p > {self.threshold:g}, the rest {'sampled' if self.samples else 'summed'}"
 
     def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        cut_N1 = softmax.total_N1 * self.threshold
-        exact_NV = softmax.mass_NV > cut_N1
-        exact_NV.scatter_(-1, softmax.best_N1, True)
-        exact_N = exact_NV.sum(-1)
-        owners_E, ids_E = exact_NV.nonzero(as_tuple=True)
-        log_probs_E = softmax.shifted_NV[owners_E, ids_E] - softmax.total_N1.log().squeeze(-1)[owners_E]
-        rest_NV = softmax.mass_NV.masked_fill(exact_NV, 0.0)
-        tail_N = softmax.tail(rest_NV)
+        owners_E, ids_E = self._exact(softmax)
+        log_probs_E = softmax.log_probs(owners_E, ids_E)
+        exact_N = blocks.counted(owners_E, len(keys_N))
+        rest = softmax.without(owners_E, ids_E)
         if not self.samples:
-            return Kept(ids_E, log_probs_E, exact_N, exact_N, tail_N)
-        running_NV = rest_NV.cumsum(-1)
-        most = int((running_NV[:, -1:] / cut_N1).max().ceil()) + 1 if len(running_NV) else 1
-        marks_NM = (uniforms(keys_N, 1) + torch.arange(most, device=keys_N.device)) * cut_N1
-        marks_NM = marks_NM.to(running_NV.dtype)
-        drawn_NM = torch.searchsorted(running_NV, marks_NM, right=True)
-        is_drawn_NM = marks_NM < running_NV[:, -1:]
-        # Two marks are a whole p / threshold <= 1 apart, so only rounding could make them meet.
-        is_drawn_NM[:, 1:] &= drawn_NM[:, 1:] != drawn_NM[:, :-1]
-        return _joined(ids_E, log_probs_E, exact_N, drawn_NM, is_drawn_NM, tail_N)
+            return Kept(ids_E, log_probs_E, exact_N, exact_N, rest.log_mass_N)
+        step_N1 = rest.total_N1 * self.threshold
+        drawn = sampling.systematic(rest.mass_NV, rest.sums_NB, step_N1, uniforms(keys_N, 1))
+        return _joined(ids_E, log_probs_E, exact_N, *drawn, rest.log_mass_N)
+
+    def _exact(self, softmax: Softmax) -> tuple[Tensor, Tensor]:
+        """(owners_E, ids_E) of the ids above the threshold, and of the most probable ones."""
+        cut_N1 = math.log(self.threshold) + softmax.log_total_N1
+        is_near_NB = softmax.maxima_NB - softmax.largest_N1 > cut_N1
+        is_near_NB.scatter_(-1, softmax.best_N1 // blocks.SIZE, True)
+        rows_H, blocks_H = is_near_NB.nonzero(as_tuple=True)
+        shifted_HS = blocks.gather(softmax.logits_NV, rows_H, blocks_H, -torch.inf) - softmax.largest_N1[rows_H]
+        ids_HS = blocks_H[:, None] * blocks.SIZE + torch.arange(blocks.SIZE, device=blocks_H.device)
+        is_exact_HS = (shifted_HS > cut_N1[rows_H]) | (ids_HS == softmax.best_N1[rows_H])
+        return blocks.marked(is_exact_HS, rows_H, blocks_H)
 
 
 class Draws(Rule):
@@ -195,12 +178,8 @@ class Draws(Rule):
         return f"{self.draws} random draws"
 
     def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        running_NV = softmax.mass_NV.cumsum(-1)
-        marks_NM = uniforms(keys_N, self.draws) * running_NV[:, -1:]
-        drawn_NM = torch.searchsorted(running_NV, marks_NM.to(running_NV.dtype), right=True)
-        # Rounding may carry a mark to the very end, where there is no id left.
-        last_N1 = torch.searchsorted(running_NV, running_NV[:, -1:].contiguous())
-        drawn_NM = sorted_rows(torch.minimum(drawn_NM, last_N1))
+        drawn_NM = sampling.with_replacement(softmax.mass_NV, softmax.sums_NB, uniforms(keys_N, self.draws))
+        drawn_NM = sorted_rows(drawn_NM)
         is_first_NM = torch.ones_like(drawn_NM, dtype=torch.bool)
         is_first_NM[:, 1:] = drawn_NM[:, 1:] != drawn_NM[:, :-1]
         counts_N = is_first_NM.sum(-1)
@@ -215,13 +194,21 @@ class Draws(Rule):
 Selection = Annotated[TopK | TopP | Threshold | Draws, Field(discriminator="rule")]
 
 
+def most_probable(softmax: Softmax, k: int) -> tuple[Tensor, Tensor]:
+    """(ids, log-probabilities) of the k most probable ids (of all where there are fewer), in falling order."""
+    ids_NK = blocks.top(softmax.logits_NV, softmax.maxima_NB, min(k, softmax.logits_NV.shape[-1]))
+    owners_NK = torch.arange(len(ids_NK), device=ids_NK.device)[:, None].expand_as(ids_NK)
+    return ids_NK, softmax.log_probs(owners_NK, ids_NK)
+
+
 def kept_of_top(softmax: Softmax, ids_NK: Tensor, log_probs_NK: Tensor, is_kept_NK: Tensor) -> Kept:
     """Some of the most probable ids, given in falling order."""
-    tail_N = softmax.tail(softmax.mass_NV.scatter(-1, ids_NK, softmax.mass_NV.gather(-1, ids_NK) * ~is_kept_NK))
     ids_NK, order_NK = rising(ids_NK)
-    counts_N = is_kept_NK.sum(-1)
     is_kept_NK = is_kept_NK.gather(-1, order_NK)
-    return Kept(ids_NK[is_kept_NK], log_probs_NK.gather(-1, order_NK)[is_kept_NK], counts_N, counts_N, tail_N)
+    counts_N = is_kept_NK.sum(-1)
+    ids_E, log_probs_E = ids_NK[is_kept_NK], log_probs_NK.gather(-1, order_NK)[is_kept_NK]
+    rest = softmax.without(torch.repeat_interleave(counts_N), ids_E)
+    return Kept(ids_E, log_probs_E, counts_N, counts_N, rest.log_mass_N)
 
 
 def rising(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,20 +228,19 @@ def sorted_rows(values_NK: Tensor) -> Tensor:
 def owners_and_ranks(counts_N: Tensor) -> tuple[Tensor, Tensor]:
     """For each of E = sum of counts_N entries: whose it is, and the how manieth there."""
     owners_E = torch.repeat_interleave(counts_N)
-    starts_N = counts_N.cumsum(0) - counts_N
-    return owners_E, torch.arange(len(owners_E), device=counts_N.device) - starts_N[owners_E]
+    return owners_E, blocks.ranks(owners_E, counts_N)
 
 
 def _joined(
-    ids_E: Tensor, log_probs_E: Tensor, exact_N: Tensor, drawn_NM: Tensor, is_drawn_NM: Tensor, tail_N: Tensor
+    ids_E: Tensor, log_probs_E: Tensor, exact_N: Tensor, drawn_owners_E: Tensor, drawn_E: Tensor, tail_N: Tensor
 ) -> Kept:
     """Exact ids, and after those of each position the drawn ones."""
-    counts_N = exact_N + is_drawn_NM.sum(-1)
+    counts_N = exact_N + blocks.counted(drawn_owners_E, len(exact_N))
     owners_E, ranks_E = owners_and_ranks(counts_N)
     is_exact_E = ranks_E < exact_N[owners_E]
     joined_E = torch.empty_like(owners_E)
     joined_E[is_exact_E] = ids_E
-    joined_E[~is_exact_E] = drawn_NM[is_drawn_NM]
+    joined_E[~is_exact_E] = drawn_E
     joined_log_probs_E = torch.zeros_like(owners_E, dtype=log_probs_E.dtype)
     joined_log_probs_E[is_exact_E] = log_probs_E
     return Kept(joined_E, joined_log_probs_E, counts_N, exact_N, tail_N)

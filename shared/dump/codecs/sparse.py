@@ -20,14 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.dump.codecs import power
-from shared.dump.codecs.base import Column, DistributionCodec, counts_of
-from shared.dump.codecs.selection import Draws, Kept, Selection, Softmax, Threshold, TopK, TopP, owners_and_ranks
+from shared.dump.codecs.base import Column, DistributionCodec, NotFiniteError, counts_of
+from shared.dump.codecs.selection import Draws, Kept, Selection, Threshold, TopK, TopP, owners_and_ranks
+from shared.dump.codecs.softmax import Softmax
 from shared.dump.codecs.targets import SparseTargets
 
 DEFAULT_LEVELS = 130
 MOST_LEVELS = 65_000
 # Ids are smaller than this, which leaves room for their codes in an int64.
 _ID_LIMIT = 2**40
+# 8 MB of float32, which bounds the memory. 2**24 at once saved nothing at 30,522 ids and up to a fifth at 152,064.
+_RUN_VALUES = 2**21
 _TAIL_LEVELS = {8: 255, 16: 65_535}
 
 
@@ -125,11 +128,20 @@ class Sparse(DistributionCodec):
         return "\n".join(lines)
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
-        softmax = Softmax.of(logits_NV)
-        columns = self.pack(self.selection.select(softmax, keys_N))
+        kept: list[Kept] = []
+        sums: list[Tensor] = []
+        step = _run_positions(logits_NV)
+        for start in range(0, max(1, len(logits_NV)), step):
+            try:
+                softmax = Softmax.of(logits_NV[start : start + step])
+            except NotFiniteError as error:
+                raise NotFiniteError(start + error.position) from None
+            if self.temperatures:
+                sums.append(torch.stack([softmax.log_sum(temperature) for temperature in self.temperatures], dim=1))
+            kept.append(self.selection.select(softmax, keys_N[start : start + step]))
+        columns = self.pack(Kept.joined(kept))
         if self._log_sums is not None:
-            sums = [softmax.log_sum(temperature).half() for temperature in self.temperatures]
-            columns[self._log_sums.name] = torch.stack(sums, dim=1) if len(sums) > 1 else sums[0]
+            columns[self._log_sums.name] = torch.cat(sums).half().squeeze(1)
         return columns
 
     def pack(self, kept: Kept) -> dict[str, Tensor]:
@@ -267,6 +279,11 @@ class Sparse(DistributionCodec):
         if self._fixed_count == self.vocabulary:
             return pl.lit(float("-inf"))
         return power.log_probs_expr(self._tail.expr().cast(pl.Int32), _TAIL_LEVELS[self.code_bits])
+
+
+def _run_positions(logits_NV: Tensor) -> int:
+    """How many positions to look at at a time: on a CPU a few megabytes, elsewhere all of them."""
+    return max(1, _RUN_VALUES // logits_NV.shape[1] if logits_NV.device.type == "cpu" else len(logits_NV))
 
 
 def _reduced(values_E: Tensor, how: Literal["min", "max"], counts_N: Tensor) -> Tensor:
