@@ -32,6 +32,8 @@ Captured = dict[int, tuple[Tensor, Tensor, Tensor]]
 class Attention:
     """A model's attention, routed through transformers' AttentionInterface to a function of ours.
 
+    Routed is what reads the model's configuration object; `from_pretrained` gives every model one of its own.
+
     Attributes:
         packs: whether packed rows give what each row gives alone (teacher_dump/packing_probe.py).
         first_position: what `packed_inputs` needs to know: the position id of a row's first token, or None where the
@@ -193,10 +195,10 @@ def _configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
 
 
 def _can_be_routed(model: PreTrainedModel) -> bool:
-    """What can be said without running it. A compiled model is bound to the function that it was compiled with."""
+    """What can be said without running it. Code of a model's own (remote code) may do anything with a mask; a compiled
+    model is bound to the function that it was compiled with."""
     return (
         type(model).__module__.startswith("transformers.models.")
-        and model._can_set_attn_implementation()
         and getattr(model, "_compiled_call_impl", None) is None
         and all(config._attn_implementation in DELEGATES for config in _configs_of(model))
     )

@@ -21,10 +21,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from shared.text.tasks import TokenizedRow
 
-# Arguments of attention functions that hold something for each token, but nothing that changes attention itself.
-_WITHOUT_EFFECT = ("position_ids",)
-# Tensors among them that hold something for each head, and so are the same for every run.
-_PER_HEAD = ("s_aux",)
+# Tensors that attention functions may be given beside the masks: positions, which change nothing any more, and sinks,
+# which hold a number for each head and none for tokens.
+_HARMLESS = ("position_ids", "s_aux")
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,8 @@ def masks_of_runs(make_mask: Callable[..., Tensor | None], runs: Sequence[Run], 
     batch's.
 
     Raises:
-        ValueError: where the arguments do not describe these rows and nothing else.
+        ValueError: where the model was given no attention mask, and took the rows for what they are by itself.
     """
-    tokens = runs[-1].stop if runs else 0
-    shape = arguments["batch_size"], arguments["q_length"], arguments["kv_length"]
-    if shape != (1, tokens, tokens) or arguments["q_offset"] or arguments["kv_offset"]:
-        raise ValueError(f"rows of {tokens} tokens are packed, but the model makes a mask of {shape}.")
     if arguments["attention_mask"] is None:
         raise ValueError("packed rows need an attention_mask of ones; packed_inputs makes one.")
     row = {**arguments, "attention_mask": None}
@@ -127,10 +122,9 @@ def attend_packed(
         raise ValueError(f"rows of {tokens} tokens are packed, but the model attends over {tuple(key_1HTD.shape)}.")
     if masks is not None and not isinstance(masks, RunMasks):
         raise ValueError(f"{type(module).__name__} makes its own attention mask, which cannot be cut by row.")
-    options = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
-    unknown = [name for name, value in options.items() if isinstance(value, Tensor) and name not in _PER_HEAD]
+    unknown = [name for name, value in options.items() if isinstance(value, Tensor) and name not in _HARMLESS]
     if unknown:
-        raise ValueError(f"{type(module).__name__} gives its attention {', '.join(unknown)}, which packing ignores.")
+        raise ValueError(f"{type(module).__name__} attends with {', '.join(unknown)}, which cannot be cut by row.")
     mask_of = masks.by_length if masks is not None else {run.length: None for run in runs}
     if varlen and all(mask is None for mask in mask_of.values()):
         causal = options.get("is_causal")

@@ -12,7 +12,6 @@ Shapes: T tokens of all rows, D width, V vocabulary or classes.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +102,7 @@ def _alone(model: PreTrainedModel, row: TokenizedRow) -> Tensor:
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
     """The last hidden states [1, T, D] and, of models that have them for every token, logits [1, T, V]."""
-    arguments: dict[str, Any] = {**inputs, "output_hidden_states": True, "return_dict": True}
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        arguments["use_cache"] = False
-    output = model(**arguments)
+    output = model(**inputs, output_hidden_states=True, return_dict=True)
     hidden_1TD, logits = output.hidden_states[-1], getattr(output, "logits", None)
     if logits is None or logits.ndim != 3 or logits.shape[:2] != hidden_1TD.shape[:2]:
         return [hidden_1TD]

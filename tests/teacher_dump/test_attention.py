@@ -15,6 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from shared.errors import TeacherError
@@ -23,8 +26,9 @@ from teacher_dump import attention as attention_module
 from teacher_dump import packing
 from teacher_dump.attention import Attention
 from teacher_dump.batches import pad
-from teacher_dump.packing import Run, packed_inputs, runs_of
+from teacher_dump.packing import Run, attend_packed, packed_inputs, runs_of
 from teacher_dump.packing_probe import LENGTHS as PROBE_LENGTHS
+from teacher_dump.packing_probe import probe_rows
 
 VOCABULARY = 320
 PAD, BOS, EOS = 1, 0, 2
@@ -288,6 +292,22 @@ def test_inputs_that_are_not_the_rows_are_refused() -> None:
         outputs(attention.model, inputs)
 
 
+def test_what_cannot_be_cut_by_row_is_refused() -> None:
+    heads_1HTD, module, runs = torch.zeros(1, 2, 5, 8), nn.Module(), runs_of([3, 2])
+
+    def attend(tensors: Tensor = heads_1HTD, mask: Any = None, **options: Any) -> None:
+        attend_packed(sdpa_attention_forward, False, runs, module, tensors, tensors, tensors, mask, **options)
+
+    attend(is_causal=True, position_ids=torch.arange(5)[None], s_aux=torch.zeros(2))
+    with pytest.raises(ValueError, match="makes its own attention mask"):
+        attend(mask=torch.zeros(1, 1, 5, 5))
+    with pytest.raises(ValueError, match="position_bias"):
+        attend(position_bias=torch.zeros(1, 2, 5, 5))
+    for wrong in (torch.zeros(1, 2, 6, 8), torch.zeros(2, 2, 5, 8)):
+        with pytest.raises(ValueError, match="rows of 5 tokens"):
+            attend(wrong)
+
+
 # What the probe must see
 
 
@@ -337,6 +357,15 @@ def test_weights_that_are_not_numbers_are_left_to_others_to_report() -> None:
 @pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
 def test_classifiers_can_be_asked(kind: str, task: str) -> None:
     assert taken_over(make(kind, task)).packs
+
+
+def test_the_probe_avoids_special_tokens() -> None:
+    ids = torch.cat([torch.from_numpy(row.input_ids) for row in probe_rows(make("roberta", vocab_size=16))])
+    assert len(ids) == sum(PROBE_LENGTHS)
+    assert not {PAD, BOS, EOS} & set(ids.tolist())
+    ids = torch.cat([torch.from_numpy(row.input_ids) for row in probe_rows(make("llama", eos_token_id=[2, 3, 4]))])
+    assert ids.min() > 4
+    assert ids.max() > VOCABULARY * 0.9
 
 
 # Queries, keys and values
@@ -423,7 +452,43 @@ def test_a_layer_that_runs_twice_cannot_be_captured() -> None:
         alone_outputs(model, make_rows((3,)))
 
 
+# Models that are not ours to touch
+
+
+def test_unknown_code_is_left_alone() -> None:
+    class OfSomeoneElse(transformers.BertForMaskedLM):
+        pass
+
+    assert Attention.take_over(OfSomeoneElse(make("bert").config).eval()) is None
+
+
+def test_another_attention_function_is_left_in_place() -> None:
+    AttentionInterface.register("someone's", sdpa_attention_forward)
+    AttentionMaskInterface.register("someone's", sdpa_mask)
+    model = make("bert")
+    model.set_attn_implementation("someone's")
+    assert Attention.take_over(model) is None
+    assert model.config._attn_implementation == "someone's"
+
+
+def test_a_compiled_model_is_left_alone() -> None:
+    model = make("bert")
+    model.compile(backend="eager")
+    assert Attention.take_over(model) is None
+
+
 # Nothing stays behind
+
+
+def test_a_closed_capture_takes_no_more() -> None:
+    model, rows = make("bert"), make_rows((3, 3))
+    attention = taken_over(model)
+    with attention.capture({0: model.bert.encoder.layer[0]}) as captured:
+        outputs(model, packed_inputs(rows[:1], 0, model.device))
+    kept = captured[0]
+    for _ in range(2):
+        packed_outputs(attention, rows)
+    assert captured[0] is kept
 
 
 def test_other_models_take_no_notice_of_an_open_context() -> None:
