@@ -142,7 +142,7 @@ class Threshold(Rule):
         owners_E, ids_E = self._exact(softmax)
         log_probs_E = softmax.log_probs(owners_E, ids_E)
         exact_N = blocks.counted(owners_E, len(keys_N))
-        rest = softmax.without(owners_E, ids_E)
+        rest = softmax.without(owners_E, ids_E, math.ceil(1 / self.threshold))
         if not self.samples:
             return Kept(ids_E, log_probs_E, exact_N, exact_N, rest.log_mass_N)
         step_N1 = rest.total_N1 * self.threshold
@@ -207,7 +207,7 @@ def kept_of_top(softmax: Softmax, ids_NK: Tensor, log_probs_NK: Tensor, is_kept_
     is_kept_NK = is_kept_NK.gather(-1, order_NK)
     counts_N = is_kept_NK.sum(-1)
     ids_E, log_probs_E = ids_NK[is_kept_NK], log_probs_NK.gather(-1, order_NK)[is_kept_NK]
-    rest = softmax.without(torch.repeat_interleave(counts_N), ids_E)
+    rest = softmax.without(torch.repeat_interleave(counts_N), ids_E, ids_NK.shape[-1])
     return Kept(ids_E, log_probs_E, counts_N, counts_N, rest.log_mass_N)
 
 

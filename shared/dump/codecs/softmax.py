@@ -22,7 +22,7 @@ class Softmax:
         best_N1: the most probable id, the smallest among equals.
         largest_N1: its logit.
         mass_NV: float32, p but for rounding. Its own memory: `without` changes it.
-        sums_NB: float64, mass of each block.
+        sums_NB: float64, mass of each block; likewise.
         total_N1: float64, mass of all ids.
         log_total_N1: float32, log of the sum of exp(logit - largest logit).
     """
@@ -64,10 +64,18 @@ class Softmax:
         shifted_E = self.logits_NV[owners_E, ids_E] - self.largest_N1.squeeze(-1)[owners_E]
         return shifted_E - self.log_total_N1.squeeze(-1)[owners_E]
 
-    def without(self, owners_E: Tensor, ids_E: Tensor) -> "Rest":
-        """What is left when these ids are taken out, which it does in place: to be asked once, and last."""
+    def without(self, owners_E: Tensor, ids_E: Tensor, most: int) -> "Rest":
+        """What is left when these ids are taken out, at most `most` of a position; to be asked once and last, because
+        it is done in place."""
         self.mass_NV.view(-1).index_fill_(0, owners_E * self.mass_NV.shape[-1] + ids_E, 0.0)
-        return Rest(self.mass_NV, blocks.sums(self.mass_NV), self.total_N1)
+        # Summed anew: all blocks, or those that have changed where these are few. Which of the two must not depend on
+        # how many ids the batch happens to have: the sums may differ in the last bit, and with them what is drawn.
+        if 16 * most >= self.sums_NB.shape[-1]:
+            return Rest(self.mass_NV, blocks.sums(self.mass_NV), self.total_N1)
+        blocks_E = ids_E // blocks.SIZE
+        changed_ES = blocks.gather(self.mass_NV, owners_E, blocks_E, 0.0)
+        self.sums_NB[owners_E, blocks_E] = changed_ES.sum(-1).double()
+        return Rest(self.mass_NV, self.sums_NB, self.total_N1)
 
 
 @dataclass(frozen=True)
