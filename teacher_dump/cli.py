@@ -129,6 +129,9 @@ def dump(
             show_default=False,
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Also keep the entropy of the whole distribution (2 bytes).")
+    ] = False,
     positions: Annotated[
         str | None,
         typer.Option(

@@ -37,6 +37,7 @@ class Request:
     exact_codec: str = "float16"
     levels: int | None = None
     temperatures: str | None = None
+    entropy: bool = False
     positions: str | None = None
     hidden: str = "none"
     hidden_codec: str = "float16"

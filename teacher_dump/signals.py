@@ -62,14 +62,16 @@ def distribution(request: Request, classes: int | None, head: VocabularyHead | N
             f"--exact is for vocabularies; the distributions of {request.task} are dense, and exact already."
         )
     if request.exact or request.dense or (not asked and head is None):
-        if request.levels is not None or request.temperatures is not None:
-            raise UsageError("--levels and --temperatures are for a part of a vocabulary; here all logits are kept.")
+        if request.levels is not None or request.temperatures is not None or request.entropy:
+            raise UsageError(
+                "--levels, --temperatures and --entropy are for a part of a vocabulary; here all logits are kept."
+            )
         if request.exact:
             assert head is not None
             return (head.exact(DISTRIBUTION, request.exact_codec),)
         return (Dense(name=DISTRIBUTION, classes=classes),)
     selection, levels = _selection(request, classes)
-    options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures)}
+    options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures), "entropy": request.entropy}
     if levels is not None:
         options["levels"] = levels
     return (_checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options)),)

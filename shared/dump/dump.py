@@ -80,10 +80,10 @@ class Dump:
         `ids` are the kept candidates, most probable first (all classes in their order for a dense signal, the 64 most
         probable ids for an exact one), `texts` what they say, `log_probs` their log-probabilities, of which the first
         `exact` are known; the others were sampled and this is the log of what they weigh. `tail` is the log of the mass
-        outside the exact ones, `entropy` that of the distribution in nats: exact where every logit is known, a lower
-        bound elsewhere (what is outside counts as one class, or as ids just as probable as the threshold where it is
-        sampled). `label` is the gold class or token id. A distribution over a whole row has no position and no token.
-        In causal-lm everything after `token` is about the token that follows.
+        outside the exact ones, `entropy` that of the distribution in nats: exact where every logit is known or it was
+        kept (`dump --entropy`), a lower bound elsewhere (what is outside counts as one class, or as ids just as
+        probable as the threshold where it is sampled). `label` is the gold class or token id. A distribution over a
+        whole row has no position and no token. In causal-lm everything after `token` is about the token that follows.
 
         Columns that are not selected cost nothing, and a dump larger than memory streams:
         `dump.positions().select("row", "entropy").sink_parquet(...)`.
@@ -143,6 +143,7 @@ class Dump:
             codec.exact_expr(pl.col("ranked")).alias("exact"),
             codec.tail_expr(pl.col("ranked")).alias("tail"),
             "ranked",
+            *raw,
         )
         names = self.manifest.label_names or self.token_texts
         texts = pl.col("ids").list.eval(_texts(pl.element(), names)).alias("texts")

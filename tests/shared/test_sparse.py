@@ -129,6 +129,23 @@ def test_log_sums_survive_logits_of_any_size() -> None:
         assert torch.equal(near.log_sums_N[temperature], far.log_sums_N[temperature])
 
 
+@thorough
+@given(seeds, st.integers(1, 5), st.integers(1, 300), scales, offsets, st.sampled_from([0.0, 0.3, 1.0]))
+def test_the_entropy_is_that_of_the_whole_distribution(
+    seed: int, positions: int, vocabulary: int, scale: float, offset: float, ruled_out: float
+) -> None:
+    logits = random_logits(seed, positions, vocabulary, scale, offset)
+    is_out = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed)) < ruled_out
+    is_out[:, seed % vocabulary] = False
+    logits = logits.masked_fill(is_out, -torch.inf)
+    codec = Sparse(name="d", selection=TopK(k=1), vocabulary=vocabulary, entropy=True)
+    exact = torch.special.entr(logits.double().softmax(-1)).sum(-1)
+    columns = stored(codec, logits)
+    np.testing.assert_allclose(columns["d.entropy"].astype(np.float64), exact, rtol=2**-11, atol=1e-6)
+    shown = frame(codec, columns).select(codec.entropy_expr().alias("entropy"))["entropy"].to_numpy()
+    np.testing.assert_array_equal(shown, columns["d.entropy"].astype(np.float64))
+
+
 # --- what cannot be encoded -------------------------------------------------------------------------------------------
 
 EVERY_CODEC = (

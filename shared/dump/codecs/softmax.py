@@ -58,6 +58,13 @@ class Softmax:
         total_N1 = blocks.sums(mass_NV).sum(-1, keepdim=True) / mass_NV.gather(-1, self.best_N1)
         return (total_N1.log().float() - self.log_total_N1 / temperature).squeeze(-1)
 
+    def entropy(self) -> Tensor:
+        """In nats, float32 [N]."""
+        shifted_NV = self.logits_NV - self.largest_N1
+        # A class that is ruled out has no mass, and 0 * log 0 is 0.
+        mean_N1 = (self.mass_NV * shifted_NV.clamp_(min=-1e30)).sum(-1, keepdim=True) / self.total_N1
+        return (self.log_total_N1 - mean_N1).clamp(min=0).float().squeeze(-1)
+
     def log_probs(self, owners_E: Tensor, ids_E: Tensor) -> Tensor:
         """Log-probabilities of ids of the positions `owners_E`, float32 [E]."""
         # Relative to the largest logit: next to a logit of 10,000 float32 would round log-probabilities to 0.001.

@@ -42,7 +42,8 @@ class Sparse(DistributionCodec):
     above 250. A sampled id weighs exactly the threshold, a drawn one exactly how often it was drawn.
 
     Columns: `entries`; `tail`; `floor`, the position's smallest code, where the rule does not bound it (top-k, top-p);
-    `log_sums` where temperatures are declared, float16.
+    `log_sums` where temperatures are declared, float16; `entropy` of the whole distribution in nats where it is asked
+    for, float16.
     """
 
     codec: Literal["sparse"] = "sparse"
@@ -50,6 +51,7 @@ class Sparse(DistributionCodec):
     vocabulary: int = Field(ge=1, lt=_ID_LIMIT)
     levels: int = Field(default=DEFAULT_LEVELS, ge=8, le=MOST_LEVELS)
     temperatures: tuple[float, ...] = ()
+    entropy: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Sparse":
@@ -92,8 +94,13 @@ class Sparse(DistributionCodec):
         return Column(f"{self.name}.log_sums", "float16", len(self.temperatures)) if self.temperatures else None
 
     @property
+    def _entropy(self) -> Column | None:
+        return Column(f"{self.name}.entropy", "float16") if self.entropy else None
+
+    @property
     def columns(self) -> tuple[Column, ...]:
-        return tuple(column for column in (self._entries, self._tail, self._floor, self._log_sums) if column)
+        all_columns = (self._entries, self._tail, self._floor, self._log_sums, self._entropy)
+        return tuple(column for column in all_columns if column)
 
     @property
     def bytes_per_position(self) -> int:
@@ -102,6 +109,7 @@ class Sparse(DistributionCodec):
     def describe(self) -> str:
         extra = f", log-sum-exp at T = {', '.join(f'{t:g}' for t in self.temperatures)}" if self.temperatures else ""
         precision = "" if isinstance(self.selection, Draws) else f", {self.levels:,} levels"
+        extra += ", entropy" if self.entropy else ""
         return f"{self.name} ({self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra})"
 
     def explain(self) -> str:
@@ -125,11 +133,14 @@ class Sparse(DistributionCodec):
             f"The mass outside the exact ids is `({self._tail.name} / {_TAIL_LEVELS[self.code_bits]}) ** "
             f"{1 / power.EXPONENT:g}`."
         )
+        if self._entropy is not None:
+            lines.append(f"`{self._entropy.name}` is the entropy of the whole distribution, in nats.")
         return "\n".join(lines)
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
         kept: list[Kept] = []
         sums: list[Tensor] = []
+        entropies: list[Tensor] = []
         step = _run_positions(logits_NV)
         for start in range(0, max(1, len(logits_NV)), step):
             try:
@@ -138,10 +149,14 @@ class Sparse(DistributionCodec):
                 raise NotFiniteError(start + error.position) from None
             if self.temperatures:
                 sums.append(torch.stack([softmax.log_sum(temperature) for temperature in self.temperatures], dim=1))
+            if self.entropy:
+                entropies.append(softmax.entropy())
             kept.append(self.selection.select(softmax, keys_N[start : start + step]))
         columns = self.pack(Kept.joined(kept))
         if self._log_sums is not None:
             columns[self._log_sums.name] = torch.cat(sums).half().squeeze(1)
+        if self._entropy is not None:
+            columns[self._entropy.name] = torch.cat(entropies).half()
         return columns
 
     def pack(self, kept: Kept) -> dict[str, Tensor]:
@@ -279,6 +294,11 @@ class Sparse(DistributionCodec):
         if self._fixed_count == self.vocabulary:
             return pl.lit(float("-inf"))
         return power.log_probs_expr(self._tail.expr().cast(pl.Int32), _TAIL_LEVELS[self.code_bits])
+
+    def entropy_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
+        if self._entropy is None:
+            return super().entropy_expr(ranked)
+        return self._entropy.expr().cast(pl.Float64)
 
 
 def _run_positions(logits_NV: Tensor) -> int:
