@@ -88,7 +88,7 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Before an item is made, not after: it would be one more than `depth`. False where nobody wants it any more."""
+        """Before an item is made: after that it would be one too many. False where nobody wants it any more."""
         with self._changed:
             self.blocked_seconds += self._wait_while(lambda: len(self._ready) >= self._depth and not self._stopped)
             return not self._stopped
