@@ -171,8 +171,8 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
     def columns() -> Iterator[tuple[int, Columns]]:
         for piece in pieces:
             assert piece.encoded is not None
-            yield len(piece.batch.rows), piece.encoded.columns(manifest)
             progress.advance(piece.batch.tokens)
+            yield len(piece.batch.rows), piece.encoded.columns(manifest)
 
     try:
         write_shard(out, shard.index, manifest, row_groups(manifest, shard, columns()))
