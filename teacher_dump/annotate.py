@@ -7,7 +7,8 @@ is at work on.
 
 import dataclasses
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,7 +17,7 @@ from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.shards import read_receipt, shard_path, write_shard
 from shared.dump.weights import load_weights
-from shared.errors import DumpError
+from shared.errors import CorpusError, DumpError
 from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.batches import Batch
@@ -124,9 +125,11 @@ def _annotate_claimed(
 ) -> None:
     """One pass over the corpus, through every missing shard that nobody else is at work on."""
     progress.revise_total(progress.done + _tokens_ahead(plan, missing, -1))
+    mine = _Mine(plan, claims, missing)
     with (
-        ahead(_read(plan, _Mine(plan, claims, missing), budget), DEPTH) as batches,
+        ahead(_read(plan, mine, budget), DEPTH) as batches,
         ahead(_run(plan, batches, budget, progress), DEPTH) as pieces,
+        closing(mine),
     ):
         begun = time.monotonic()
         for shard, of_shard in groupby(pieces, key=lambda piece: piece.shard):
@@ -148,13 +151,25 @@ class _Piece:
     encoded: Encoded | None = None
 
 
-def _read(plan: Plan, mine: Container[int], budget: Budget) -> Iterator[_Piece]:
+def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
     """First stage: the corpus' rows, shard by shard, as batches of tokens."""
-    for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
-        rows = plan.task.tokenize(plan.how, examples, first_row)
-        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-        for batch in batches_of(plan.teacher, shard, budget):
-            yield _Piece(shard, batch)
+    try:
+        for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
+            if len(examples) != len(plan.manifest.rows_of_shard(index)):
+                break
+            rows = plan.task.tokenize(plan.how, examples, first_row)
+            shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+            for batch in batches_of(plan.teacher, shard, budget):
+                yield _Piece(shard, batch)
+        else:
+            if mine.reached_last:
+                return
+    except _ReadEnough:
+        return
+    raise CorpusError(
+        f"{', '.join(plan.corpus.files)}: has changed since this run began and no longer has {plan.survey.rows:,} "
+        "rows. Finished shards are kept; restore it and run the same command again."
+    )
 
 
 def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progress) -> Iterator[_Piece]:
@@ -183,14 +198,30 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
         ) from error
 
 
+class _ReadEnough(Exception):
+    """Raised where the corpus is asked for its next shard: what is left of it may take hours to pass over."""
+
+
 class _Mine:
-    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it."""
+    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it.
+
+    It is asked for one after the other, and says when that is enough: behind the last missing one, or once closed.
+    """
 
     def __init__(self, plan: Plan, claims: Claims, missing: list[int]) -> None:
         self._out, self._claims, self._missing = plan.request.out, claims, set(missing)
+        self._last, self._closed = max(missing), False
+        self.reached_last = False
+
+    def close(self) -> None:
+        """Take no more."""
+        self._closed = True
 
     def __contains__(self, index: object) -> bool:
         assert isinstance(index, int)
+        if self._closed or index > self._last:
+            raise _ReadEnough
+        self.reached_last = index == self._last
         if index not in self._missing or not self._claims.claim(index):
             return False
         if read_receipt(self._out, index) is None:
