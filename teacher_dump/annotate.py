@@ -89,21 +89,28 @@ def annotate(plan: Plan) -> Outcome:
         CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
     """
     out = plan.request.out
-    refuse_another(out, plan.manifest)
+    plan = _agreed(plan)  # before anything is written to a folder that may hold another dump
     make_folder(out)
     with Claims(out) as claims:
         with claims.alone():
             remove_leftovers(out)
-            if (out / FILE_NAME).exists():  # perhaps begun by another process since this one looked at its sample
-                plan = dataclasses.replace(plan, manifest=_fitted(plan))
-                refuse_another(out, plan.manifest)
-            else:
+            plan = _agreed(plan)
+            if not (out / FILE_NAME).exists():
                 begin_folder(out, plan.manifest, plan.how.tokenizer)
         outcome = _annotate_missing(plan, claims)
         with claims.alone():
             write_card(out)
             claims.remove()
     return outcome
+
+
+def _agreed(plan: Plan) -> Plan:
+    """The plan, fitted as the dump was begun: perhaps by another process since this one looked at its sample."""
+    out = plan.request.out
+    if (out / FILE_NAME).exists():
+        plan = dataclasses.replace(plan, manifest=_fitted(plan))
+        refuse_another(out, plan.manifest)
+    return plan
 
 
 def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
