@@ -70,13 +70,14 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
     def _run(self) -> None:
         try:
             items = iter(self._items)
-            while not self._stopped:
+            while self._wait_for_room():
                 try:
                     item = next(items)
                 except StopIteration:
                     break
-                if not self._put(item):
-                    break
+                with self._changed:
+                    self._ready.append(item)
+                    self._changed.notify_all()
             if close := getattr(items, "close", None):
                 close()
         except BaseException as error:  # whatever it is, the reader must hear of it
@@ -86,11 +87,10 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
                 self._ended = True
                 self._changed.notify_all()
 
-    def _put(self, item: Item) -> bool:
+    def _wait_for_room(self) -> bool:
+        """Before an item is made: after that it would be one too many. False where nobody wants it any more."""
         with self._changed:
             self.blocked_seconds += self._wait_while(lambda: len(self._ready) >= self._depth and not self._stopped)
-            self._ready.append(item)
-            self._changed.notify_all()
             return not self._stopped
 
     def _wait_while(self, condition) -> float:  # type: ignore[no-untyped-def]

@@ -7,7 +7,8 @@ is at work on.
 
 import dataclasses
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,7 +17,7 @@ from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
 from shared.dump.shards import read_receipt, shard_path, write_shard
 from shared.dump.weights import load_weights
-from shared.errors import DumpError, UsageError
+from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.batches import Batch
@@ -94,21 +95,28 @@ def annotate(plan: Plan) -> Outcome:
         CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
     """
     out = plan.request.out
-    refuse_another(out, plan.manifest)
+    plan = _agreed(plan)  # before anything is written to a folder that may hold another dump
     make_folder(out)
     with Claims(out) as claims:
         with claims.alone():
             remove_leftovers(out)
-            if (out / FILE_NAME).exists():  # perhaps begun by another process since this one looked at its sample
-                plan = dataclasses.replace(plan, manifest=_fitted(plan))
-                refuse_another(out, plan.manifest)
-            else:
+            plan = _agreed(plan)
+            if not (out / FILE_NAME).exists():
                 begin_folder(out, plan.manifest, plan.how.tokenizer)
         outcome = _annotate_missing(plan, claims)
         with claims.alone():
             write_card(out)
             claims.remove()
     return outcome
+
+
+def _agreed(plan: Plan) -> Plan:
+    """The plan, fitted as the dump was begun: perhaps by another process since this one looked at its sample."""
+    out = plan.request.out
+    if (out / FILE_NAME).exists():
+        plan = dataclasses.replace(plan, manifest=_fitted(plan))
+        refuse_another(out, plan.manifest)
+    return plan
 
 
 def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
@@ -130,9 +138,11 @@ def _annotate_claimed(
 ) -> None:
     """One pass over the corpus, through every missing shard that nobody else is at work on."""
     progress.revise_total(progress.done + _tokens_ahead(plan, missing, -1))
+    mine = _Mine(plan, claims, missing)
     with (
-        ahead(_read(plan, _Mine(plan, claims, missing), budget), DEPTH) as batches,
+        ahead(_read(plan, mine, budget), DEPTH) as batches,
         ahead(_run(plan, batches, budget, progress), DEPTH) as pieces,
+        closing(mine),
     ):
         begun = time.monotonic()
         for shard, of_shard in groupby(pieces, key=lambda piece: piece.shard):
@@ -154,13 +164,25 @@ class _Piece:
     encoded: Encoded | None = None
 
 
-def _read(plan: Plan, mine: Container[int], budget: Budget) -> Iterator[_Piece]:
+def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
     """First stage: the corpus' rows, shard by shard, as batches of tokens."""
-    for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
-        rows = plan.task.tokenize(plan.how, examples, first_row)
-        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-        for batch in batches_of(plan.teacher, shard, budget):
-            yield _Piece(shard, batch)
+    try:
+        for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
+            if len(examples) != len(plan.manifest.rows_of_shard(index)):
+                break
+            rows = plan.task.tokenize(plan.how, examples, first_row)
+            shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+            for batch in batches_of(plan.teacher, shard, budget):
+                yield _Piece(shard, batch)
+        else:
+            if mine.reached_last:
+                return
+    except _ReadEnough:
+        return
+    raise CorpusError(
+        f"{', '.join(plan.corpus.files)}: has changed since this run began and no longer has {plan.survey.rows:,} "
+        "rows. Finished shards are kept; restore it and run the same command again."
+    )
 
 
 def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progress) -> Iterator[_Piece]:
@@ -177,8 +199,8 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
     def columns() -> Iterator[tuple[int, Columns]]:
         for piece in pieces:
             assert piece.encoded is not None
-            yield len(piece.batch.rows), piece.encoded.columns(manifest)
             progress.advance(piece.batch.tokens)
+            yield len(piece.batch.rows), piece.encoded.columns(manifest)
 
     try:
         write_shard(out, shard.index, manifest, row_groups(manifest, shard, columns()))
@@ -189,14 +211,30 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
         ) from error
 
 
+class _ReadEnough(Exception):
+    """Raised where the corpus is asked for its next shard: what is left of it may take hours to pass over."""
+
+
 class _Mine:
-    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it."""
+    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it.
+
+    It is asked for one after the other, and says when that is enough: behind the last missing one, or once closed.
+    """
 
     def __init__(self, plan: Plan, claims: Claims, missing: list[int]) -> None:
         self._out, self._claims, self._missing = plan.request.out, claims, set(missing)
+        self._last, self._closed = max(missing), False
+        self.reached_last = False
+
+    def close(self) -> None:
+        """Take no more."""
+        self._closed = True
 
     def __contains__(self, index: object) -> bool:
         assert isinstance(index, int)
+        if self._closed or index > self._last:
+            raise _ReadEnough
+        self.reached_last = index == self._last
         if index not in self._missing or not self._claims.claim(index):
             return False
         if read_receipt(self._out, index) is None:

@@ -98,8 +98,9 @@ def _pieces(
     teacher: Teacher, manifest: Manifest, batches: Iterable[Batch], progress: Progress
 ) -> Iterator[tuple[int, Columns]]:
     for batch in batches:
-        yield len(batch.rows), extract(teacher, manifest, batch).columns(manifest)
+        columns = extract(teacher, manifest, batch).columns(manifest)
         progress.advance(batch.tokens)
+        yield len(batch.rows), columns
 
 
 @torch.inference_mode()

@@ -30,7 +30,8 @@ def check_folder(out: Path) -> None:
         strangers = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
         # Shards without the manifest that they were written under could be anyone's.
         strangers += sorted(f"{SHARDS}/{path.name}" for path in (out / SHARDS).glob("*"))
-        if strangers:
+        # Unless another process has begun the dump while we looked.
+        if strangers and not (out / FILE_NAME).exists():
             raise UsageError(
                 f"--out {out}: holds other files already ({', '.join(strangers[:3])}); choose an empty folder."
             )

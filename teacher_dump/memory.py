@@ -19,6 +19,8 @@ DEFAULT_TOKENS = {"cuda": 16_384, "mps": 8_192, "cpu": 2_048}
 # Beyond it no device gets faster; and how much of a device's memory a batch may be expected to take.
 MOST_TOKENS = 131_072
 USED_SHARE = 0.8
+# The smaller of two batches that show how memory grows, where a row is no longer than that.
+PROBE_TOKENS = 2_048
 
 
 class Budget:
@@ -36,25 +38,30 @@ class Budget:
 
     def fit(self, teacher: Teacher, manifest: Manifest, longest: TokenizedRow) -> None:
         """Grow to what a CUDA device holds, by the memory that two batches of the longest row take."""
+        row_tokens = max(1, len(longest.input_ids))
         usable_bytes = torch.cuda.mem_get_info(teacher.device)[0] + torch.cuda.memory_reserved(teacher.device)
 
         def peak_bytes(tokens: int) -> int:
-            rows = [longest] * max(1, tokens // max(1, len(longest.input_ids)))
+            rows = [longest] * (tokens // row_tokens)
             torch.cuda.reset_peak_memory_stats(teacher.device)
             extract(teacher, manifest, batch_of(teacher, rows, range(len(rows))))
             return torch.cuda.max_memory_allocated(teacher.device)
 
         try:
-            self.tokens = largest_batch(peak_bytes, usable_bytes)
+            self.tokens = largest_batch(peak_bytes, usable_bytes, row_tokens)
         except torch.OutOfMemoryError:
             pass  # then batches are halved as they come
         finally:
             torch.cuda.empty_cache()
 
 
-def largest_batch(peak_bytes: Callable[[int], int], usable_bytes: int) -> int:
-    """Tokens whose batch takes `USED_SHARE` of the memory, when what a batch takes grows evenly with its tokens."""
-    few, more = 2_048, 4_096
+def largest_batch(peak_bytes: Callable[[int], int], usable_bytes: int, row_tokens: int) -> int:
+    """Tokens whose batch takes `USED_SHARE` of the memory, when what a batch takes grows evenly with its tokens.
+
+    `peak_bytes` is asked about whole rows of `row_tokens` only.
+    """
+    few = max(1, PROBE_TOKENS // row_tokens) * row_tokens
+    more = 2 * few
     least = peak_bytes(few)
     bytes_per_token = max(1.0, (peak_bytes(more) - least) / (more - few))
     room = USED_SHARE * usable_bytes - least

@@ -69,8 +69,9 @@ def annotate_rows(
 
     def pieces() -> Iterator[tuple[int, Columns]]:
         for batch in batches_of(teacher, shard, batch_tokens):
-            yield len(batch.rows), extract(teacher, manifest, batch).columns(manifest)
+            columns = extract(teacher, manifest, batch).columns(manifest)
             progress.advance(batch.tokens)
+            yield len(batch.rows), columns
 
     return row_groups(manifest, shard, pieces())
 

@@ -31,6 +31,6 @@ def worker() -> Worker:
     """This process; alone where no launcher started it."""
     for names in _LAUNCHERS:
         values = [os.environ.get(name, "") for name in names]
-        if all(value.isdecimal() for value in values):
+        if all(value.isdecimal() for value in values) and int(values[0]) < int(values[2]):
             return Worker(*map(int, values))
     return Worker()

@@ -9,7 +9,8 @@ import csv
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ torch.set_num_threads(1)
 LABELS = ("negative", "neutral", "positive")
 TAGS = ("O", "B-X", "I-X")
 MAX_LENGTH = 64
+PATIENCE_SECONDS = 60
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -71,6 +73,21 @@ def texts() -> list[str]:
     """300 toy sentences of 1 to 30 words, always the same."""
     choose, words = random.Random(0), PANGRAM.split()
     return [" ".join(choose.choices(words, k=choose.randint(1, 30))) for _ in range(300)]
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """The test fails where it would hang the suite."""
+
+    def fail(*arguments: Any) -> None:
+        pytest.fail(f"still at it after {PATIENCE_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    # And again every second: what is being left may hang too.
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS, 1.0)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")
