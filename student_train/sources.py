@@ -125,10 +125,9 @@ class TextSource(Source):
         how = Tokenizing(tokenizer, max_length, label_names or (), task.check_positions(positions), seed, columns.chats)
         task.check_chats(how)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
-        every_block = range(-(-survey.rows // TEXT_GROUP_ROWS))
         self._groups = []
-        for _, first_row, examples in corpus.blocks(TEXT_GROUP_ROWS, every_block):
-            rows = task.tokenize(how, examples, first_row)
+        for _, first_row, parse in corpus.blocks(TEXT_GROUP_ROWS):
+            rows = task.tokenize(how, parse(), first_row)
             self._groups.append(row_group(rows, range(first_row, first_row + len(rows))))
         super().__init__(
             name=", ".join(paths),

@@ -166,19 +166,16 @@ class _Piece:
 
 def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
     """First stage: the corpus' rows, shard by shard, as batches of tokens."""
-    try:
-        for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, mine):
-            if len(examples) != len(plan.manifest.rows_of_shard(index)):
+    for index, first_row, parse in plan.corpus.blocks(plan.manifest.options.shard_rows):
+        if mine.take(index):
+            rows = plan.task.tokenize(plan.how, parse(), first_row)
+            if len(rows) != len(plan.manifest.rows_of_shard(index)):
                 break
-            rows = plan.task.tokenize(plan.how, examples, first_row)
             shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
             for batch in batches_of(plan.teacher, shard, budget):
                 yield _Piece(shard, batch)
-        else:
-            if mine.reached_last:
-                return
-    except _ReadEnough:
-        return
+        if index >= mine.last:  # what is left of the corpus may take hours to pass over
+            return
     raise CorpusError(
         f"{', '.join(plan.corpus.files)}: has changed since this run began and no longer has {plan.survey.rows:,} "
         "rows. Finished shards are kept; restore it and run the same command again."
@@ -211,31 +208,20 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
         ) from error
 
 
-class _ReadEnough(Exception):
-    """Raised where the corpus is asked for its next shard: what is left of it may take hours to pass over."""
-
-
 class _Mine:
-    """The shards that this process takes: asked for one, it claims it if it is missing and nobody has it.
-
-    It is asked for one after the other, and says when that is enough: behind the last missing one, or once closed.
-    """
+    """The shards that this process takes, of those that are missing; `last` is where it need look no further."""
 
     def __init__(self, plan: Plan, claims: Claims, missing: list[int]) -> None:
         self._out, self._claims, self._missing = plan.request.out, claims, set(missing)
-        self._last, self._closed = max(missing), False
-        self.reached_last = False
+        self.last = max(missing)
 
     def close(self) -> None:
         """Take no more."""
-        self._closed = True
+        self.last = -1
 
-    def __contains__(self, index: object) -> bool:
-        assert isinstance(index, int)
-        if self._closed or index > self._last:
-            raise _ReadEnough
-        self.reached_last = index == self._last
-        if index not in self._missing or not self._claims.claim(index):
+    def take(self, index: int) -> bool:
+        """Claim a shard, if it is missing and nobody else is at work on it."""
+        if index > self.last or index not in self._missing or not self._claims.claim(index):
             return False
         if read_receipt(self._out, index) is None:
             return True

@@ -156,24 +156,25 @@ def test_a_limit_cuts_rows_across_files_everywhere(tmp_path: Path, limit: int) -
     corpus = Corpus(paths, Columns("text"), limit)
     assert list(corpus.examples()) == everything[:limit]
     assert corpus.survey().rows == min(limit, 8)
-    assert [row for *_, rows in corpus.blocks(3, range(99)) for row in rows] == everything[:limit]
+    assert [row for *_, parse in corpus.blocks(3) for row in parse()] == everything[:limit]
 
 
-def test_blocks_that_are_wanted_equal_those_of_a_whole_reading(tmp_path: Path) -> None:
+def test_blocks_hold_the_rows_of_a_whole_reading(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{name}.jsonl", serialise(ROWS, "jsonl")) for name in "abcd"]
     everything = read(paths, LABELLED_PAIRS)
-    corpus = Corpus(paths, LABELLED_PAIRS)
-    for wanted in ({0}, {2, 3}, {6}, set(range(7)), set()):
-        found = list(corpus.blocks(3, wanted))
-        assert [index for index, *_ in found] == sorted(wanted)
-        for index, first_row, rows in found:
-            assert first_row == 3 * index
-            assert rows == everything[first_row : first_row + 3]
+    found = list(Corpus(paths, LABELLED_PAIRS).blocks(3))
+    assert [index for index, *_ in found] == list(range(-(-len(everything) // 3)))
+    for index, first_row, parse in found:
+        assert first_row == 3 * index
+        assert parse() == everything[first_row : first_row + 3]
 
 
 def test_blocks_that_are_passed_over_are_not_parsed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{broken\n{"text": "c"}\n')
-    assert [rows for *_, rows in Corpus([path], Columns("text")).blocks(1, {0, 2})] == [[Example("a")], [Example("c")]]
+    found = [parse for *_, parse in Corpus([path], Columns("text")).blocks(1)]
+    assert [found[0](), found[2]()] == [[Example("a")], [Example("c")]]
+    with pytest.raises(CorpusError, match="line 2"):
+        found[1]()
 
 
 # ---------------------------------------------------------------- survey

@@ -398,7 +398,7 @@ def test_a_dump_is_finished_as_it_was_begun(
     [
         ("causal-lm", {"exact": True, "threshold": 0.1}, "--threshold and --exact exclude each other"),
         ("causal-lm", {"exact": True, "dense": True}, "--dense and --exact exclude each other"),
-        ("causal-lm", {"exact": True, "levels": 100}, "--levels and --temperatures"),
+        ("causal-lm", {"exact": True, "levels": 100}, "--levels, --temperatures and --entropy"),
         ("causal-lm", {"exact": True, "tail": "mass"}, "--tail says what becomes of ids below a threshold"),
         ("causal-lm", {"exact": True, "exact_codec": "int2"}, "--exact-codec 'int2': use float16, int8, int4"),
         ("causal-lm", {"exact_codec": "int8"}, "--exact-codec says how --exact keeps last hidden states"),

@@ -170,7 +170,7 @@ def test_every_way_to_choose_ids(
         ({"levels": 1}, "--levels 1"),
         ({"temperatures": "2,x"}, "--temperatures '2,x'"),
         ({"temperatures": "1"}, "temperatures"),
-        ({"dense": True, "levels": 100}, "--levels and --temperatures"),
+        ({"dense": True, "levels": 100}, "--levels, --temperatures and --entropy"),
         ({"bytes_per_token": 1.0}, "--bytes-per-token 1"),
         ({"hidden_codec": "int8"}, "--hidden-codec needs vectors"),
         ({"hidden": "1", "hidden_codec": "int2"}, "--hidden-codec 'int2': use float16, int8, int4"),

@@ -11,7 +11,8 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,16 +193,15 @@ def columns_that_cannot_be_made(plan: Plan, patch: Patch) -> Plan:
 
 
 def batches_by_shard(plan: Plan) -> list[list[Any]]:
-    blocks = plan.corpus.blocks(SHARD_ROWS, range(SHARDS))
     return [
         list(
             annotate_module.batches_of(
                 plan.teacher,
-                annotate_module.ShardRows.in_order(plan.task.tokenize(plan.how, examples, first), range(len(examples))),
+                annotate_module.ShardRows.in_order(plan.task.tokenize(plan.how, parse(), first), range(SHARD_ROWS)),
                 lambda: 100,
             )
         )
-        for _, first, examples in blocks
+        for _, first, parse in plan.corpus.blocks(SHARD_ROWS)
     ]
 
 
@@ -324,13 +324,15 @@ def test_a_disk_that_is_really_full(case: Case, monkeypatch: Patch) -> None:
 class EndlessCorpus(Corpus):
     """The corpus, and after it rows without end, which nobody wants."""
 
-    def blocks(self, block_rows: int, wanted: Container[int]) -> Iterator[tuple[int, int, list[Example]]]:
-        yield from super().blocks(block_rows, wanted)
-        index = SHARDS
-        while True:
-            assert index not in wanted
+    def blocks(self, block_rows: int) -> Iterator[tuple[int, int, Callable[[], list[Example]]]]:
+        yield from super().blocks(block_rows)
+        for index in count(SHARDS):
             time.sleep(0.001)
-            index += 1
+            yield index, index * block_rows, unwanted
+
+
+def unwanted() -> list[Example]:
+    raise AssertionError("parsed, and nobody wants it")
 
 
 def endless(plan: Plan) -> Plan:
@@ -352,14 +354,14 @@ def test_a_failing_writer_does_not_wait_for_rows_that_are_passed_over(case: Case
     passing = threading.Event()
 
     class LongCorpus(Corpus):
-        def blocks(self, block_rows: int, wanted: Container[int]) -> Iterator[tuple[int, int, list[Example]]]:
-            for index, first, examples in super().blocks(block_rows, range(BAD_SHARD + 1)):
-                if index in wanted:
-                    yield index, first, examples
+        def blocks(self, block_rows: int) -> Iterator[tuple[int, int, Callable[[], list[Example]]]]:
+            for index, first, parse in super().blocks(block_rows):
+                if index <= BAD_SHARD:
+                    yield index, first, parse
             while True:
                 passing.set()
-                assert 0 not in wanted, "claimed already"
                 time.sleep(0.001)
+                yield 0, 0, unwanted  # claimed already
 
     def fail() -> None:
         assert passing.wait(30)
