@@ -41,7 +41,7 @@ from teacher_dump.rows import ShardRows
 QUICK = os.environ.get("QUICK") == "1"
 ROOT = Path(__file__).parent.parent
 WORK = Path(__file__).parent / "out" / "dump"
-TEXTS = 1_000 if QUICK else 8_000
+TEXTS = 200 if QUICK else 8_000
 LABELS = 4
 TOP_K = 64
 LARGE_VOCABULARY = 152_064
@@ -176,15 +176,15 @@ MASKED = Case(
     "masked LM, all positions",
     "masked-lm",
     make_masked_lm,
-    rows=64 if QUICK else 320,
+    rows=32 if QUICK else 320,
     options={"positions": "all", "top_k": TOP_K},
 )
-CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=256 if QUICK else 1_024)
+CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=64 if QUICK else 1_024)
 CAUSAL = Case(
     "causal LM, 152k",
     "causal-lm",
     make_causal_lm,
-    rows=32 if QUICK else 160,
+    rows=16 if QUICK else 160,
     options={"top_k": TOP_K},
 )
 CASES = (MASKED, CLASSIFIER, CAUSAL)

@@ -4,8 +4,8 @@
 
 The first is measured against a process that takes the model's own logits of one such batch (10 GB in float32) and of
 them torch.topk, and torch.logsumexp in slices (whole, that would copy them). It is left out, with a sentence, where the
-machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 4,096 tokens, and a
-tenth of the rows. Writes benchmarks/out/dump_memory.json.
+machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 2,048 tokens, and
+fewer rows. Writes benchmarks/out/dump_memory.json.
 """
 
 import statistics
@@ -16,10 +16,10 @@ from dump_cases import CAUSAL, LARGE_VOCABULARY, QUICK, TOP_K, fresh, texts
 from memory import dump_command, make_corpus, make_teacher, peak_megabytes
 from report import Figure, write_figures
 
-BATCH_TOKENS = 4_096 if QUICK else 16_384
+BATCH_TOKENS = 2_048 if QUICK else 16_384
 # Texts have 44 tokens on average; rows are what a whole batch needs.
 ROWS = BATCH_TOKENS // 32
-SMALL, LARGE = (1_000, 10_000) if QUICK else (1_000, 100_000)
+SMALL, LARGE = (500, 2_500) if QUICK else (1_000, 100_000)
 RUNS = 1 if QUICK else 3
 LOGITS_TARGET, ROWS_TARGET = 0.2, 1.1
 # Beside the logits: the model, torch, the batch's states.

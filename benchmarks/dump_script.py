@@ -25,7 +25,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from shared.memory import keep_freed_memory
 
-RUNS = 3 if QUICK else 5
+RUNS = 2 if QUICK else 5
 TARGET = 3.0
 BATCH_ROWS, ROWS_A_FILE, MAX_LENGTH = 32, 256, 512
 SCHEMA = pa.schema(

@@ -27,7 +27,7 @@ from teacher_dump.forward import Wanted, run
 from teacher_dump.plan import Plan
 from teacher_dump.teacher import Teacher
 
-RUNS = 3 if QUICK else 5
+RUNS = 2 if QUICK else 5
 # Of the baseline's speed.
 CHOSEN_TARGET, BARE_TARGET, BUSY_TARGET = 0.95, 0.85, 0.95
 CUDA_OPTIONS = {"device": "cuda", "dtype": "bf16", "batch_tokens": 32_768, "limit": TEXTS}
