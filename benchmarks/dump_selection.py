@@ -1,0 +1,78 @@
+"""What each way to keep a distribution takes of the disk and of `dump`'s time.
+
+    python benchmarks/dump_selection.py
+
+Bytes are those of the distribution's columns in the shards, a recorded position; ids and kept mass what the manifest
+says it measured; tokens per second those of whole dumps without hidden states, medians of interleaved runs, one torch
+thread. Labels are kept whole (`--dense`), by a teacher of its own. With QUICK=1: fewer texts. Writes
+benchmarks/out/dump_selection.json.
+"""
+
+from functools import partial
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from dump_cases import CLASSIFIER, LABELS, MASKED, QUICK, TOP_K, WORK, plan_of
+from dump_speed import dumped, in_turn
+from report import Figure, write_figures
+
+from shared.dump.shards import column_sizes, read_receipt, shard_path
+from shared.memory import keep_freed_memory
+from teacher_dump.plan import Plan
+from teacher_dump.request import Request
+
+RUNS = 1 if QUICK else 5
+# Of the speed with --top-k.
+TARGET = 0.9
+NO_HIDDEN = {"hidden": "none", "hidden_codec": "float16"}
+TOP = f"--top-k {TOP_K}"
+RULES: dict[str, dict[str, Any]] = {
+    TOP: {"top_k": TOP_K},
+    "--preset default": {"preset": "default"},
+    "--threshold 0.03 --tail mass": {"threshold": 0.03, "tail": "mass"},
+    "--top-p 0.95 --top-k 100": {"top_p": 0.95, "top_k": 100},
+    "--draws 50": {"draws": 50},
+}
+# What is measured on a sample, and how wide its column is.
+SHOWN = {"ids_per_position": 8, "kept_mass": 11}
+if "exact" in Request.__dataclass_fields__:
+    RULES["--exact"] = {"exact": True}
+
+
+def main() -> None:
+    """The table, and the speeds as figures."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    plans = {name: plan_of(MASKED, **NO_HIDDEN | {"top_k": None} | rule) for name, rule in RULES.items()}
+    plans[f"--dense, {LABELS} labels"] = plan_of(CLASSIFIER, **NO_HIDDEN)
+    folders = {name: f"dumped-{number}" for number, name in enumerate(plans)}
+    sides = {name: partial(dumped, plan, folders[name]) for name, plan in plans.items()}
+    spent = in_turn(sides, RUNS)
+    print(f"\n{'':<32}{'bytes':>8}{'ids':>8}{'kept mass':>11}{'tokens/s':>10}{'/CPU s':>8}")
+    speeds = {}
+    for name, plan in plans.items():
+        size, tokens = weighed(plan, folders[name])
+        speeds[name] = tokens / spent[name].cpu
+        facts = plan.manifest.measured.get("distribution", {})
+        cells = "".join(f"{f'{facts[key]:.3g}' if key in facts else '':>{width}}" for key, width in SHOWN.items())
+        print(f"{name:<32}{size:>8.1f}{cells}{tokens / spent[name].wall:>10,.0f}{speeds[name]:>8,.0f}")
+    of_vocabulary = [name for name in RULES if name != TOP]
+    unit = "tokens/CPU s"
+    figures = [Figure(f"{n} against {TOP}", speeds[n], speeds[TOP], TARGET, True, unit, RUNS) for n in of_vocabulary]
+    write_figures("dump_selection", figures)
+
+
+def weighed(plan: Plan, name: str) -> tuple[float, int]:
+    """(bytes of the distribution a recorded position, tokens) of a finished dump."""
+    folder, shards = WORK / name, range(plan.manifest.shards)
+    receipts = [receipt for index in shards if (receipt := read_receipt(folder, index)) is not None]
+    sizes = column_sizes(pq.ParquetFile(shard_path(folder, index)).metadata for index in shards)
+    distribution = plan.manifest.distribution
+    assert distribution is not None
+    size = sum(sizes[column.name] for column in distribution.columns)
+    return size / sum(receipt.positions for receipt in receipts), sum(receipt.tokens for receipt in receipts)
+
+
+if __name__ == "__main__":
+    main()

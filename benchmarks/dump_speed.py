@@ -1,0 +1,137 @@
+"""Tokens per second of `dump` against the teacher alone: how much of the teacher's time is lost on what surrounds it.
+
+    python benchmarks/dump_speed.py
+
+The baselines run the same batches, tokenized and padded beforehand, one after the other in inference mode, the head on
+the same slices of positions; what comes out is thrown away. `chosen` adds torch.topk and torch.logsumexp to the
+forward pass and the head. `dump` is its work on shards, from reading the corpus to the last commit, start-up left out.
+One torch thread on both sides; dump's other stages are threads of their own, so that CPU seconds stand beside wall
+seconds (dump's with its folder and card). Medians of interleaved runs. With QUICK=1: fewer texts. Where there is a CUDA
+device, the masked LM runs there too. Writes benchmarks/out/dump_speed.json.
+"""
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from dump_cases import CASES, CAUSAL, MASKED, QUICK, TEXTS, TOP_K, Case, Padded, into, padded_batches, plan_of
+from report import Figure, write_figures
+
+from shared.memory import keep_freed_memory
+from teacher_dump.annotate import annotate
+from teacher_dump.forward import Wanted, run
+from teacher_dump.plan import Plan
+from teacher_dump.teacher import Teacher
+
+RUNS = 2 if QUICK else 5
+# Of the baseline's speed.
+CHOSEN_TARGET, BARE_TARGET, BUSY_TARGET = 0.95, 0.85, 0.95
+CUDA_OPTIONS = {"device": "cuda", "dtype": "bf16", "batch_tokens": 32_768, "limit": TEXTS}
+
+
+class Spent(NamedTuple):
+    """Seconds of one run: of the clock, and of all threads together."""
+
+    wall: float
+    cpu: float
+
+
+def main() -> None:
+    """Every teacher on the CPU, and the first on CUDA."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    figures: list[Figure] = []
+    for case in CASES:
+        figures += compare(case.name, plan_of(case), in_vocabulary=case in (MASKED, CAUSAL))
+    if torch.cuda.is_available():
+        figures += on_cuda(MASKED)
+    else:
+        print("no CUDA device: nothing is measured there")
+    write_figures("dump_speed", figures)
+
+
+def compare(name: str, plan: Plan, in_vocabulary: bool) -> list[Figure]:
+    """One teacher: `dump` and its baselines in turn."""
+    batches = padded_batches(plan)
+    tokens = sum(padded.batch.tokens for padded in batches)
+    sides: dict[str, Callable[[], Spent]] = {
+        "dump": partial(dumped, plan),
+        "forward and head": partial(teacher_alone, plan.teacher, batches, choose=False),
+    }
+    targets = {"forward and head": BARE_TARGET if in_vocabulary else CHOSEN_TARGET}
+    if in_vocabulary:
+        sides["chosen"] = partial(teacher_alone, plan.teacher, batches, choose=True)
+        targets["chosen"] = CHOSEN_TARGET
+    spent = in_turn(sides, RUNS)
+    print(f"\n{name}: {tokens:,} tokens in {len(batches)} padded batches; microseconds a token, wall and CPU")
+    for side, (wall, cpu) in spent.items():
+        print(f"  {side:<20}{wall / tokens * 1e6:>9.1f}{cpu / tokens * 1e6:>9.1f}")
+    figures = []
+    for side, target in targets.items():
+        for clock, ours, baseline in zip(("s", "CPU s"), spent["dump"], spent[side], strict=True):
+            label, unit = f"{name}: dump against {side}", f"tokens/{clock}"
+            figures.append(Figure(label, tokens / ours, tokens / baseline, target, True, unit, RUNS))
+    return figures
+
+
+def in_turn(sides: dict[str, Callable[[], Spent]], runs: int) -> dict[str, Spent]:
+    """The medians of every side, all sides in each run, each run in another order."""
+    names, found = list(sides), {name: list[Spent]() for name in sides}
+    for number in range(runs):
+        for index in range(len(names)):
+            name = names[(number + index) % len(names)]
+            found[name].append(sides[name]())
+    return {name: Spent(*map(statistics.median, zip(*spent, strict=True))) for name, spent in found.items()}
+
+
+def dumped(plan: Plan, folder: str = "dumped") -> Spent:
+    """The whole dump into a fresh folder."""
+    begun = time.process_time()
+    outcome = annotate(into(plan, folder))
+    assert outcome.made == plan.manifest.shards
+    return Spent(outcome.seconds, time.process_time() - begun)
+
+
+@torch.inference_mode()
+def teacher_alone(teacher: Teacher, batches: list[Padded], choose: bool) -> Spent:
+    """Forward passes and the head; with `choose`, the most probable ids and the normaliser of each position too."""
+    size = teacher.head.slice_positions if teacher.head is not None else None
+    wall, cpu = time.perf_counter(), time.process_time()
+    for padded in batches:
+        logits_of = run(teacher, padded.batch, Wanted(logits=True)).logits_of
+        assert logits_of is not None
+        for index_N in padded.index_N.split(size or len(padded.index_N)):
+            logits_NV = logits_of(index_N)
+            if choose:
+                logits_NV.topk(TOP_K)
+                logits_NV.logsumexp(-1)
+    if teacher.device.type == "cuda":
+        torch.cuda.synchronize()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def on_cuda(case: Case) -> list[Figure]:
+    """The same in bfloat16 on a GPU, and for how much of the time it had anything to do while `dump` ran."""
+    plan = plan_of(case, **CUDA_OPTIONS)
+    name = f"{case.name}, bf16 on {torch.cuda.get_device_name()}"
+    figures = [figure for figure in compare(name, plan, in_vocabulary=True) if figure.unit == "tokens/s"]
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100", "--id=0"]
+    shares: list[float] = []
+    for _ in range(RUNS):
+        with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as sampler:
+            annotate(into(plan, "dumped"))
+            sampler.terminate()
+            assert sampler.stdout is not None
+            shares.append(statistics.mean(float(line) / 100 for line in sampler.stdout))
+    return [
+        *figures,
+        Figure(f"{name}: GPU busy while dumping", statistics.median(shares), 1.0, BUSY_TARGET, True, "share", RUNS),
+    ]
+
+
+if __name__ == "__main__":
+    main()

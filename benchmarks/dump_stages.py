@@ -1,0 +1,122 @@
+"""What a token costs `dump`, stage by stage: microseconds of CPU, the stages run one after the other in one thread.
+
+    python benchmarks/dump_stages.py
+
+For each of the teachers of dump_cases.py; the stages are those of teacher_dump/annotate.py, where three threads share
+them. `torch.topk and logsumexp` of the same logits stands beside `choose and encode`, to compare. Medians of
+interleaved passes over one shard. With QUICK=1: fewer texts. Writes nothing.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from dump_cases import CASES, QUICK, TOP_K, into, plan_of
+
+from shared.dump.rowgroup import RowGroup
+from shared.dump.shards import shard_path, write_shard
+from shared.dump.storage import sha256_of
+from shared.memory import keep_freed_memory
+from teacher_dump.extract import Columns, Encoded, distributions
+from teacher_dump.folder import begin_folder, make_folder
+from teacher_dump.forward import Wanted, run
+from teacher_dump.memory import Budget
+from teacher_dump.plan import Plan
+from teacher_dump.rows import ShardRows, batches_of, row_groups
+
+RUNS = 1 if QUICK else 3
+ASIDE = ("torch.topk and logsumexp", "SHA-256 alone", "survey, before the first shard")
+
+
+class Clock:
+    """CPU seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Whatever runs inside counts for the stage."""
+        start = time.process_time()
+        yield
+        self.seconds[stage] += time.process_time() - start
+
+
+def main() -> None:
+    """Every teacher's table."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for case in CASES:
+        plan = plan_of(case)
+        passes = [one_pass(plan) for _ in range(RUNS)]
+        tokens = passes[0][1]
+        print(f"\n{case.name}: {tokens:,} tokens of one shard, CPU microseconds a token")
+        stages = {name: statistics.median(clock.seconds[name] for clock, _ in passes) for name in passes[0][0].seconds}
+        total = sum(seconds for name, seconds in stages.items() if name not in ASIDE)
+        for name, seconds in stages.items():
+            if name not in ASIDE:
+                print(f"  {name:<40}{seconds / tokens * 1e6:>9.2f}{seconds / total:>8.1%}")
+        print(f"  {'all':<40}{total / tokens * 1e6:>9.2f}")
+        for name in ASIDE:
+            if name in stages:
+                print(f"  ({name}: {stages[name] / tokens * 1e6:.2f})")
+
+
+@torch.inference_mode()
+def one_pass(plan: Plan) -> tuple[Clock, int]:
+    """The first shard: (seconds by stage, its tokens)."""
+    plan = into(plan, "stages")
+    make_folder(plan.request.out)
+    begin_folder(plan.request.out, plan.manifest, plan.how.tokenizer)
+    teacher, manifest, codec, clock = plan.teacher, plan.manifest, plan.manifest.distribution, Clock()
+    with clock("read the corpus"):
+        index, first_row, examples = next(plan.corpus.blocks(manifest.options.shard_rows, {0}))
+    with clock("tokenize"):
+        rows = plan.task.tokenize(plan.how, examples, first_row)
+    with clock("batches"):
+        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+        batches = list(batches_of(teacher, shard, Budget(plan.request.batch_tokens, teacher)))
+    pieces: list[tuple[int, Columns]] = []
+    wanted = Wanted.of(codec is not None, manifest.vectors.values())
+    for batch in batches:
+        with clock("forward"):
+            said = run(teacher, batch, wanted)
+        parts = []
+        slices = distributions(teacher, manifest, batch, said)
+        while True:
+            with clock("head"):
+                found = next(slices, None)
+            if found is None:
+                break
+            _, given, keys_N = found
+            if codec.columns[0].name.endswith("entries"):
+                with clock(ASIDE[0]):
+                    given.topk(TOP_K), given.logsumexp(-1)
+            with clock("choose and encode"):
+                parts.append(codec.encode(given, keys_N))
+            del found, given
+        with clock("choose and encode"):
+            tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        with clock("encode the hidden states"):
+            for name, vectors in manifest.vectors.items():
+                tensors |= vectors.encode(said.vectors[name])
+        with clock("to the host, as columns"):
+            pieces.append((len(batch.rows), Encoded({k: v.cpu() for k, v in tensors.items()}, None).columns(manifest)))
+    with clock("row groups"):
+        groups: list[RowGroup] = list(row_groups(manifest, shard, iter(pieces)))
+    with clock("Parquet, flush, SHA-256"):
+        write_shard(plan.request.out, index, manifest, iter(groups))
+    with clock(ASIDE[1]):
+        sha256_of(shard_path(plan.request.out, index))
+    with clock(ASIDE[2]):
+        plan.corpus.survey()
+    # The survey reads every row.
+    clock.seconds[ASIDE[2]] *= len(rows) / manifest.corpus.rows
+    return clock, shard.tokens
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Tokens per second of two processes that fill one dump together, against one: a core and a thread each.
+
+    python benchmarks/dump_workers.py
+
+Every process loads and checks everything (`prepare`), says that it is ready, and waits; when all are ready, all may go.
+Their time runs from that moment to the last shard's receipt: start-up does not count, idling at the end does. Shards
+are claimed through the folder, and ranks are told through the environment, as by torchrun. Medians of interleaved runs.
+With QUICK=1: less text. Writes benchmarks/out/dump_workers.json.
+
+The figure means nothing on a machine with fewer than two idle cores.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from dump_cases import MASKED, QUICK, WORK, fresh
+from report import Figure, write_figures
+
+from shared.dump.shards import read_receipt, receipt_path
+
+PROCESSES = 2
+# At 500 microseconds a token and core or more: 20 seconds and more of work for two.
+ROWS, SHARDS = (48, 6) if QUICK else (1_200, 24)
+RUNS = 1 if QUICK else 5
+TARGET = 0.85 * PROCESSES
+OPTIONS = {"limit": ROWS, "shard_rows": -(-ROWS // SHARDS), "hidden": "last", "device": "cpu"}
+READY, GO = WORK / "ready", WORK / "go"
+
+
+def main() -> None:
+    """One and two in turn."""
+    speeds: dict[int, list[float]] = {1: [], PROCESSES: []}
+    for _ in range(RUNS):
+        for count, found in speeds.items():
+            found.append(together(count))
+            print(f"{count} at work: {found[-1]:,.0f} tokens/s", flush=True)
+    two, one = (statistics.median(speeds[count]) for count in (PROCESSES, 1))
+    write_figures("dump_workers", [Figure("two processes against one", two, one, TARGET, True, "tokens/s", RUNS)])
+
+
+def together(count: int) -> float:
+    """Tokens per second of so many processes that make one dump."""
+    out = fresh("dumped")
+    fresh(READY.name).mkdir(parents=True)
+    GO.unlink(missing_ok=True)
+    processes = [
+        subprocess.Popen([sys.executable, __file__, "worker"], env=environment(rank, count)) for rank in range(count)
+    ]
+    try:
+        while len(list(READY.iterdir())) < count:
+            if any(process.poll() is not None for process in processes):
+                sys.exit("error: a process ended before it was ready; see above")
+            time.sleep(0.05)
+        begun = time.time()
+        GO.touch()
+        if any(process.wait() for process in processes):
+            sys.exit("error: a process failed; see above")
+    finally:
+        for process in processes:
+            process.kill()
+    receipts = [read_receipt(out, index) for index in range(SHARDS)]
+    tokens = sum(receipt.tokens for receipt in receipts if receipt is not None)
+    ended = max(receipt_path(out, index).stat().st_mtime for index in range(SHARDS))
+    made = [json.loads((READY / str(rank)).read_text() or "0") for rank in range(count)]
+    print(f"  shards made by each: {made}, {tokens:,} tokens in {ended - begun:.1f} s")
+    return tokens / (ended - begun)
+
+
+def environment(rank: int, count: int) -> dict[str, str]:
+    """As torchrun makes it, with one thread; alone, as a command typed by hand."""
+    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} if count > 1 else {}
+    return {**os.environ, "OMP_NUM_THREADS": "1", **told}
+
+
+def work() -> None:
+    """One of the processes."""
+    import torch
+
+    from shared.memory import keep_freed_memory
+    from teacher_dump.annotate import annotate, prepare
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    plan = prepare(MASKED.request(out=WORK / "dumped", **OPTIONS))
+    ready = READY / os.environ.get("RANK", "0")
+    ready.touch()
+    while not GO.exists():
+        time.sleep(0.005)
+    ready.write_text(json.dumps(annotate(plan).made))
+
+
+if __name__ == "__main__":
+    work() if sys.argv[1:] == ["worker"] else main()
