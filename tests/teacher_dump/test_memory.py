@@ -20,6 +20,7 @@ from shared.dump.shards import read_receipt
 from shared.errors import TeacherError
 from teacher_dump import memory
 from teacher_dump.annotate import annotate, prepare
+from teacher_dump.batches import cut_batches
 from teacher_dump.cli import _tokens_or_auto, app
 from teacher_dump.memory import DEFAULT_TOKENS, MOST_TOKENS, USED_SHARE, Budget, is_out_of_memory, largest_batch
 from teacher_dump.request import Request
@@ -279,6 +280,12 @@ def test_a_gpu_too_small_for_the_probe_keeps_the_default(monkeypatch: pytest.Mon
     budget.fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
     assert gpu.tried
     assert budget() == DEFAULT_TOKENS["cuda"]
+
+
+def test_each_batch_is_cut_by_the_budget_as_it_is_then() -> None:
+    """Of a shard of a million tokens only what lay ready already is too large."""
+    budgets = iter([40, 10, 20])
+    assert list(cut_batches([10] * 7, lambda: next(budgets))) == [slice(0, 4), slice(4, 5), slice(5, 7)]
 
 
 # --- the option ------------------------------------------------------------------------------------------------------

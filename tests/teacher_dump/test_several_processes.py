@@ -152,6 +152,7 @@ def kill(process: BaseProcess) -> None:
 def assert_complete(out: Path, alone: dict[str, bytes]) -> None:
     """Byte for byte what one process makes, and nothing besides: no claims, nothing half-written."""
     assert contents(out) == alone
+    assert not [name for name in alone if name.endswith((".tmp", ".claims"))]
     assert Dump(out).verify() == []
     assert sorted(Dump(out).scan().select("row").collect()["row"]) == list(range(ROWS))
 
@@ -302,6 +303,16 @@ def test_a_strangers_folder_is_one_still(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"thesis\.tex"):
         check_folder(tmp_path)
+
+
+def test_a_finished_shard_is_let_go_of(command: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A system has so many locks; a dump may have more shards."""
+    held: list[set[int]] = []
+    monkeypatch.setattr(
+        annotate_module, "_wait_for_others", lambda plan, claims, progress: held.append(set(claims.held))
+    )
+    annotate(prepare(dataclasses.replace(command, out=tmp_path / "dump")))
+    assert held == [set()]
 
 
 def test_a_shard_that_another_finished_since_we_looked_is_not_made_again(
