@@ -109,4 +109,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """CUDA says so by the error's type, other devices in words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+    words = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return any(each in str(error).lower() for each in words)
