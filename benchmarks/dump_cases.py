@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from teacher_dump.annotate import prepare
-from teacher_dump.batches import Batch, cut_batches, pad
+from teacher_dump.batches import cut_batches, pad
 from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
@@ -58,6 +58,7 @@ class Case:
 
     Attributes:
         make: makes the teacher in a folder.
+        head: of a language model, what makes logits_NV of the last hidden states [N, D].
         options: of the request, besides teacher, data and out.
         rows: how many texts of the corpus are dumped in a run, all of them in one shard, as they are not more than
             --shard-rows: in smaller shards rows of one length would be fewer, and padding more, than in real dumps.
@@ -67,6 +68,7 @@ class Case:
     task: str
     make: Callable[[Path], None]
     rows: int
+    head: Callable[[Any, Tensor], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,15 +82,14 @@ class Case:
             made.rename(folder)
         return folder
 
-    def request(self, **options: Any) -> Request:
-        """The dump's command, into a folder that is not there."""
-        recorded = {"hidden": "last", "hidden_codec": "int8"} | self.options
-        given = {"out": fresh("dumped"), "limit": self.rows} | recorded | options
-        return Request(str(self.teacher), self.task, (str(corpus()),), **given)
+    def request(self, out: Path, **options: Any) -> Request:
+        """What `dump` is asked for, on the CPU unless another device is among the options."""
+        recorded = {"hidden": "last", "hidden_codec": "int8", "limit": self.rows, "device": "cpu"} | self.options
+        return Request(str(self.teacher), self.task, (str(corpus()),), out, **(recorded | options))
 
     def command(self, out: Path, **options: Any) -> list[str]:
         """The same as a command line."""
-        request = dataclasses.asdict(self.request(out=out, **options))
+        request = dataclasses.asdict(self.request(out, **options))
         default = dataclasses.asdict(Request("", "", (), Path()))
         command = [str(Path(sys.executable).parent / "dump")]
         for name, value in request.items():
@@ -177,6 +178,7 @@ MASKED = Case(
     "masked-lm",
     make_masked_lm,
     rows=32 if QUICK else 320,
+    head=lambda model, hidden_ND: model.cls.predictions(hidden_ND),
     options={"positions": "all", "top_k": TOP_K},
 )
 CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=64 if QUICK else 1_024)
@@ -185,6 +187,7 @@ CAUSAL = Case(
     "causal-lm",
     make_causal_lm,
     rows=16 if QUICK else 160,
+    head=lambda model, hidden_ND: model.lm_head(hidden_ND),
     options={"top_k": TOP_K},
 )
 CASES = (MASKED, CLASSIFIER, CAUSAL)
@@ -192,29 +195,31 @@ CASES = (MASKED, CLASSIFIER, CAUSAL)
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch that needs nothing but the teacher.
+    """A batch that needs nothing but the model.
 
     Attributes:
-        inputs: [B, L], tokenized and padded.
-        index_N: where the recorded positions are in the flattened inputs; of a task with one distribution a row, rows.
+        inputs: as the model takes them, [B, L].
+        index_N: where the recorded positions are in the flattened inputs.
+        tokens: without padding.
     """
 
-    batch: Batch
+    inputs: dict[str, Tensor]
     index_N: Tensor
+    tokens: int
 
 
 def padded_batches(plan: Plan) -> list[Padded]:
-    """The batches that `dump` makes of the corpus, tokenized and padded beforehand."""
+    """The rows of the corpus in the batches that `dump` would make of them if it padded, on the teacher's device."""
     found = []
-    budget = Budget(plan.request.batch_tokens, plan.teacher)
-    for index, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, range(plan.manifest.shards)):
+    teacher, budget = plan.teacher, Budget(plan.request.batch_tokens, plan.teacher)
+    for _, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, range(plan.manifest.shards)):
         rows = plan.task.tokenize(plan.how, examples, first_row)
-        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+        shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)))
         for part in cut_batches(shard.lengths, budget):
-            batch = pad(shard.rows[part], shard.numbers[part], plan.teacher.pad_token_id)
-            per_row = plan.manifest.recorded == "row"
-            index_N = torch.arange(len(batch.rows)) if per_row else torch.from_numpy(batch.position_index())
-            found.append(Padded(batch.to(plan.teacher.device), index_N.to(plan.teacher.device)))
+            batch = pad(shard.rows[part], shard.numbers[part], teacher.pad_token_id).to(teacher.device)
+            inputs = {name: tensor for name, tensor in batch.inputs.items() if teacher.takes(name)}
+            index_N = torch.from_numpy(batch.position_index()).to(teacher.device)
+            found.append(Padded(inputs, index_N, batch.tokens))
     return found
 
 
@@ -225,4 +230,4 @@ def into(plan: Plan, name: str) -> Plan:
 
 def plan_of(case: Case, **options: Any) -> Plan:
     """The case, checked, calibrated and ready to be dumped any number of times with `into`."""
-    return prepare(case.request(**options))
+    return prepare(case.request(fresh("dumped"), **options))

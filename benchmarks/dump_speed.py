@@ -15,15 +15,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from dump_cases import CASES, CAUSAL, MASKED, QUICK, TEXTS, TOP_K, Case, Padded, into, padded_batches, plan_of
+from dump_cases import CASES, MASKED, QUICK, TEXTS, TOP_K, Case, Padded, into, padded_batches, plan_of
 from report import Figure, write_figures
+from torch import Tensor
 
 from shared.memory import keep_freed_memory
 from teacher_dump.annotate import annotate
-from teacher_dump.forward import Wanted, run
 from teacher_dump.plan import Plan
 from teacher_dump.teacher import Teacher
 
@@ -31,6 +31,7 @@ RUNS = 2 if QUICK else 5
 # Of the baseline's speed.
 CHOSEN_TARGET, BARE_TARGET, BUSY_TARGET = 0.95, 0.85, 0.95
 CUDA_OPTIONS = {"device": "cuda", "dtype": "bf16", "batch_tokens": 32_768, "limit": TEXTS}
+Head = Callable[[Any, Tensor], Tensor]
 
 
 class Spent(NamedTuple):
@@ -46,7 +47,7 @@ def main() -> None:
     keep_freed_memory()
     figures: list[Figure] = []
     for case in CASES:
-        figures += compare(case.name, plan_of(case), in_vocabulary=case in (MASKED, CAUSAL))
+        figures += compare(case.name, case.head, plan_of(case))
     if torch.cuda.is_available():
         figures += on_cuda(MASKED)
     else:
@@ -54,17 +55,18 @@ def main() -> None:
     write_figures("dump_speed", figures)
 
 
-def compare(name: str, plan: Plan, in_vocabulary: bool) -> list[Figure]:
+def compare(name: str, head: Head | None, plan: Plan) -> list[Figure]:
     """One teacher: `dump` and its baselines in turn."""
     batches = padded_batches(plan)
-    tokens = sum(padded.batch.tokens for padded in batches)
+    tokens = sum(padded.tokens for padded in batches)
+    alone = partial(teacher_alone, plan.teacher, head, batches)
     sides: dict[str, Callable[[], Spent]] = {
         "dump": partial(dumped, plan),
-        "forward and head": partial(teacher_alone, plan.teacher, batches, choose=False),
+        "forward and head": partial(alone, choose=False),
     }
-    targets = {"forward and head": BARE_TARGET if in_vocabulary else CHOSEN_TARGET}
-    if in_vocabulary:
-        sides["chosen"] = partial(teacher_alone, plan.teacher, batches, choose=True)
+    targets = {"forward and head": CHOSEN_TARGET if head is None else BARE_TARGET}
+    if head is not None:
+        sides["chosen"] = partial(alone, choose=True)
         targets["chosen"] = CHOSEN_TARGET
     spent = in_turn(sides, RUNS)
     print(f"\n{name}: {tokens:,} tokens in {len(batches)} padded batches; microseconds a token, wall and CPU")
@@ -97,19 +99,22 @@ def dumped(plan: Plan, folder: str = "dumped") -> Spent:
 
 
 @torch.inference_mode()
-def teacher_alone(teacher: Teacher, batches: list[Padded], choose: bool) -> Spent:
-    """Forward passes and the head; with `choose`, the most probable ids and the normaliser of each position too."""
-    size = teacher.head.slice_positions if teacher.head is not None else None
+def teacher_alone(teacher: Teacher, head: Head | None, batches: list[Padded], choose: bool) -> Spent:
+    """Forward passes, and of a language model the head on slices of the recorded positions; with `choose`, the most
+    probable ids and the normaliser of each position too."""
+    model: Any = teacher.model
     wall, cpu = time.perf_counter(), time.process_time()
     for padded in batches:
-        logits_of = run(teacher, padded.batch, Wanted(logits=True)).logits_of
-        assert logits_of is not None
-        for index_N in padded.index_N.split(size or len(padded.index_N)):
-            logits_NV = logits_of(index_N)
+        if head is None or teacher.head is None:
+            model(**padded.inputs)
+            continue
+        hidden_ND = model.base_model(**padded.inputs).last_hidden_state.flatten(0, 1)
+        for index_N in padded.index_N.split(teacher.head.slice_positions):
+            logits_NV = head(model, hidden_ND[index_N]).float()
             if choose:
                 logits_NV.topk(TOP_K)
                 logits_NV.logsumexp(-1)
-    if teacher.device.type == "cuda":
+    if model.device.type == "cuda":
         torch.cuda.synchronize()
     return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
@@ -118,7 +123,7 @@ def on_cuda(case: Case) -> list[Figure]:
     """The same in bfloat16 on a GPU, and for how much of the time it had anything to do while `dump` ran."""
     plan = plan_of(case, **CUDA_OPTIONS)
     name = f"{case.name}, bf16 on {torch.cuda.get_device_name()}"
-    figures = [figure for figure in compare(name, plan, in_vocabulary=True) if figure.unit == "tokens/s"]
+    figures = [figure for figure in compare(name, case.head, plan) if figure.unit == "tokens/s"]
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100", "--id=0"]
     shares: list[float] = []
     for _ in range(RUNS):

@@ -27,7 +27,7 @@ PROCESSES = 2
 ROWS, SHARDS = (48, 6) if QUICK else (1_200, 24)
 RUNS = 1 if QUICK else 5
 TARGET = 0.85 * PROCESSES
-OPTIONS = {"limit": ROWS, "shard_rows": -(-ROWS // SHARDS), "hidden": "last", "device": "cpu"}
+OPTIONS = {"limit": ROWS, "shard_rows": -(-ROWS // SHARDS)}
 READY, GO = WORK / "ready", WORK / "go"
 
 
@@ -85,7 +85,7 @@ def work() -> None:
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    plan = prepare(MASKED.request(out=WORK / "dumped", **OPTIONS))
+    plan = prepare(MASKED.request(WORK / "dumped", **OPTIONS))
     ready = READY / os.environ.get("RANK", "0")
     ready.touch()
     while not GO.exists():

@@ -6,6 +6,8 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -26,9 +28,10 @@ class Figure:
 
 
 def machine() -> str:
-    """Processor, cores and memory, in words."""
+    """Processor, cores, memory and GPU, in words."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, CPU only"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, {gpu}"
 
 
 def write_figures(name: str, figures: list[Figure]) -> None:
