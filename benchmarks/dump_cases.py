@@ -48,8 +48,8 @@ LARGE_VOCABULARY = 152_064
 # The tied head of random weights on top of pretrained states: with this scale its entropy is 2.8 nats and the 64 most
 # probable ids have 0.93 of the mass, about as a trained language model's.
 HEAD_SCALE = 4.0
-# Likewise for random states and embeddings: logits of standard deviation sqrt(256) * 0.25 = 4.
-LLAMA_INITIALIZER_RANGE = 0.25
+# Likewise for random states and embeddings: logits of standard deviation sqrt(512) * 0.177 = 4.
+LLAMA_INITIALIZER_RANGE = 0.177
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,15 @@ def make_classifier(folder: Path) -> None:
 
 
 def make_causal_lm(folder: Path) -> None:
-    """A random llama of 2 x 256 with a vocabulary of 152,064, tied."""
+    """A random llama of 4 x 512 with a vocabulary of 152,064, tied. (The smallest published with so many entries is
+    Qwen2.5-0.5B, 24 x 896.)"""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=LARGE_VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=4,
+        num_attention_heads=8,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=LLAMA_INITIALIZER_RANGE,
@@ -212,8 +213,8 @@ def padded_batches(plan: Plan) -> list[Padded]:
     """The rows of the corpus in the batches that `dump` would make of them if it padded, on the teacher's device."""
     found = []
     teacher, budget = plan.teacher, Budget(plan.request.batch_tokens, plan.teacher)
-    for _, first_row, examples in plan.corpus.blocks(plan.manifest.options.shard_rows, range(plan.manifest.shards)):
-        rows = plan.task.tokenize(plan.how, examples, first_row)
+    for _, first_row, parse in plan.corpus.blocks(plan.manifest.options.shard_rows):
+        rows = plan.task.tokenize(plan.how, parse(), first_row)
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)))
         for part in cut_batches(shard.lengths, budget):
             batch = pad(shard.rows[part], shard.numbers[part], teacher.pad_token_id).to(teacher.device)

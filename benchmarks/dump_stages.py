@@ -73,14 +73,15 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
     begin_folder(plan.request.out, plan.manifest, plan.how.tokenizer)
     teacher, manifest, codec, clock = plan.teacher, plan.manifest, plan.manifest.distribution, Clock()
     with clock("read the corpus"):
-        index, first_row, examples = next(plan.corpus.blocks(manifest.options.shard_rows, {0}))
+        index, first_row, parse = next(plan.corpus.blocks(manifest.options.shard_rows))
+        examples = parse()
     with clock("tokenize"):
         rows = plan.task.tokenize(plan.how, examples, first_row)
     with clock("batches"):
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
         batches = list(batches_of(teacher, shard, Budget(plan.request.batch_tokens, teacher)))
     pieces: list[tuple[int, Columns]] = []
-    wanted = Wanted.of(getattr(codec, "takes", True), manifest.vectors.values())
+    wanted = Wanted.of(codec.takes if codec else None, manifest.vectors.values())
     for batch in batches:
         with clock("forward"):
             said = run(teacher, batch, wanted)
