@@ -12,6 +12,7 @@ Shapes: T tokens of all rows, D width, V vocabulary or classes.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,8 +102,16 @@ def _alone(model: PreTrainedModel, row: TokenizedRow) -> Tensor:
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """The last hidden states [1, T, D] and, of models that have them for every token, logits [1, T, V]."""
-    output = model(**inputs, output_hidden_states=True, return_dict=True)
+    """The last hidden states [1, T, D] and, of classifiers that have them for every token, logits [1, T, V].
+
+    A language model runs without its head, which looks at each token by itself (`VocabularyHead` asks about that): its
+    logits for this many tokens would be the largest thing in memory of the whole dump.
+    """
+    runner = model if model.get_output_embeddings() is None else model.base_model
+    arguments: dict[str, Any] = {**inputs, "output_hidden_states": True, "return_dict": True}
+    if "use_cache" in inspect.signature(runner.forward).parameters:
+        arguments["use_cache"] = False
+    output = runner(**arguments)
     hidden_1TD, logits = output.hidden_states[-1], getattr(output, "logits", None)
     if logits is None or logits.ndim != 3 or logits.shape[:2] != hidden_1TD.shape[:2]:
         return [hidden_1TD]
