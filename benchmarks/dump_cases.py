@@ -178,16 +178,16 @@ MASKED = Case(
     "masked LM, all positions",
     "masked-lm",
     make_masked_lm,
-    rows=32 if QUICK else 320,
+    rows=16 if QUICK else 320,
     head=lambda model, hidden_ND: model.cls.predictions(hidden_ND),
     options={"positions": "all", "top_k": TOP_K},
 )
-CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=64 if QUICK else 1_024)
+CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=32 if QUICK else 1_024)
 CAUSAL = Case(
     "causal LM, 152k",
     "causal-lm",
     make_causal_lm,
-    rows=16 if QUICK else 160,
+    rows=8 if QUICK else 160,
     head=lambda model, hidden_ND: model.lm_head(hidden_ND),
     options={"top_k": TOP_K},
 )

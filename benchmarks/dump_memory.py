@@ -4,7 +4,7 @@
 
 The first is measured against a process that takes the model's own logits of one such batch (10 GB in float32) and of
 them torch.topk, and torch.logsumexp in slices (whole, that would copy them). It is left out, with a sentence, where the
-machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 2,048 tokens, and
+machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 1,024 tokens, and
 fewer rows. Writes benchmarks/out/dump_memory.json.
 """
 
@@ -16,7 +16,7 @@ from dump_cases import CAUSAL, LARGE_VOCABULARY, QUICK, TOP_K, fresh, texts
 from memory import dump_command, make_corpus, make_teacher, peak_megabytes
 from report import Figure, write_figures
 
-BATCH_TOKENS = 2_048 if QUICK else 16_384
+BATCH_TOKENS = 1_024 if QUICK else 16_384
 # Texts have 44 tokens on average; rows are what a whole batch needs.
 ROWS = BATCH_TOKENS // 32
 SMALL, LARGE = (500, 2_500) if QUICK else (1_000, 100_000)

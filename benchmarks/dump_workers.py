@@ -24,7 +24,7 @@ from shared.dump.shards import read_receipt, receipt_path
 
 PROCESSES = 2
 # At 500 microseconds a token and core or more: 20 seconds and more of work for two.
-ROWS, SHARDS = (48, 6) if QUICK else (1_200, 24)
+ROWS, SHARDS = (24, 6) if QUICK else (1_200, 24)
 RUNS = 1 if QUICK else 5
 TARGET = 0.85 * PROCESSES
 OPTIONS = {"limit": ROWS, "shard_rows": -(-ROWS // SHARDS)}
