@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from shared.dump.codecs import LogitStep
 
-# Logits of a slice. A CPU's matrix products want some 200 positions: with 152,064 ids and 512 numbers wide, slices of 64
-# took 6.4 ms a position for all three of them, 128 5.4, 256 and more 5.1.
+# Logits of a slice. A CPU's matrix products want some 200 positions: with 152,064 ids and 512 numbers wide, slices of
+# 64 took 6.4 ms a position for all three of them, 128 5.4, 256 and more 5.1.
 SLICE_VALUES = {"cuda": 2**27, "cpu": 2**25}
 FEWEST_POSITIONS = 64
 
