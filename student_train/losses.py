@@ -155,7 +155,7 @@ def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor, overwrite: bool =
     has_label_N1 = labels_N[:, None] != MISSING_LABEL
     label_N1 = labels_N[:, None].long().masked_fill(~has_label_N1, 0)
     log_q_NC = lump(_at_least_float32(student_logits_NV), label_N1, has_label_N1, overwrite).log_softmax(1)
-    return -log_q_NC[:, :1].masked_fill(~has_label_N1, 0.0).sum() / has_label_N1.sum().clamp(min=1)
+    return _mean(-log_q_NC[:, :1], has_label_N1)
 
 
 def hidden_mse(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -187,9 +187,11 @@ def _at_temperature(logits_NC: Tensor, temperature: float) -> Tensor:
     return _at_least_float32(logits_NC) if temperature == 1 else _at_least_float32(logits_NC) / temperature
 
 
-def _mean(values: Tensor) -> Tensor:
-    """The mean, and zero for no values."""
-    return values.sum() / max(values.numel(), 1)
+def _mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """The mean (of those that are counted), and zero for no values. What is masked reaches no gradient."""
+    if counted is None:
+        return values.sum() / max(values.numel(), 1)
+    return values.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

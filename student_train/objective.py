@@ -1,10 +1,10 @@
-"""The losses of a recipe: what each needs from the dump, and their weighted sum over a batch.
+"""The losses of a recipe: what each needs from the dump, and its value over a batch.
 
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, V classes, D width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -88,9 +88,9 @@ class _Loss(BaseModel, ABC):
                 "Dump again with this signal, or leave the loss out."
             )
 
-    def count(self, heard: Heard) -> Tensor:
-        """How many positions (or whatever it is a mean over) its value is the mean of."""
-        return torch.tensor(len(heard.labels_N), device=heard.labels_N.device)
+    def counted(self, labels_N: Tensor) -> Tensor:
+        """How many of these recorded positions its value is the mean over: all, unless it says otherwise."""
+        return torch.tensor(len(labels_N), device=labels_N.device)
 
     @abstractmethod
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
@@ -140,25 +140,20 @@ class KLLoss(_Loss):
             )
         if self._is_sampled(codec.samples) and self.divergence != "forward":
             raise RecipeError(
-                f"the loss 'kl' with divergence = \"{self.divergence}\" needs the teacher's probabilities, and in "
-                f'{source.name} sampled ids stand for them; use divergence = "forward", tail = "class" (not for random '
-                "draws), or a dump of another selection."
+                f"the loss 'kl' knows no divergence {self.divergence!r} from sampled ids, and {source.name} holds "
+                'such; use divergence = "forward", tail = "class", or a dump of another selection.'
             )
         if self.tail == "gold":
             self._check_gold(source)
 
     def _check_gold(self, source: Source) -> None:
-        if source.has_dense_logits:
-            raise RecipeError(
-                f"the loss 'kl' with tail = \"gold\" needs a tail, and {source.name} holds all logits; leave tail out."
-            )
-        if not source.has_gold:
-            raise RecipeError(f"the loss 'kl' with tail = \"gold\" needs gold labels, and {source.name} has none.")
-        if self.temperature != 1:
-            raise RecipeError(
-                f"the loss 'kl' with tail = \"gold\" knows no temperature (here {self.temperature:g}), as the mass is "
-                'not where the teacher has it; use temperature = 1, or tail = "class".'
-            )
+        for is_so, reason in (
+            (source.has_dense_logits, f"needs a tail, and {source.name} holds all logits; leave tail out."),
+            (not source.has_gold, f"needs gold labels, and {source.name} has none; leave tail out."),
+            (self.temperature != 1, f"knows no temperature (here {self.temperature:g}); use temperature = 1."),
+        ):
+            if is_so:
+                raise RecipeError(f"the loss 'kl' with tail = \"gold\" {reason}")
 
     def _is_sampled(self, dump_samples: bool) -> bool:
         return self.tail == "sampled" or (self.tail is None and dump_samples)
@@ -239,8 +234,8 @@ class GoldLoss(_Loss):
                 "leave the loss out."
             )
 
-    def count(self, heard: Heard) -> Tensor:
-        return (heard.labels_N != losses.MISSING_LABEL).sum()
+    def counted(self, labels_N: Tensor) -> Tensor:
+        return (labels_N != losses.MISSING_LABEL).sum()
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert said.logits_NV is not None
@@ -269,10 +264,6 @@ class HiddenLoss(_Loss):
     @property
     def student_layer(self) -> int:
         return self.student_layer_index
-
-    def count(self, heard: Heard) -> Tensor:
-        vectors_TD = heard.vectors_TD[self.signal]
-        return torch.tensor(len(vectors_TD), device=vectors_TD.device)
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         student_TD = said.hidden_TD[self.student_layer_index]
@@ -308,51 +299,3 @@ def make_projections(specs: tuple[_Loss, ...], source: Source, student: nn.Modul
         if student_width != teacher_width:
             projections[str(index)] = nn.Linear(student_width, teacher_width)
     return projections
-
-
-def total_loss(
-    specs: tuple[_Loss, ...],
-    said: Said,
-    heard: Heard,
-    projections: nn.ModuleDict,
-    counts: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by its name (detached, not weighted).
-
-    `counts`, one a loss, are what each is divided by in place of its own `count`: where a step has several batches or
-    ranks, the count over all of them makes the sum of their losses the mean over all positions.
-    """
-    own = [spec.count(heard).clamp(min=1) for spec in specs]
-    wholes = own if counts is None else [count.clamp(min=1) for count in counts]
-    labels, total, parts = _labels(specs), torch.zeros(()), {}
-    in_slices = [index for index, spec in enumerate(specs) if spec.by_position and said.sliced is not None]
-    if in_slices:
-        assert said.sliced is not None
-
-        def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
-            there, values = heard.part(part), []
-            for index in in_slices:
-                here = Said(logits_MV, (), overwrite=index == in_slices[-1])
-                values.append(specs[index].value(here, there, None) * (specs[index].count(there) / wholes[index]))
-            weighted = [specs[index].weight * value for index, value in zip(in_slices, values, strict=True)]
-            return torch.stack(weighted).sum(), torch.stack(values)
-
-        total, values_P = said.sliced.judged(judge)
-        parts = dict(zip((labels[index] for index in in_slices), values_P, strict=True))
-    for index, spec in enumerate(specs):
-        if index in in_slices:
-            continue
-        value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)  # noqa: SIM401
-        if counts is not None:
-            value = value * (own[index] / wholes[index])
-        parts[labels[index]] = value.detach()
-        total = total.to(value.device) + spec.weight * value
-    return total, {label: parts[label] for label in labels}
-
-
-def _labels(specs: tuple[_Loss, ...]) -> list[str]:
-    """Their names, a second of the same kind with its number."""
-    labels: list[str] = []
-    for index, spec in enumerate(specs):
-        labels.append(spec.label if spec.label not in labels else f"{spec.label}#{index}")
-    return labels

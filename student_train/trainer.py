@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from shared.progress import Progress, human_seconds
 from student_train.head import StudentHead, plain_head
 from student_train.loader import Batch, TrainingBatches
-from student_train.objective import Heard, Said, make_projections, total_loss
+from student_train.objective import Heard, Said, make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.total import total_loss
 
 PROJECTIONS = "distillation_projections"
 

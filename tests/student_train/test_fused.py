@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.dump.codecs import DenseTargets, LogitStep, SparseTargets, Targets
 from student_train import fused
 from student_train.fused import SlicedLogits
-from student_train.objective import GoldLoss, Heard, KLLoss, LogitsMSELoss, Said, TeacherLabelLoss, total_loss
+from student_train.objective import GoldLoss, Heard, KLLoss, LogitsMSELoss, Said, TeacherLabelLoss
+from student_train.total import total_loss
 
 N, V, D = 7, 9, 3
 NOTHING = nn.ModuleDict()
@@ -145,9 +146,9 @@ def test_the_size_of_a_slice_changes_nothing(case: tuple[str, str], monkeypatch:
 
 
 @each_case
-def test_four_micro_batches_are_one_big_batch_if_all_are_divided_by_the_count_of_all(case: tuple[str, str]) -> None:
+def test_four_micro_batches_are_one_big_batch_by_their_shares_of_what_is_counted(case: tuple[str, str]) -> None:
     (sliced, inputs), heard, specs = head_of(), heard_of(case), specs_of(case)
-    counts = [spec.count(heard) for spec in specs]
+    whole = [spec.counted(heard.labels_N).clamp(min=1) for spec in specs]
     expected, parts = in_slices(case, sliced, heard)
     gradients = torch.autograd.grad(expected, inputs)
     for is_sliced in (True, False):
@@ -156,7 +157,9 @@ def test_four_micro_batches_are_one_big_batch_if_all_are_divided_by_the_count_of
             mine = SlicedLogits(sliced.states_ND[part], *inputs[1:], sliced.after, sliced.dtype)
             logits = None if is_sliced else nn.functional.linear(mine.states_ND, *inputs[1:])
             said = Said(logits, (), mine if is_sliced else None)
-            total, here = total_loss(specs, said, heard.part(part), NOTHING, counts)
+            mine_of = [spec.counted(heard.labels_N[part]) for spec in specs]
+            shares = torch.stack([count / of for count, of in zip(mine_of, whole, strict=True)]).double()
+            total, here = total_loss(specs, said, heard.part(part), NOTHING, shares)
             totals.append(total)
             sums = {name: value + float(here[name]) for name, value in sums.items()}
         assert sums == pytest.approx({name: float(value) for name, value in parts.items()})
@@ -262,8 +265,7 @@ def test_gradients_too_small_for_float16_are_not_lost() -> None:
     (sliced, inputs), heard = head_of(), heard_of(case)
     expected = torch.autograd.grad(in_slices(case, sliced, heard)[0], inputs)
     half = SlicedLogits(*[t.detach().float().requires_grad_() for t in inputs], LogitStep(), torch.float16)
-    tiny = [torch.tensor(N * 10**8)]
-    total, _ = total_loss(specs_of(case), Said(None, (), half), heard, NOTHING, tiny)
+    total, _ = total_loss(specs_of(case), Said(None, (), half), heard, NOTHING, torch.tensor([1e-8]))
     weight = half.weight_VD
     (found,) = torch.autograd.grad(total * 1e8, weight)
     torch.testing.assert_close(found.double(), expected[1], rtol=0.02, atol=0.02 * float(expected[1].abs().max()))

@@ -14,9 +14,10 @@ from shared.dump.codecs import LogitStep
 from student_train import distill, evaluate, fused, head, trainer
 from student_train.head import plain_head
 from student_train.loader import Batch, collate
-from student_train.objective import GoldLoss, KLLoss, TeacherLabelLoss, total_loss
+from student_train.objective import GoldLoss, KLLoss, TeacherLabelLoss
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource
+from student_train.total import total_loss
 from student_train.trainer import heard_about, said_about
 
 # Task, kind, configuration, what follows the projection.
@@ -89,16 +90,17 @@ def test_the_student_learns_the_same_from_slices(
 
 @pytest.mark.parametrize("name", DUMPS)
 def test_padding_changes_nothing(name: str, dumps: dict[str, Path], make_teacher: Callable[..., Path]) -> None:
-    """Rows each alone and unpadded, divided by the counts of all, add up to the padded batch."""
+    """Rows each alone and unpadded, counted by their shares of what is counted, add up to the padded batch."""
     source = DumpSource(dumps[name])
     task = source.task.name
     model, rows = load(task, make_teacher(task, seed=1)), [0, 15, 8]
     plain, together = plain_head(model), batch_of(source, rows)
-    counts = [spec.count(heard_about(together, source)) for spec in SPECS]
+    whole = torch.stack([spec.counted(together["labels"]) for spec in SPECS])
     totals = []
     for batch in (together, *(batch_of(source, [row]) for row in rows)):
         said = said_about(model, batch, source, False, plain)
-        totals.append(total_loss(SPECS, said, heard_about(batch, source), nn.ModuleDict(), counts)[0])
+        shares = torch.stack([spec.counted(batch["labels"]) for spec in SPECS]) / whole
+        totals.append(total_loss(SPECS, said, heard_about(batch, source), nn.ModuleDict(), shares)[0])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole = torch.autograd.grad(totals[0], parameters, allow_unused=True, materialize_grads=True)
     alone = torch.autograd.grad(torch.stack(totals[1:]).sum(), parameters, allow_unused=True, materialize_grads=True)
