@@ -16,6 +16,7 @@ from shared.errors import RecipeError, UsageError
 from shared.text.metrics import Predictions
 from shared.text.tasks import TASKS, Task, task_named
 from student_train import losses
+from student_train.head import plain_head
 from student_train.loader import Batch, in_order
 from student_train.objective import Heard, KLLoss, Said
 from student_train.recipe import ColumnNames
@@ -172,25 +173,26 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
     # The value of a loss against sampled ids is no divergence.
     has_exact_ids = source.distribution is not None and source.distribution.has_exact_ids
     measure = KLLoss(tail="class" if has_exact_ids else None)
+    head = plain_head(model) if source.task.classes == "vocabulary" else None
     for host_batch in in_order(source, columns, EVAL_ROWS, by_length=True):
         batch = _to(host_batch, model.device)
-        logits_NV = said_about(model, batch, source, wants_hidden=False).logits_NV
-        assert logits_NV is not None
-        labels_N = batch["labels"]
-        labelled = int((labels_N != losses.MISSING_LABEL).sum())
-        predictions.negative_log_likelihood += float(losses.cross_entropy(logits_NV, labels_N)) * labelled
-        predictions.labelled += labelled
-        guess_N = logits_NV.argmax(-1)
+        heard = heard_about(batch, source) if columns else Heard(None, {}, batch["labels"])
+        guesses = []
+        for part, logits_NV in said_about(model, batch, source, False, head).parts():
+            said, heard_here = Said(logits_NV, ()), heard.part(part)
+            labelled = int((heard_here.labels_N != losses.MISSING_LABEL).sum())
+            nats = losses.cross_entropy(logits_NV, heard_here.labels_N)
+            predictions.negative_log_likelihood += float(nats) * labelled
+            predictions.labelled += labelled
+            guesses.append(logits_NV.argmax(-1))
+            if heard_here.targets is not None:
+                agreed += int((guesses[-1] == heard_here.targets.argmax()).sum())
+                positions += len(logits_NV)
+                divergence += float(measure.value(said, heard_here, None)) * len(logits_NV)
         if source.task.classes == "labels":
             counts = _positions_per_row(batch, source)
-            predictions.predicted += np.split(guess_N.cpu().numpy(), np.cumsum(counts)[:-1])
-            predictions.labels += np.split(labels_N.cpu().numpy(), np.cumsum(counts)[:-1])
-        targets = heard_about(batch, source).targets if columns else None
-        if targets is not None:
-            agreed += int((guess_N == targets.argmax()).sum())
-            positions += len(guess_N)
-            said, heard = Said(logits_NV, ()), Heard(targets, {}, labels_N)
-            divergence += float(measure.value(said, heard, None)) * len(guess_N)
+            predictions.predicted += np.split(torch.cat(guesses).cpu().numpy(), np.cumsum(counts)[:-1])
+            predictions.labels += np.split(batch["labels"].cpu().numpy(), np.cumsum(counts)[:-1])
     return predictions, agreed / max(positions, 1), divergence / max(positions, 1)
 
 

@@ -1,9 +1,10 @@
 """What a student is punished for, as pure functions of tensors.
 
 Each loss takes what the student says and what the teacher said at N recorded positions and returns one number, the
-mean over them. Inputs in half precision are computed in float32: a vocabulary's log-probabilities span some 30 nats,
-and bfloat16 resolves only 0.1 there. No positions at all give a zero that is still part of the graph, so that a batch
-without targets trains nothing and breaks nothing.
+mean over them (`Divergence` says which of the divergences). Inputs in half precision are computed in float32: a
+vocabulary's log-probabilities span some 30 nats, and bfloat16 resolves only 0.1 there. No positions at all give a zero
+that is still part of the graph, so that a batch without targets trains nothing and breaks nothing. With `overwrite` the
+student's logits may be used up, as nobody looks at them afterwards: see `lump`.
 
 Shape suffixes:
     N  recorded positions
@@ -21,14 +22,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from student_train.divergence import NO_MASS, Divergence
+from student_train.lumping import lump
+
 Tail = Literal["class", "renormalise"]
 
 MISSING_LABEL = -100
-NO_MASS = float("-inf")
+FORWARD = Divergence()
 
 
-def kl_dense(student_logits_NV: Tensor, teacher_logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """Forward KL(teacher || student) over all classes, times temperature squared.
+def kl_dense(
+    student_logits_NV: Tensor, teacher_logits_NV: Tensor, temperature: float = 1.0, divergence: Divergence = FORWARD
+) -> Tensor:
+    """KL(teacher || student), or another divergence, over all classes, times temperature squared.
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2: the square keeps
     the size of the gradients when the temperature changes.
@@ -37,7 +43,7 @@ def kl_dense(student_logits_NV: Tensor, teacher_logits_NV: Tensor, temperature: 
     >>> kl_dense(logits, logits + 5.0).item()
     0.0
     """
-    return _tempered_kl(student_logits_NV, teacher_logits_NV, temperature)
+    return _tempered(divergence, student_logits_NV, teacher_logits_NV, temperature)
 
 
 def kl_sparse(
@@ -49,8 +55,11 @@ def kl_sparse(
     temperature: float = 1.0,
     tail: Tail = "class",
     log_sum_N: Tensor | None = None,
+    divergence: Divergence = FORWARD,
+    overwrite: bool = False,
 ) -> Tensor:
-    """Forward KL(teacher || student), times temperature squared, where the teacher kept K ids of the vocabulary.
+    """KL(teacher || student), or another divergence, times temperature squared, where the teacher kept K ids of the
+    vocabulary.
 
     `log_probs_NK` are the teacher's log-probabilities of `ids_NK` over the whole vocabulary, and `tail_N` is the log of
     its mass outside of them, -inf where nothing is outside. A row with fewer than K candidates is filled up with
@@ -69,38 +78,52 @@ def kl_sparse(
     0.0
     """
     is_kept_NK = log_probs_NK != NO_MASS
-    student_NK = student_logits_NV.gather(1, ids_NK).masked_fill(~is_kept_NK, NO_MASS)
     if tail == "renormalise":
-        return _tempered_kl(student_NK, log_probs_NK, temperature)
+        student_NK = student_logits_NV.gather(1, ids_NK).masked_fill(~is_kept_NK, NO_MASS)
+        return _tempered(divergence, student_NK, log_probs_NK, temperature)
 
     if log_sum_N is not None:
         log_probs_NK = log_probs_NK / temperature - log_sum_N[:, None]
         # What rounding makes of an empty tail is a little more or less than nothing.
         outside_N = 1 - log_probs_NK.exp().sum(dim=1)
         tail_N = torch.where(outside_N > 0, outside_N.clamp(min=torch.finfo(outside_N.dtype).tiny).log(), NO_MASS)
-        student_logits_NV = _at_least_float32(student_logits_NV) / temperature
-        untempered = kl_sparse(student_logits_NV, ids_NK, log_probs_NK, tail_N)
+        student_logits_NV = _at_temperature(student_logits_NV, temperature)
+        untempered = kl_sparse(
+            student_logits_NV, ids_NK, log_probs_NK, tail_N, divergence=divergence, overwrite=overwrite
+        )
         return untempered * temperature**2
 
     # Where the whole vocabulary is kept, a tail can only be the teacher's rounding, which no student could match.
     keeps_all_N1 = is_kept_NK.sum(dim=1, keepdim=True) == student_logits_NV.shape[1]
     teacher_tail_N1 = tail_N[:, None].masked_fill(keeps_all_N1, NO_MASS)
-    # The student's mass outside is the sum over everything outside: 1 - sum(kept) would lose all its digits, and its
-    # gradient would blow up, exactly where a good student ends, with nearly all of its mass on the kept ids.
-    # A filling points at an id that is erased anyway. (Where a row has none, the tail is its only class: loss zero.)
-    erased_NK = torch.where(is_kept_NK, ids_NK, ids_NK.gather(1, log_probs_NK.argmax(dim=1, keepdim=True)))
-    # A row that would lose everything loses nothing until the sum is taken, whose gradient would be NaN.
-    erasure_N1 = torch.where(keeps_all_N1, 0.0, NO_MASS).to(student_logits_NV.dtype)
-    outside_NV = student_logits_NV.scatter(1, erased_NK, erasure_N1.expand_as(erased_NK))
-    student_tail_N1 = _at_least_float32(outside_NV).logsumexp(dim=1, keepdim=True).masked_fill(keeps_all_N1, NO_MASS)
-    return _tempered_kl(
-        torch.cat([student_NK, student_tail_N1], dim=1),
-        torch.cat([log_probs_NK, teacher_tail_N1], dim=1),
-        temperature,
+    student_NC = lump(_at_least_float32(student_logits_NV), ids_NK, is_kept_NK, overwrite)
+    return _tempered(divergence, student_NC, torch.cat([log_probs_NK, teacher_tail_N1], dim=1), temperature)
+
+
+def tail_to_labels(
+    ids_NK: Tensor, log_probs_NK: Tensor, tail_N: Tensor, labels_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, log_probs, tail) with K + 1 ids a position, where the label has the tail's mass beside its own. A position
+    without a label keeps its tail.
+
+    >>> ids, log_probs, tail = torch.tensor([[3, 1]]), torch.tensor([[0.5, 0.3]]).log(), torch.tensor([0.2]).log()
+    >>> ids, log_probs, tail = tail_to_labels(ids, log_probs, tail, torch.tensor([1]))
+    >>> ids.tolist(), [round(p, 2) for p in log_probs.exp()[0].tolist()], tail.tolist()
+    ([[3, 1, 1]], [0.5, 0.5, 0.0], [-inf])
+    """
+    has_label_N = labels_N != MISSING_LABEL
+    label_N1 = labels_N.clamp(min=0)[:, None].to(ids_NK.dtype)
+    is_label_NK = (ids_NK == label_N1) & has_label_N[:, None] & (log_probs_NK != NO_MASS)
+    log_probs_NK = torch.where(is_label_NK, torch.logaddexp(log_probs_NK, tail_N[:, None]), log_probs_NK)
+    own_N = tail_N.masked_fill(~has_label_N | is_label_NK.any(1), NO_MASS)
+    return (
+        torch.cat([ids_NK, label_N1], dim=1),
+        torch.cat([log_probs_NK, own_N[:, None].to(log_probs_NK.dtype)], dim=1),
+        tail_N.masked_fill(has_label_N, NO_MASS),
     )
 
 
-def kl_sampled(student_logits_NV: Tensor, ids_NK: Tensor, log_weights_NK: Tensor) -> Tensor:
+def kl_sampled(student_logits_NV: Tensor, ids_NK: Tensor, log_weights_NK: Tensor, overwrite: bool = False) -> Tensor:
     """Sum over the kept ids of w * (log w - log q): forward KL against sampled targets.
 
     Its gradient is the student's softmax times sum(w), minus w: where the weights w are unbiased for the teacher's
@@ -112,9 +135,11 @@ def kl_sampled(student_logits_NV: Tensor, ids_NK: Tensor, log_weights_NK: Tensor
     >>> round(kl_sampled(logits, torch.arange(4)[None], logits.log_softmax(-1)).item(), 6)
     0.0
     """
-    log_q_NK = _log_softmax(student_logits_NV, 1.0).gather(1, ids_NK)
-    log_ratio_NK = (log_weights_NK - log_q_NK).masked_fill(log_weights_NK == NO_MASS, 0.0)
-    return (log_weights_NK.exp() * log_ratio_NK).sum() / max(len(ids_NK), 1)
+    is_kept_NK = log_weights_NK != NO_MASS
+    log_q_NC = lump(_at_least_float32(student_logits_NV), ids_NK, is_kept_NK, overwrite).log_softmax(1)
+    # Masked before the product, so that no NaN reaches the gradient either.
+    log_ratio_NK = (log_weights_NK - log_q_NC[:, :-1]).masked_fill(~is_kept_NK, 0.0)
+    return _mean((log_weights_NK.exp() * log_ratio_NK).sum(1))
 
 
 def logits_mse(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
@@ -125,12 +150,12 @@ def logits_mse(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     return _mean((_at_least_float32(student_logits_NV) - _at_least_float32(teacher_logits_NV)).square())
 
 
-def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor, overwrite: bool = False) -> Tensor:
     """Cross-entropy with gold labels, averaged over the positions that have one (label -100: none)."""
-    total = functional.cross_entropy(
-        _at_least_float32(student_logits_NV), labels_N.long(), ignore_index=MISSING_LABEL, reduction="sum"
-    )
-    return total / (labels_N != MISSING_LABEL).sum().clamp(min=1)
+    has_label_N1 = labels_N[:, None] != MISSING_LABEL
+    label_N1 = labels_N[:, None].long().masked_fill(~has_label_N1, 0)
+    log_q_NC = lump(_at_least_float32(student_logits_NV), label_N1, has_label_N1, overwrite).log_softmax(1)
+    return _mean(-log_q_NC[:, :1], has_label_N1)
 
 
 def hidden_mse(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
@@ -151,24 +176,22 @@ def hidden_cosine(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     return _mean(1 - cosine_N)
 
 
-def _tempered_kl(student_NC: Tensor, teacher_NC: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(teacher / T) || softmax(student / T)) * T**2 from logits, where -inf is a class without mass."""
-    # A row of nothing but -inf says nothing; made uniform on both sides, it is a zero.
-    says_nothing_N1 = (teacher_NC == NO_MASS).all(dim=1, keepdim=True)
-    log_p_NC = _log_softmax(teacher_NC.masked_fill(says_nothing_N1, 0.0), temperature)
-    log_q_NC = _log_softmax(student_NC.masked_fill(says_nothing_N1, 0.0), temperature)
-    # 0 * log 0 is 0. The difference is masked before the product, so that no NaN reaches the gradient either.
-    log_ratio_NC = (log_p_NC - log_q_NC).masked_fill(log_p_NC == NO_MASS, 0.0)
-    return _mean((log_p_NC.exp() * log_ratio_NC).sum(dim=1)) * temperature**2
+def _tempered(divergence: Divergence, student_NC: Tensor, teacher_NC: Tensor, temperature: float) -> Tensor:
+    """The divergence between softmax(teacher / T) and softmax(student / T), times T**2, from logits."""
+    values_N = divergence(_at_temperature(student_NC, temperature), _at_temperature(teacher_NC, temperature))
+    return _mean(values_N) * temperature**2
 
 
-def _log_softmax(logits_NC: Tensor, temperature: float) -> Tensor:
-    return functional.log_softmax(_at_least_float32(logits_NC) / temperature, dim=1)
+def _at_temperature(logits_NC: Tensor, temperature: float) -> Tensor:
+    """logits / T; at T = 1 the same ones, for a copy of a vocabulary's is large."""
+    return _at_least_float32(logits_NC) if temperature == 1 else _at_least_float32(logits_NC) / temperature
 
 
-def _mean(values: Tensor) -> Tensor:
-    """The mean, and zero for no values."""
-    return values.sum() / max(values.numel(), 1)
+def _mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """The mean (of those that are counted), and zero for no values. What is masked reaches no gradient."""
+    if counted is None:
+        return values.sum() / max(values.numel(), 1)
+    return values.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

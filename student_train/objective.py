@@ -1,19 +1,22 @@
-"""The losses of a recipe: what each needs from the dump, and their weighted sum over a batch.
+"""The losses of a recipe: what each needs from the dump, and its value over a batch.
 
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, V classes, D width.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from shared.dump.codecs import DenseTargets, Targets
 from shared.errors import RecipeError
 from student_train import losses
+from student_train.divergence import Divergence
+from student_train.fused import SlicedLogits
 from student_train.sources import Source
 
 
@@ -21,11 +24,22 @@ from student_train.sources import Source
 class Said:
     """What the student says about a batch: logits_NV at the recorded positions, and its hidden states at all T tokens.
 
-    `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them.
+    `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them. In place of logits_NV,
+    those of a large vocabulary are `sliced`: made for a slice of the positions at a time. `overwrite`: logits_NV may be
+    used up, as nobody looks at them afterwards.
     """
 
     logits_NV: Tensor | None
     hidden_TD: tuple[Tensor, ...]
+    sliced: SlicedLogits | None = None
+    overwrite: bool = False
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of positions and their logits, to look at; all at once where they are there."""
+        if self.sliced is not None:
+            yield from self.sliced.parts()
+        elif self.logits_NV is not None:
+            yield slice(0, len(self.logits_NV)), self.logits_NV
 
 
 @dataclass(frozen=True)
@@ -36,9 +50,17 @@ class Heard:
     vectors_TD: dict[str, Tensor]
     labels_N: Tensor
 
+    def part(self, positions: slice) -> "Heard":
+        """The distributions and labels of some positions."""
+        targets = None if self.targets is None else self.targets.part(positions)
+        return Heard(targets, {}, self.labels_N[positions])
+
 
 class _Loss(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Whether it looks at the logits alone, position by position, so that they can come in slices.
+    by_position: ClassVar[bool] = False
 
     weight: float = Field(default=1.0, gt=0)
 
@@ -66,22 +88,36 @@ class _Loss(BaseModel, ABC):
                 "Dump again with this signal, or leave the loss out."
             )
 
+    def counted(self, labels_N: Tensor) -> Tensor:
+        """How many of these recorded positions its value is the mean over: all, unless it says otherwise."""
+        return torch.tensor(len(labels_N), device=labels_N.device)
+
     @abstractmethod
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        """The loss over one batch, not yet weighted."""
+        """The loss over one batch, a mean, not yet weighted."""
 
 
 class KLLoss(_Loss):
-    """KL(teacher || student) at a temperature.
+    """KL(teacher || student) at a temperature, or another `divergence`: "reverse", or "js" with `beta` (0.5).
 
     Where a dump keeps some ids of a vocabulary, `tail` says what becomes of the others: "sampled" ids stand for them
-    (the default where the dump has such), they are one "class" (the default elsewhere), or both sides are
-    "renormalised" to the ids kept.
+    (the default where the dump has such), they are one "class" (the default elsewhere), the token that is there has
+    their mass ("gold"), or both sides are "renormalise"d to the ids kept.
     """
 
+    by_position = True
+
     kind: Literal["kl"] = "kl"
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    beta: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
-    tail: Literal["sampled", "class", "renormalise"] | None = None
+    tail: Literal["sampled", "class", "gold", "renormalise"] | None = None
+
+    @model_validator(mode="after")
+    def _beta_is_of_js(self) -> Self:
+        if self.beta is not None and self.divergence != "js":
+            raise ValueError(f'beta is for divergence = "js", and here it is "{self.divergence}"; leave beta out')
+        return self
 
     def check(self, source: Source) -> None:
         super().check(source)
@@ -92,7 +128,7 @@ class KLLoss(_Loss):
                 f"the loss 'kl' with tail = \"sampled\" needs a sampled tail, which {source.name} lacks; dump with "
                 '--threshold and --tail sample, or use tail = "class".'
             )
-        if self.tail in ("class", "renormalise") and not codec.has_exact_ids:
+        if self.tail in ("class", "gold", "renormalise") and not codec.has_exact_ids:
             raise RecipeError(
                 f"the loss 'kl' with tail = \"{self.tail}\" needs exact probabilities, and {source.name} holds random "
                 "draws alone; leave tail out."
@@ -102,6 +138,22 @@ class KLLoss(_Loss):
                 f"the loss 'kl' cannot temper sampled ids (temperature = {self.temperature:g}), and {source.name} "
                 'holds such; use temperature = 1, tail = "class", or a dump of another selection.'
             )
+        if self._is_sampled(codec.samples) and self.divergence != "forward":
+            raise RecipeError(
+                f"the loss 'kl' knows no divergence {self.divergence!r} from sampled ids, and {source.name} holds "
+                'such; use divergence = "forward", tail = "class", or a dump of another selection.'
+            )
+        if self.tail == "gold":
+            self._check_gold(source)
+
+    def _check_gold(self, source: Source) -> None:
+        for is_so, reason in (
+            (source.has_dense_logits, f"needs a tail, and {source.name} holds all logits; leave tail out."),
+            (not source.has_gold, f"needs gold labels, and {source.name} has none; leave tail out."),
+            (self.temperature != 1, f"knows no temperature (here {self.temperature:g}); use temperature = 1."),
+        ):
+            if is_so:
+                raise RecipeError(f"the loss 'kl' with tail = \"gold\" {reason}")
 
     def _is_sampled(self, dump_samples: bool) -> bool:
         return self.tail == "sampled" or (self.tail is None and dump_samples)
@@ -110,24 +162,30 @@ class KLLoss(_Loss):
         assert said.logits_NV is not None
         assert heard.targets is not None
         targets = heard.targets.resized(said.logits_NV.shape[-1])
+        divergence = Divergence(self.divergence, 0.5 if self.beta is None else self.beta)
         if isinstance(targets, DenseTargets):
-            return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature)
+            return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature, divergence)
         if self._is_sampled(targets.sampled_NK is not None):
-            return losses.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK)
+            return losses.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK, said.overwrite)
         exact = targets.exact()
+        kept = (exact.ids_NK, exact.log_probs_NK, exact.tail_N)
+        if self.tail == "gold":
+            kept = losses.tail_to_labels(*kept, heard.labels_N)
         return losses.kl_sparse(
             said.logits_NV,
-            exact.ids_NK,
-            exact.log_probs_NK,
-            exact.tail_N,
+            *kept,
             temperature=self.temperature,
             tail="renormalise" if self.tail == "renormalise" else "class",
             log_sum_N=exact.log_sums_N.get(self.temperature),
+            divergence=divergence,
+            overwrite=said.overwrite,
         )
 
 
 class LogitsMSELoss(_Loss):
     """Mean squared difference of the logits, which only a dense or an exact dump has."""
+
+    by_position = True
 
     kind: Literal["logits-mse"] = "logits-mse"
 
@@ -148,16 +206,20 @@ class LogitsMSELoss(_Loss):
 class TeacherLabelLoss(_Loss):
     """Cross-entropy with the teacher's most probable class (hard labels)."""
 
+    by_position = True
+
     kind: Literal["teacher-label"] = "teacher-label"
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert heard.targets is not None
         assert said.logits_NV is not None
-        return losses.cross_entropy(said.logits_NV, heard.targets.argmax())
+        return losses.cross_entropy(said.logits_NV, heard.targets.argmax(), said.overwrite)
 
 
 class GoldLoss(_Loss):
     """Cross-entropy with the gold labels (of a language model: the text's own tokens) where there are any."""
+
+    by_position = True
 
     kind: Literal["gold"] = "gold"
 
@@ -172,9 +234,12 @@ class GoldLoss(_Loss):
                 "leave the loss out."
             )
 
+    def counted(self, labels_N: Tensor) -> Tensor:
+        return (labels_N != losses.MISSING_LABEL).sum()
+
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert said.logits_NV is not None
-        return losses.cross_entropy(said.logits_NV, heard.labels_N)
+        return losses.cross_entropy(said.logits_NV, heard.labels_N, said.overwrite)
 
 
 class HiddenLoss(_Loss):
@@ -234,16 +299,3 @@ def make_projections(specs: tuple[_Loss, ...], source: Source, student: nn.Modul
         if student_width != teacher_width:
             projections[str(index)] = nn.Linear(student_width, teacher_width)
     return projections
-
-
-def total_loss(
-    specs: tuple[_Loss, ...], said: Said, heard: Heard, projections: nn.ModuleDict
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by its name (detached, not weighted)."""
-    parts: dict[str, Tensor] = {}
-    total = torch.zeros(())
-    for index, spec in enumerate(specs):
-        value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)  # noqa: SIM401
-        parts[spec.label if spec.label not in parts else f"{spec.label}#{index}"] = value.detach()
-        total = total.to(value.device) + spec.weight * value
-    return total, parts

@@ -9,10 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from shared.progress import Progress, human_seconds
+from student_train.head import StudentHead, plain_head
 from student_train.loader import Batch, TrainingBatches
-from student_train.objective import Heard, Said, make_projections, total_loss
+from student_train.objective import Heard, Said, make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.total import total_loss
 
 PROJECTIONS = "distillation_projections"
 
@@ -34,6 +36,9 @@ class DistillationTrainer(Trainer):
         self._parts: dict[str, torch.Tensor] = {}
         self._tokens_seen = torch.zeros((), dtype=torch.long)
         super().__init__(model=student, args=arguments)
+        # Sharded weights (FSDP, DeepSpeed) are not there outside of the student's own forward pass.
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self._head = plain_head(student) if is_whole and source.task.classes == "vocabulary" else None
         # The losses are means over a batch; the Trainer is to average them over accumulated batches.
         self.loss_is_scaled_for_ga = False
 
@@ -58,7 +63,7 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
         """The recipe's weighted losses over one batch."""
-        said = said_about(model, inputs, self.source, self._wants_hidden)
+        said = said_about(model, inputs, self.source, self._wants_hidden, self._head)
         projections = getattr(self.accelerator.unwrap_model(model), PROJECTIONS)
         loss, parts = total_loss(self.recipe.loss, said, heard_about(inputs, self.source), projections)
         for name, value in parts.items():
@@ -84,15 +89,25 @@ class DistillationTrainer(Trainer):
         return parts
 
 
-def said_about(model: nn.Module, batch: Batch, source: Source, wants_hidden: bool) -> Said:
-    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states)."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-    output = model(**inputs, output_hidden_states=wants_hidden, return_dict=True)
-    logits = getattr(output, "logits", None)
+def said_about(
+    model: nn.Module, batch: Batch, source: Source, wants_hidden: bool, head: StudentHead | None = None
+) -> Said:
+    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states).
+
+    With its `head` (of a vocabulary) the logits come in slices."""
+    inputs: dict[str, Any] = {"output_hidden_states": wants_hidden, "return_dict": True}
+    inputs |= {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    logits = sliced = None
+    if head is not None:
+        output, sliced = head.run(model, inputs, batch["positions"])
+    else:
+        output = model(**inputs)
+        logits = getattr(output, "logits", None)
     if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch["positions"]]
     real_BL = batch["attention_mask"].bool()
-    return Said(logits, tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ())
+    hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
+    return Said(logits, hidden_TD, sliced)
 
 
 def heard_about(batch: Batch, source: Source) -> Heard:

@@ -192,7 +192,7 @@ def test_without_its_projection_or_with_another_nothing_is_decoded() -> None:
     codec, states = Exact.of_head("d", weight, bias, LogitStep()), random_states()
     bare: Any = TypeAdapter(Signal).validate_json(codec.model_dump_json())
     columns = bare.encode(states, keys_of(states))
-    for use in (lambda: bare.decode(columns), bare.constants):
+    for use in (lambda: bare.decode(columns).logits_NV, bare.constants):
         with pytest.raises(DumpError, match=r"without the teacher's output projection, .* weights/d\.safetensors"):
             use()
     for foreign in ({}, {"weight": weight}, {"weight": weight + 1e-6, "bias": bias}, {"weight": weight.T, "bias": bias},

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from shared.dump.codecs import DenseTargets, SparseTargets
 from shared.errors import RecipeError
 from student_train import losses
+from student_train.divergence import Divergence
 from student_train.loader import Batch, collate
 from student_train.objective import (
     GoldLoss,
@@ -23,10 +24,10 @@ from student_train.objective import (
     Said,
     TeacherLabelLoss,
     make_projections,
-    total_loss,
 )
 from student_train.sources import DumpSource, Source
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
+from student_train.total import total_loss
 from student_train.trainer import PROJECTIONS, detach_projections, heard_about, said_about
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
@@ -422,6 +423,64 @@ def test_kl_refuses_what_a_dump_of_its_selection_cannot_give(make_dump: Callable
     for name in ("summed", "top-k", "dense"):
         with pytest.raises(RecipeError, match=r"tail = \"sampled\" needs a sampled tail"):
             KLLoss(tail="sampled").check(found[name])
-    for tail in ("class", "renormalise"):
+    for tail in ("class", "renormalise", "gold"):
         with pytest.raises(RecipeError, match=rf"tail = \"{tail}\" needs exact probabilities, .* random draws alone"):
             KLLoss(tail=tail).check(found["drawn"])
+    for divergence in ("reverse", "js"):
+        for options in ({}, {"tail": "class"}, {"tail": "renormalise"}, {"tail": "class", "temperature": 2}):
+            KLLoss(divergence=divergence, **options).check(found["top-k"])
+        KLLoss(divergence=divergence, tail="class").check(found["sampled"])
+        KLLoss(divergence=divergence).check(found["dense"])
+        for name in ("sampled", "drawn"):
+            with pytest.raises(RecipeError, match=rf"knows no divergence '{divergence}' from sampled ids"):
+                KLLoss(divergence=divergence).check(found[name])
+    for name in ("sampled", "summed", "top-k"):
+        KLLoss(tail="gold").check(found[name])
+    with pytest.raises(RecipeError, match=r"tail = \"gold\" needs a tail, .* holds all logits"):
+        KLLoss(tail="gold").check(found["dense"])
+    with pytest.raises(RecipeError, match=r"tail = \"gold\" knows no temperature \(here 2\)"):
+        KLLoss(tail="gold", temperature=2).check(found["top-k"])
+
+
+def test_beta_belongs_to_jensen_shannon_and_lies_between_its_limits() -> None:
+    assert KLLoss(divergence="js", beta=0.1).beta == 0.1
+    with pytest.raises(ValueError, match='beta is for divergence = "js", and here it is "reverse"'):
+        KLLoss(divergence="reverse", beta=0.1)
+    for beta in (0.0, 1.0):
+        with pytest.raises(ValueError, match="beta"):
+            KLLoss(divergence="js", beta=beta)
+
+
+def test_divergences_and_the_gold_tail_reach_their_formulas() -> None:
+    logits, (targets, log_probs_NV) = torch.randn(4, 10), sparse_targets()
+    exact = targets.exact()
+    kept, labels = (exact.ids_NK, exact.log_probs_NK, exact.tail_N), torch.tensor([3, 0, 9, -100])
+    for divergence in (Divergence("reverse"), Divergence("js"), Divergence("js", 0.2)):
+        beta = None if divergence.beta == 0.5 else divergence.beta
+        options: dict[str, Any] = {"divergence": divergence.kind, "beta": beta}
+        expected = losses.kl_sparse(logits, *kept, divergence=divergence)
+        assert kl(targets, logits, tail="class", **options) == pytest.approx(float(expected))
+        expected = losses.kl_dense(logits, log_probs_NV, divergence=divergence)
+        assert kl(DenseTargets(log_probs_NV), logits, **options) == pytest.approx(float(expected))
+    found = KLLoss(tail="gold").value(Said(logits, ()), Heard(targets, {}, labels), None)
+    torch.testing.assert_close(found, losses.kl_sparse(logits, *losses.tail_to_labels(*kept, labels)))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense", "made on demand"])
+def test_a_part_of_the_targets_is_that_of_all(kind: str) -> None:
+    targets, log_probs_NV = sparse_targets()
+    whole: Any = targets if kind == "sparse" else DenseTargets(log_probs_NV)
+    if kind == "made on demand":
+        whole = DenseTargets(log_probs_NV.exp(), torch.log)
+    logits, labels = torch.randn(4, 10), torch.full((4,), -100)
+    expected = kl(whole, logits)
+    parts = [
+        float(KLLoss().value(Said(logits[part], ()), Heard(whole, {}, labels).part(part), None)) * size
+        for part, size in ((slice(0, 1), 1), (slice(1, 4), 3))
+    ]
+    assert sum(parts) / 4 == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(torch.cat([whole.part(slice(0, 3)).argmax(), whole.part(slice(3, 4)).argmax()]), whole.argmax())
+    if kind == "sparse":
+        part = whole.part(slice(1, 3))
+        assert torch.equal(part.log_sums_N[2.0], whole.log_sums_N[2.0][1:3])
+        assert torch.equal(part.sampled_NK, whole.sampled_NK[1:3])

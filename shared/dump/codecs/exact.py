@@ -129,7 +129,8 @@ class Exact(DistributionCodec):
         return self.state_codec.encode(said)
 
     def decode(self, columns: dict[str, Tensor]) -> DenseTargets:
-        return DenseTargets(self.logits(self.state_codec.decode(columns)))
+        """Targets whose logits are made only where they are looked at: of a batch they would be gigabytes."""
+        return DenseTargets(self.state_codec.decode(columns), self.logits)
 
     def logits(self, states_ND: Tensor) -> Tensor:
         """float32 logits_NV of states, on their device. Raises DumpError without the constants."""

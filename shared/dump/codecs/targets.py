@@ -1,6 +1,8 @@
 """What a distribution's columns decode to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,9 +11,23 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The teacher's whole distributions: logits_NV."""
+    """The teacher's whole distributions: logits_NV, or what they are made of where they are asked for.
 
-    logits_NV: Tensor
+    Attributes:
+        kept_NX: the logits, or the states from which `make` makes them.
+    """
+
+    kept_NX: Tensor
+    make: Callable[[Tensor], Tensor] | None = None
+
+    @cached_property
+    def logits_NV(self) -> Tensor:
+        """All logits. Of a large vocabulary, ask for those of a `part`."""
+        return self.kept_NX if self.make is None else self.make(self.kept_NX)
+
+    def part(self, positions: slice) -> "DenseTargets":
+        """Those of some positions."""
+        return DenseTargets(self.kept_NX[positions], self.make)
 
     def argmax(self) -> Tensor:
         """The teacher's most probable class at each position, [N]."""
@@ -52,6 +68,16 @@ class SparseTargets:
             self.log_probs_NK.argmax(dim=1, keepdim=True),
         )
         return self.ids_NK.gather(1, best_N1).squeeze(1)
+
+    def part(self, positions: slice) -> "SparseTargets":
+        """Those of some positions."""
+        return SparseTargets(
+            self.ids_NK[positions],
+            self.log_probs_NK[positions],
+            self.tail_N[positions],
+            None if self.sampled_NK is None else self.sampled_NK[positions],
+            {temperature: log_sum_N[positions] for temperature, log_sum_N in self.log_sums_N.items()},
+        )
 
     def exact(self) -> "SparseTargets":
         """The ids whose probability is known; what was sampled is in the tail anyway."""
