@@ -5,7 +5,7 @@ Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,6 +65,10 @@ class _Loss(BaseModel, ABC):
                 f"the loss {self.label!r} needs the signal {self.signal!r}, which {source.name} lacks; it has {have}. "
                 "Dump again with this signal, or leave the loss out."
             )
+
+    def count(self, batch: dict[str, Any]) -> int:
+        """How many places of a batch `value` is the mean over: the recorded positions, unless it says otherwise."""
+        return len(batch["labels"])
 
     @abstractmethod
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
@@ -172,6 +176,9 @@ class GoldLoss(_Loss):
                 "leave the loss out."
             )
 
+    def count(self, batch: dict[str, Any]) -> int:
+        return int((batch["labels"] != losses.MISSING_LABEL).sum())
+
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert said.logits_NV is not None
         return losses.cross_entropy(said.logits_NV, heard.labels_N)
@@ -199,6 +206,9 @@ class HiddenLoss(_Loss):
     @property
     def student_layer(self) -> int:
         return self.student_layer_index
+
+    def count(self, batch: dict[str, Any]) -> int:
+        return int(batch["attention_mask"].sum())
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         student_TD = said.hidden_TD[self.student_layer_index]
@@ -237,13 +247,18 @@ def make_projections(specs: tuple[_Loss, ...], source: Source, student: nn.Modul
 
 
 def total_loss(
-    specs: tuple[_Loss, ...], said: Said, heard: Heard, projections: nn.ModuleDict
+    specs: tuple[_Loss, ...], said: Said, heard: Heard, projections: nn.ModuleDict, shares: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by its name (detached, not weighted)."""
+    """The weighted sum, and each loss by its name (detached, not weighted).
+
+    A batch that is a part of a larger one has, for each loss, a share of what is counted there, between 0 and 1: the
+    sums of its parts are then the losses of the whole.
+    """
     parts: dict[str, Tensor] = {}
     total = torch.zeros(())
     for index, spec in enumerate(specs):
         value = spec.value(said, heard, projections[str(index)] if str(index) in projections else None)  # noqa: SIM401
+        value = value if shares is None else shares[index] * value
         parts[spec.label if spec.label not in parts else f"{spec.label}#{index}"] = value.detach()
         total = total.to(value.device) + spec.weight * value
     return total, parts

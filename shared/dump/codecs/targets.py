@@ -17,6 +17,10 @@ class DenseTargets:
         """The teacher's most probable class at each position, [N]."""
         return self.logits_NV.argmax(-1)
 
+    def part(self, which: slice) -> "DenseTargets":
+        """Some of the positions."""
+        return DenseTargets(self.logits_NV[which])
+
     def resized(self, classes: int) -> "DenseTargets":
         """For a student's head of another width: both heads are padded beyond the tokenizer's entries, and what is
         beyond one of them has no mass."""
@@ -52,6 +56,16 @@ class SparseTargets:
             self.log_probs_NK.argmax(dim=1, keepdim=True),
         )
         return self.ids_NK.gather(1, best_N1).squeeze(1)
+
+    def part(self, which: slice) -> "SparseTargets":
+        """Some of the positions."""
+        return SparseTargets(
+            self.ids_NK[which],
+            self.log_probs_NK[which],
+            self.tail_N[which],
+            None if self.sampled_NK is None else self.sampled_NK[which],
+            {temperature: sums_N[which] for temperature, sums_N in self.log_sums_N.items()},
+        )
 
     def exact(self) -> "SparseTargets":
         """The ids whose probability is known; what was sampled is in the tail anyway."""
