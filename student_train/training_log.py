@@ -72,10 +72,6 @@ class Account:
         self._sums = {name: torch.zeros_like(value) for name, value in self._sums.items()}
         self.tokens, self.waited_seconds, self._start = 0, 0.0, time.monotonic()
 
-    def start(self) -> None:
-        """The clock runs from here on."""
-        self._start = time.monotonic()
-
     def add(self, sums: Sums) -> None:
         """Add to the sums by name."""
         for name, value in sums.items():

@@ -1,5 +1,6 @@
 """Several ranks train the student that one would have trained, write its folder once, and fail together."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 from shared.dump.storage import only_one
 from shared.errors import LecternError, RecipeError
 from shared.text.tasks import TASKS
-from student_train import distill, ranks
+from student_train import distill, ranks, training_log
 from student_train.cli import app
 from student_train.recipe import Recipe
 from student_train.trainer import DistillationTrainer
@@ -128,8 +130,16 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("task", [TASK, "causal-lm"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_ranks_train_the_student_of_one(task: str, count: int, dumps: dict[str, Path], tmp_path: Path) -> None:
-    """Steps of 59 rows and 1, which only one rank has; rows of 1 to 64 positions; a projection that is learnt along."""
+def test_ranks_train_the_student_of_one(
+    task: str, count: int, dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 59 rows and 1, which only one rank has; rows of 1 to 64 positions; a projection that is learnt along.
+
+    What is shown is the same, too, with a clock that goes one second from line to line and all positions looked at.
+    """
+    monkeypatch.setattr(training_log, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(training_log, "LOOK_POSITIONS", 10_000)
+    seconds = itertools.count()
 
     def made(name: str) -> Recipe:
         return recipe(tmp_path / name, dumps[task], KL, GOLD, HIDDEN, batch_size=59, gradient_accumulation=2)
@@ -139,10 +149,25 @@ def test_ranks_train_the_student_of_one(task: str, count: int, dumps: dict[str, 
     assert on_ranks(count, lambda: distill.run(together, resume=False)) == [0] * count
     assert distance(alone, together, task) < NOISE
     assert files(alone.output) == files(together.output)
-    names = ("loss", "loss/kl", "loss/gold", "loss/hidden.2", "learning_rate")
+    names = ("loss", "loss/kl", "loss/gold", "loss/hidden.2", "learning_rate", "agreement", "tokens_per_second")
     assert [line["step"] for line in logs(together)] == [1, 2, 3, 4]
     for one, other in zip(logs(alone), logs(together), strict=True):
         assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-4)
+
+
+def test_each_rank_drops_out_units_of_its_own(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DistillationTrainer.compute_loss
+
+    def draw(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / f"drawn-{os.environ['RANK']}").write_text(str(torch.rand(1, dtype=torch.float64).item()))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", draw)
+    made = recipe(tmp_path / "a", dumps[TASK], KL, max_steps=1)
+    assert on_ranks(2, lambda: distill.run(made, resume=False)) == [0, 0]
+    assert (tmp_path / "drawn-0").read_text() != (tmp_path / "drawn-1").read_text()
 
 
 def test_parameters_that_no_loss_reaches_stay_as_they_are(dumps: dict[str, Path], tmp_path: Path) -> None:
