@@ -1,5 +1,6 @@
 """The command line `distill`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +29,17 @@ def run_recipe(
     ] = False,
 ) -> None:
     """Train one student as a recipe says, save it and score it on its held-out file."""
-    from student_train import distill
+    from student_train import distill, ranks
     from student_train.recipe import read_recipe
 
     description = read_recipe(recipe, set_ or [])
     if resume and distill.is_finished(description.output):
-        typer.echo(f"{description.output} is finished already, nothing to do.")
+        if ranks.is_first():
+            typer.echo(f"{description.output} is finished already, nothing to do.")
         return
     result = distill.run(description, resume)
+    if not ranks.is_first():
+        return
     typer.echo(f"\n{result.output}: trained for {result.steps:,} steps")
     if result.report is not None:
         _print(result.report.table())
@@ -104,6 +108,8 @@ def _print(rows: list[tuple[str, str]]) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Torch warns that it has looked for parameters without a gradient and found none. Read when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     run(app)
 
 

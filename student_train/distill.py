@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -15,17 +17,20 @@ from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
 from shared.text.corpus import Corpus
 from shared.text.tasks import Tokenizing, task_named
+from student_train import ranks
 from student_train.card import write_card
 from student_train.evaluate import Report, evaluate, open_held_out
 from student_train.order import batches_per_epoch
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.students import PretrainedStudent, build_student
-from student_train.trainer import DistillationTrainer, ProgressReport, detach_projections
+from student_train.trainer import DistillationTrainer, detach_projections
+from student_train.training_log import LogAtTheEnd, ProgressReport
 
 transformers.utils.logging.disable_progress_bar()
 
 CHECKPOINTS = "checkpoints"
+TRACKED = "runs"
 RECIPE = "recipe.json"
 METRICS = "metrics.json"
 STAGING = "student.tmp"
@@ -33,7 +38,7 @@ STAGING = "student.tmp"
 
 @dataclass(frozen=True)
 class Result:
-    """A finished student: its folder, steps and scores (None where the recipe has no [eval])."""
+    """A finished student: its folder, steps and scores (None where the recipe has no [eval], and on ranks but 0)."""
 
     output: Path
     steps: int
@@ -41,13 +46,29 @@ class Result:
 
 
 def run(recipe: Recipe, resume: bool) -> Result:
-    """Train one student, save it and score it.
+    """Train one student, save it and score it. Several processes that a launcher started train it together.
 
     Raises:
         RecipeError, DumpError, CorpusError: when something does not fit, before the first step.
     """
+    ranks.join(recipe.training.device)
+    with ranks.agreed():
+        source, student = _prepare(recipe)
+    with ExitStack() as held:
+        ranks.first_does(lambda: _hold(recipe.output, held))
+        try:
+            return _train_and_save(recipe, source, student, resume)
+        except LecternError:
+            if ranks.is_first():
+                _leave_no_trace(recipe.output)
+            raise
+
+
+def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel]:
+    """What to learn from, and the untrained student. Raises whatever can be known before the first step."""
     if is_finished(recipe.output):
         raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
+    _check_trackers(recipe)
     source = open_source(recipe)
     for spec in recipe.loss:
         spec.check(source)
@@ -66,25 +87,30 @@ def run(recipe: Recipe, resume: bool) -> Result:
     )
     if recipe.training.freeze_embeddings:
         student.get_input_embeddings().requires_grad_(False)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    with only_one(recipe.output):
-        try:
-            return _train_and_save(recipe, source, student, resume)
-        except LecternError:
-            _leave_no_trace(recipe.output)
-            raise
+    return source, student
+
+
+def _hold(output: Path, held: ExitStack) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    held.enter_context(only_one(output))
 
 
 def _train_and_save(recipe: Recipe, source: Source, student: PreTrainedModel, resume: bool) -> Result:
     checkpoints = recipe.output / CHECKPOINTS
-    checkpoint = _last_checkpoint(recipe, checkpoints, resume)
+    checkpoint = ranks.first_does(lambda: _last_checkpoint(recipe, checkpoints, resume))
     steps = _steps(recipe, source)
     first_step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
-    trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
+    with ranks.agreed():
+        trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressReport(trainer, recipe.output.name, steps, first_step))
-    write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
+    trainer.add_callback(LogAtTheEnd())
+    _keep_tracked(trainer, recipe.output)
+    if ranks.is_first():
+        trainer.add_callback(ProgressReport(recipe.output.name, steps, first_step))
+        write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
     trainer.resume_or_train(checkpoint, is_trained=first_step >= steps)
+    if not ranks.is_first():
+        return Result(recipe.output, steps, None)
     detach_projections(student)
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
@@ -140,6 +166,23 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
         open_held_out(recipe.eval.dump, task, source.label_names)
 
 
+def _check_trackers(recipe: Recipe) -> None:
+    available = get_available_reporting_integrations()
+    for name in recipe.training.report_to:
+        if name not in available:
+            raise RecipeError(
+                f"training.report_to = {name!r}: no such tracker is installed here (there is "
+                f"{', '.join(available) or 'none'}); install it, or leave it out."
+            )
+
+
+def _keep_tracked(trainer: DistillationTrainer, output: Path) -> None:
+    """TensorBoard's files go beside the student, and not among the checkpoints, which are deleted."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(output / TRACKED)
+
+
 def _steps(recipe: Recipe, source: Source) -> int:
     training = recipe.training
     if training.max_steps is not None:
@@ -163,12 +206,13 @@ def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArgumen
         optim="adamw_torch_fused",
         bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
-        use_cpu=training.device == "cpu",
+        use_cpu=ranks.runs_on_cpu(training.device),
         seed=training.seed,
         save_steps=training.save_steps,
         save_total_limit=1,
         logging_steps=training.log_steps,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
+        run_name=recipe.output.name,
         disable_tqdm=True,
         # The loader itself starts at the step to resume from.
         ignore_data_skip=True,
@@ -201,7 +245,8 @@ def _leave_no_trace(output: Path) -> None:
     """Remove what a run that failed before its first checkpoint has written."""
     checkpoints = output / CHECKPOINTS
     if not any(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        for folder in (checkpoints, output / TRACKED):
+            shutil.rmtree(folder, ignore_errors=True)
         (output / RECIPE).unlink(missing_ok=True)
         if not any(output.iterdir()):
             output.rmdir()

@@ -20,6 +20,7 @@ from student_train.sources import Source
 #   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
 #   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
 #   columns: what the codecs decode, as stored
+#   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
 Batch = dict[str, Any]
 
 
@@ -66,8 +67,9 @@ class TrainingBatches(IterableDataset):
             batches = cut_into_batches(rows, lengths, self.batch_size, [self.seed, epoch, 2, number])
             for batch in batches[skip:]:
                 # A rank for which a short batch has no row repeats one: every rank must take the step.
-                mine = batch[self.rank :: self.ranks] if self.rank < len(batch) else batch[:1]
-                yield collate(loaded, mine, self.source)
+                is_spare = self.rank >= len(batch)
+                mine = batch[:1] if is_spare else batch[self.rank :: self.ranks]
+                yield collate(loaded, mine, self.source) | {"is_spare": is_spare}
             skip = 0
 
 

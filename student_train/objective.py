@@ -5,8 +5,8 @@ Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +33,23 @@ class Said:
     hidden_TD: tuple[Tensor, ...]
     sliced: SlicedLogits | None = None
     overwrite: bool = False
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether it says anything about distributions."""
+        return self.logits_NV is not None or self.sliced is not None
+
+    @property
+    def positions(self) -> int:
+        """How many recorded positions it is about."""
+        said = self.logits_NV if self.sliced is None else self.sliced.states_ND
+        return 0 if said is None else len(said)
+
+    def every(self, step: int) -> "Said":
+        """Of the first position, and of each `step`-th after it: the logits alone."""
+        if self.sliced is not None:
+            return Said(None, (), replace(self.sliced, states_ND=self.sliced.states_ND[::step]))
+        return Said(None if self.logits_NV is None else self.logits_NV[::step], ())
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
         """Runs of positions and their logits, to look at; all at once where they are there."""
@@ -91,6 +108,10 @@ class _Loss(BaseModel, ABC):
     def counted(self, labels_N: Tensor) -> Tensor:
         """How many of these recorded positions its value is the mean over: all, unless it says otherwise."""
         return torch.tensor(len(labels_N), device=labels_N.device)
+
+    def count(self, batch: dict[str, Any]) -> int:
+        """How many places of a batch its value is the mean over: recorded positions, unless it says otherwise."""
+        return int(self.counted(batch["labels"]))
 
     @abstractmethod
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
@@ -264,6 +285,9 @@ class HiddenLoss(_Loss):
     @property
     def student_layer(self) -> int:
         return self.student_layer_index
+
+    def count(self, batch: dict[str, Any]) -> int:
+        return int(batch["attention_mask"].sum())
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         student_TD = said.hidden_TD[self.student_layer_index]

@@ -75,7 +75,10 @@ class EvalSection(ColumnNames):
 
 
 class TrainingSection(_Section):
-    """[training]: either `epochs` over the rows or `max_steps`; `batch_size` counts rows of all ranks together."""
+    """[training]: either `epochs` over the rows or `max_steps`; `batch_size` counts rows of all ranks together.
+
+    `report_to` names trackers that the Trainer knows and that are installed: "tensorboard", "wandb", ...
+    """
 
     epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
@@ -91,6 +94,7 @@ class TrainingSection(_Section):
     device: Literal["auto", "cpu"] = "auto"
     seed: int = Field(default=0, ge=0)
     log_steps: int = Field(default=50, ge=1)
+    report_to: tuple[str, ...] = ()
     save_steps: int = Field(default=500, ge=1, description="a checkpoint to resume from, every so many steps")
 
     @model_validator(mode="after")

@@ -1,20 +1,28 @@
-"""`transformers.Trainer` with a streaming loader, a recipe's losses and a plain account of its progress."""
+"""`transformers.Trainer` with a streaming loader, a recipe's losses and an account of what happens.
 
+Every loss is a mean over places: recorded positions, labels, tokens. The places of one optimizer step lie in several
+micro-batches on several ranks, in some more than in others, so that a mean of their means would weigh some places more
+than others. Each batch is therefore told its share of the step's places, which are counted before the step and summed
+over ranks once. The Trainer's own ways to divide (by accumulated batches, by `num_items_in_batch`) are switched off.
+"""
+
+import itertools
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from shared.progress import Progress, human_seconds
 from student_train.head import StudentHead, plain_head
 from student_train.loader import Batch, TrainingBatches
 from student_train.objective import Heard, Said, make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
 from student_train.total import total_loss
+from student_train.training_log import LOSS_PREFIX, Account, look
 
 PROJECTIONS = "distillation_projections"
 
@@ -33,14 +41,16 @@ class DistillationTrainer(Trainer):
         student.add_module(PROJECTIONS, make_projections(recipe.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
-        self._parts: dict[str, torch.Tensor] = {}
-        self._tokens_seen = torch.zeros((), dtype=torch.long)
+        self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
         # Sharded weights (FSDP, DeepSpeed) are not there outside of the student's own forward pass.
         is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self._head = plain_head(student) if is_whole and source.task.classes == "vocabulary" else None
-        # The losses are means over a batch; the Trainer is to average them over accumulated batches.
-        self.loss_is_scaled_for_ga = False
+        # The shares make the sum over accumulated batches a mean; there is nothing left to divide by.
+        self.loss_is_scaled_for_ga = True
+        if arguments.process_index:
+            # Ranks start from the same weights, but each drops out units of its own.
+            torch.manual_seed(arguments.seed + arguments.process_index)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
@@ -61,20 +71,55 @@ class DistillationTrainer(Trainer):
             batches, batch_size=None, pin_memory=self.args.device.type == "cuda", generator=torch.Generator()
         )
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
-        """The recipe's weighted losses over one batch."""
-        said = said_about(model, inputs, self.source, self._wants_hidden, self._head)
-        projections = getattr(self.accelerator.unwrap_model(model), PROJECTIONS)
-        loss, parts = total_loss(self.recipe.loss, said, heard_about(inputs, self.source), projections)
-        for name, value in parts.items():
-            self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value
-        self._tokens_seen = inputs["attention_mask"].sum() + self._tokens_seen
-        return (loss, said) if return_outputs else loss
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
+        """The batches of one optimizer step, each told its shares of what the step counts."""
+        start = time.monotonic()
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._account.waited_seconds += time.monotonic() - start
+        self._account.tokens += sum(int(batch["attention_mask"].sum()) for batch in batches if not batch["is_spare"])
+        counts = torch.tensor(
+            [[0 if batch["is_spare"] else spec.count(batch) for spec in self.recipe.loss] for batch in batches]
+        )
+        # Left on the device, so that nothing waits for it.
+        totals = self._sum_over_ranks(counts.sum(0).to(device)).clamp(min=1)
+        for batch, count in zip(batches, counts, strict=True):
+            batch["shares"] = count.to(device) / totals
+        return batches, None
 
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens trained on, padding not counted. Waits for the device, so it is asked for only now and then."""
-        return int(self._tokens_seen)
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
+        """The recipe's weighted losses over one batch, as its share of the step's."""
+        student = self.accelerator.unwrap_model(model)
+        loss = as_forward_pass(model, student, lambda: self._loss(student, inputs))
+        # Data parallelism averages gradients over ranks, and the shares of all of them add up to one.
+        return loss * self.args.world_size
+
+    def _loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        said = said_about(student, batch, self.source, self._wants_hidden, self._head)
+        heard = heard_about(batch, self.source)
+        loss, parts = total_loss(self.recipe.loss, said, heard, getattr(student, PROJECTIONS), batch["shares"])
+        self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
+        if said.has_logits and heard.targets is not None:
+            seen = look(said, heard.targets)
+            self._account.add({name: value * (not batch["is_spare"]) for name, value in seen.items()})
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What the Trainer logs, with our account of the steps since the last time."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._logged_step
+            logs |= self._account.take(steps, self.args.world_size, self._sum_over_ranks)
+            self._logged_step = self.state.global_step
+        super().log(logs, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """A checkpoint counts once rank 0 has written its state: by then, all ranks have written theirs."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
 
     def resume_or_train(self, checkpoint: str | None, is_trained: bool) -> None:
         """Train from the checkpoint on, if there is one. A run that has taken its last step takes no other."""
@@ -83,10 +128,26 @@ class DistillationTrainer(Trainer):
         else:
             self.train(resume_from_checkpoint=checkpoint)
 
-    def take_parts(self) -> dict[str, float]:
-        """Each loss summed since the last call."""
-        parts, self._parts = {name: float(value) for name, value in self._parts.items()}, {}
-        return parts
+
+def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], Tensor]) -> Tensor:
+    """What `work` returns, done as the forward pass of the student inside of its wrapper (DDP, for instance).
+
+    A wrapper takes parameters for unused, and their gradients for an error, unless they are used between the start and
+    the end of a forward pass; ours use the student's projections, too, which its own forward pass knows nothing of.
+    """
+    if wrapper is student:
+        return work()
+    original = student.forward
+
+    def forward() -> Tensor:
+        student.forward = original
+        return work()
+
+    student.forward = forward
+    try:
+        return wrapper()
+    finally:
+        student.forward = original
 
 
 def said_about(
@@ -125,36 +186,3 @@ def heard_about(batch: Batch, source: Source) -> Heard:
 def detach_projections(student: PreTrainedModel) -> None:
     """Take the projections out again: they served the training and are no part of the student."""
     delattr(student, PROJECTIONS)
-
-
-class ProgressReport(TrainerCallback):
-    """A bar of steps on a terminal, and every `log_steps` a line with the losses, tokens/s and time left."""
-
-    def __init__(self, trainer: DistillationTrainer, label: str, steps: int, first_step: int) -> None:
-        self._trainer = trainer
-        self._progress = Progress(label, "steps", steps)
-        self._progress.advance(first_step)
-        self._label, self._steps, self._first_step = label, steps, first_step
-        self._start = self._last_log = time.monotonic()
-        self._tokens, self._logged_step = 0, first_step
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar; log now and then."""
-        self._progress.advance(1)
-        if state.global_step % self._trainer.recipe.training.log_steps and state.global_step != self._steps:
-            return
-        now, steps = time.monotonic(), state.global_step - self._logged_step
-        batches = steps * args.gradient_accumulation_steps
-        parts = "  ".join(f"{name} {total / batches:.4f}" for name, total in self._trainer.take_parts().items())
-        tokens = self._trainer.tokens_seen
-        rate = (tokens - self._tokens) / (now - self._last_log)
-        left = (now - self._start) / (state.global_step - self._first_step) * (self._steps - state.global_step)
-        self._progress.say(
-            f"{self._label}  step {state.global_step}/{self._steps}  {parts}  {rate:,.0f} tokens/s  "
-            f"{human_seconds(left)} left"
-        )
-        self._last_log, self._tokens, self._logged_step = now, tokens, state.global_step
-
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
-        self._progress.close()

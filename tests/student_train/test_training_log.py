@@ -1,0 +1,293 @@
+"""What a run shows: each value against a plain computation, on the line and in what trackers get."""
+
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import transformers
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+from shared import Dump
+from shared.dump.codecs import DenseTargets, SparseTargets
+from shared.errors import RecipeError
+from shared.progress import Progress
+from shared.text.tasks import TASKS
+from student_train import distill, evaluate, training_log
+from student_train.loader import TrainingBatches
+from student_train.objective import Said
+from student_train.recipe import Recipe
+from student_train.sources import DumpSource
+from student_train.training_log import LOOK_POSITIONS, Account, line, look
+
+KL = {"kind": "kl"}
+TASK = "sequence-classification"
+
+
+@pytest.fixture(scope="module")
+def dumps(make_dump: Callable[..., Path], toy_rows: Callable[..., Any]) -> dict[str, Path]:
+    return {task: make_dump(task, data=toy_rows(task), hidden="2") for task in (TASK, "causal-lm")}
+
+
+def recipe(output: Path, dump: Path, *losses: dict[str, Any], **training: Any) -> Recipe:
+    training = {"max_steps": 4, "learning_rate": 1e-3, "log_steps": 2, "device": "cpu"} | training
+    student = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2, "dropout": 0.0}
+    return Recipe.model_validate(
+        {"output": output, "dump": dump, "student": student, "loss": losses, "training": training}
+    )
+
+
+class Tracker(TrainerCallback):
+    """Keeps what every tracker is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self.seen.append({"step": state.global_step, **logs})
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str, float]]]:
+    """Run a recipe; what its trackers were given at each line, without the Trainer's summary at the end."""
+
+    def run(made: Recipe) -> list[dict[str, float]]:
+        tracker = Tracker()
+        with monkeypatch.context() as patch:
+            patch.setattr(distill, "ProgressReport", lambda *_: tracker)
+            distill.run(made, resume=False)
+        return [seen for seen in tracker.seen if "loss" in seen]
+
+    return run
+
+
+# ---------------------------------------------------------------- looking at distributions
+
+
+def sparse_targets(teacher_NV: torch.Tensor) -> SparseTargets:
+    """The first three ids exactly, a fourth that stands for the tail; in the first row one exact id fewer."""
+    log_probs_NV = teacher_NV.log_softmax(-1)
+    log_probs_NK, ids_NK = log_probs_NV.topk(4)
+    log_probs_NK[0, 2] = -math.inf
+    sampled_NK = torch.zeros_like(ids_NK, dtype=torch.bool)
+    sampled_NK[:, 3] = True
+    exact_NK = log_probs_NK.masked_fill(sampled_NK, -math.inf)
+    tail_N = (1 - exact_NK.exp().sum(-1)).log()
+    log_probs_NK[:, 3] = tail_N
+    return SparseTargets(ids_NK, log_probs_NK, tail_N, sampled_NK)
+
+
+def test_a_look_sums_agreement_and_masses_over_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher_NV, student_NV = torch.randn(2, 40, 12, generator=generator, dtype=torch.float64).unbind()
+    student_NV[:20] = teacher_NV[:20] + 0.1
+    targets = sparse_targets(teacher_NV)
+    agreed, kept, student_tail = 0, 0.0, 0.0
+    for row, (p, q) in enumerate(zip(teacher_NV.softmax(-1), student_NV.softmax(-1), strict=True)):
+        best = p.argsort(descending=True)[: 2 if row == 0 else 3].tolist()
+        agreed += int(q.argmax()) == best[0]
+        kept += sum(float(p[token]) for token in best)
+        student_tail += 1 - sum(float(q[token]) for token in best)
+    sums = {name: float(value) for name, value in look(Said(student_NV, ()), targets).items()}
+    assert 20 <= agreed < 40
+    assert sums == pytest.approx(
+        {
+            "positions": 40,
+            "agreement": agreed,
+            "kept_mass": kept,
+            "teacher_tail": 40 - kept,
+            "student_tail": student_tail,
+        },
+        rel=1e-5,
+    )
+
+
+def test_nothing_is_outside_of_whole_distributions() -> None:
+    logits_NV = torch.eye(5)
+    sums = look(Said(logits_NV, ()), DenseTargets(logits_NV.roll(1, 0)))
+    assert {name: float(value) for name, value in sums.items()} == {"positions": 5, "agreement": 0}
+    assert float(look(Said(logits_NV, ()), DenseTargets(logits_NV))["agreement"]) == 5
+
+
+@pytest.mark.parametrize("positions", [0, 1, 64, 65, 1000])
+def test_a_look_goes_to_a_few_positions_all_over_the_batch(positions: int) -> None:
+    """The student is right in the second half alone."""
+    teacher_NV = torch.zeros(positions, 4)
+    teacher_NV[:, 1] = 1.0
+    student_NV = teacher_NV.clone()
+    student_NV[: positions // 2, 2] = 2.0
+    sums = look(Said(student_NV, ()), DenseTargets(teacher_NV))
+    looked_at, agreed = float(sums["positions"]), float(sums["agreement"])
+    assert min(positions, LOOK_POSITIONS // 2) <= looked_at <= LOOK_POSITIONS
+    assert agreed == pytest.approx(looked_at / 2, abs=1)
+
+
+def test_a_head_of_another_width_than_the_teachers_is_looked_at_like_any() -> None:
+    teacher_NV = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
+    teacher_NV[:, 8:] = -100.0
+    sums = look(Said(torch.zeros(6, 8), ()), sparse_targets(teacher_NV))
+    assert float(sums["student_tail"]) == pytest.approx(5 * 5 / 8 + 6 / 8)
+
+
+# ---------------------------------------------------------------- adding up
+
+
+def test_an_account_gives_means_rates_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(training_log, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    account = Account()
+    for value in (1.0, 3.0):
+        account.add({"loss/kl": torch.tensor(value), "positions": torch.tensor(4.0), "agreement": torch.tensor(value)})
+        account.tokens += 50
+        account.waited_seconds += 2.0
+    clock[0] += 10.0
+    # Another rank has seen the same.
+    assert account.take(2, 2, lambda values: 2 * values) == pytest.approx(
+        {"loss/kl": 4.0, "agreement": 0.5, "tokens_per_second": 20.0, "loader_share": 0.4}
+    )
+    clock[0] += 1.0
+    account.add({"loss/kl": torch.tensor(5.0)})
+    shown = account.take(1, 1, lambda values: values)
+    assert (shown["loss/kl"], shown["agreement"], shown["tokens_per_second"], shown["loader_share"]) == (5.0, 0, 0, 0)
+
+
+def test_a_line_is_for_people() -> None:
+    logs = {"loss": 1.7, "loss/kl": 1.5, "loss/hidden.6": 0.2, "learning_rate": 1e-4, "grad_norm": 3.0}
+    logs |= {"agreement": 0.254, "kept_mass": 0.75, "teacher_tail": 0.25, "student_tail": 0.3}
+    logs |= {"tokens_per_second": 12345.6, "loader_share": 0.013}
+    assert line(logs) == (
+        "kl 1.5000  hidden.6 0.2000  agree 25%  kept 0.750  tail 0.250 (student 0.300)  lr 1.0e-04  "
+        "12,346 tokens/s  loader 1%"
+    )
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_a_run_tells_its_trackers_what_a_plain_computation_gives(
+    dumps: dict[str, Path], tmp_path: Path, tracked: Callable[[Recipe], list[dict[str, float]]]
+) -> None:
+    """All 60 rows in every batch, at a rate at which nothing is learnt."""
+    made = recipe(tmp_path / "a", dumps[TASK], KL, {"kind": "gold", "weight": 0.5}, batch_size=60, learning_rate=1e-12)
+    seen = tracked(made)
+    assert [values["step"] for values in seen] == [2, 4]
+    student = getattr(transformers, TASKS[TASK].auto_class).from_pretrained(made.output).eval()
+    agreement, divergence = evaluate.agree(student, DumpSource(dumps[TASK]))
+    for values in seen:
+        assert values["agreement"] == pytest.approx(agreement)
+        assert values["loss/kl"] == pytest.approx(divergence, rel=1e-4)
+        assert values["loss"] == pytest.approx(values["loss/kl"] + 0.5 * values["loss/gold"], rel=1e-4)
+        assert values["tokens_per_second"] > 0
+        assert 0 <= values["loader_share"] <= 1
+        assert 0 < values["learning_rate"] <= 1e-12
+        assert "kept_mass" not in values
+
+
+def test_the_masses_are_the_dumps_own_and_the_last_step_is_logged(
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    tracked: Callable[[Recipe], list[dict[str, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All rows in every batch, and all positions looked at; polars reads the dump by itself."""
+    monkeypatch.setattr(training_log, "LOOK_POSITIONS", 10_000)
+    tail = Dump(dumps["causal-lm"]).positions().select(pl.col("tail").exp().mean()).collect().item()
+    seen = tracked(recipe(tmp_path / "a", dumps["causal-lm"], KL, max_steps=5, batch_size=60))
+    assert [values["step"] for values in seen] == [2, 4, 5]
+    for values in seen:
+        assert values["kept_mass"] + values["teacher_tail"] == pytest.approx(1.0, abs=1e-3)
+        assert values["teacher_tail"] == pytest.approx(tail, rel=1e-3)
+        assert values["student_tail"] > values["teacher_tail"], "it has learnt nothing yet"
+
+
+def test_waiting_for_batches_is_the_loaders_share(
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    tracked: Callable[[Recipe], list[dict[str, float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock that moves only where batches are made, three seconds for each, and one second in the model."""
+    clock = [0.0]
+    for module in ("trainer", "training_log"):
+        monkeypatch.setattr(f"student_train.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    batches, losses = TrainingBatches.__iter__, distill.DistillationTrainer.compute_loss
+
+    def slow_batches(self: TrainingBatches) -> Iterator[Any]:
+        for batch in batches(self):
+            clock[0] += 3.0
+            yield batch
+
+    def slow_loss(*arguments: Any, **options: Any) -> torch.Tensor:
+        clock[0] += 1.0
+        return losses(*arguments, **options)
+
+    monkeypatch.setattr(TrainingBatches, "__iter__", slow_batches)
+    monkeypatch.setattr(distill.DistillationTrainer, "compute_loss", slow_loss)
+    made = recipe(tmp_path / "a", dumps[TASK], KL, gradient_accumulation=2, batch_size=60)
+    source = DumpSource(dumps[TASK])
+    tokens = sum(len(source.load(group, []).input_ids) for group in range(len(source.group_rows)))
+    for values in tracked(made):
+        assert values["loader_share"] == pytest.approx(0.75)
+        assert values["tokens_per_second"] == pytest.approx(tokens / 4)
+
+
+def test_the_terminal_gets_one_line_a_log(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    distill.run(recipe(tmp_path / "student", dumps["causal-lm"], KL), resume=False)
+    assert len(said) == 2
+    for text, step in zip(said, (2, 4), strict=True):
+        assert text.startswith(f"student  step {step}/4  kl ")
+        for shown in ("agree ", "kept ", "tail ", "(student ", "lr ", " tokens/s", "loader ", " left"):
+            assert shown in text
+
+
+# ---------------------------------------------------------------- trackers
+
+
+def test_a_tracker_that_is_not_installed_is_refused(dumps: dict[str, Path], tmp_path: Path) -> None:
+    made = recipe(tmp_path / "a", dumps[TASK], KL, report_to=["tensorbored"])
+    with pytest.raises(RecipeError, match=r"training\.report_to = 'tensorbored': no such tracker is installed here"):
+        distill.run(made, resume=False)
+    assert not made.output.exists()
+
+
+def test_tensorboard_gets_every_value_in_a_folder_beside_the_student(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' own callback, with a writer that keeps what it is given."""
+    scalars: list[tuple[str, int]] = []
+    folders: list[str] = []
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            folders.append(log_dir)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            scalars.append((name, step))
+
+        def add_text(self, *_: Any) -> None: ...
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    for name in ("torch.utils.tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    made = recipe(tmp_path / "a", dumps["causal-lm"], KL, report_to=["tensorboard"])
+    distill.run(made, resume=False)
+    assert folders == [str(made.output / "runs")]
+    for name in ("loss", "loss/kl", "agreement", "kept_mass", "teacher_tail", "student_tail", "learning_rate"):
+        assert [step for logged, step in scalars if logged == f"train/{name}"] == [2, 4]
+    for name in ("tokens_per_second", "loader_share"):
+        assert [step for logged, step in scalars if logged == f"train/{name}"] == [2, 4]
