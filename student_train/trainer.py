@@ -1,6 +1,7 @@
 """`transformers.Trainer` with a streaming loader, a recipe's losses and a plain account of its progress."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from shared.progress import Progress, human_seconds
+from student_train.attention import capture, zero_of
 from student_train.loader import Batch, TrainingBatches
 from student_train.objective import Heard, Said, make_projections, total_loss
 from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.vectors import TeacherVectors
 
 PROJECTIONS = "distillation_projections"
 
@@ -28,9 +31,12 @@ class DistillationTrainer(Trainer):
         self, recipe: Recipe, source: Source, student: PreTrainedModel, arguments: TrainingArguments, first_step: int
     ) -> None:
         self.recipe, self.source = recipe, source
+        for spec in recipe.loss:
+            spec.check_student(source, student)
         student.add_module(PROJECTIONS, make_projections(recipe.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
+        self._attention_layers = {spec.attention_layer for spec in recipe.loss if spec.attention_layer is not None}
         self._parts: dict[str, torch.Tensor] = {}
         self._tokens_seen = torch.zeros((), dtype=torch.long)
         super().__init__(model=student, args=arguments)
@@ -39,7 +45,7 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
-        needed = {spec.signal for spec in self.recipe.loss if spec.signal}
+        needed = {name for spec in self.recipe.loss for name in spec.signals(self.source.signals)}
         codecs = [*self.source.vectors.values(), *([self.source.distribution] if self.source.distribution else [])]
         columns = [column.name for codec in codecs if codec.name in needed for column in codec.columns]
         batches = TrainingBatches(
@@ -58,7 +64,7 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
         """The recipe's weighted losses over one batch."""
-        said = said_about(model, inputs, self.source, self._wants_hidden)
+        said = said_about(model, inputs, self.source, self._wants_hidden, self._attention_layers)
         projections = getattr(self.accelerator.unwrap_model(model), PROJECTIONS)
         loss, parts = total_loss(self.recipe.loss, said, heard_about(inputs, self.source), projections)
         for name, value in parts.items():
@@ -84,25 +90,34 @@ class DistillationTrainer(Trainer):
         return parts
 
 
-def said_about(model: nn.Module, batch: Batch, source: Source, wants_hidden: bool) -> Said:
-    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states)."""
+def said_about(
+    model: nn.Module, batch: Batch, source: Source, wants_hidden: bool, attention_layers: Collection[int] = ()
+) -> Said:
+    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states, and what
+    attention works with in some layers)."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-    output = model(**inputs, output_hidden_states=wants_hidden, return_dict=True)
+    with capture(model, attention_layers) as captured:
+        output = model(**inputs, output_hidden_states=wants_hidden, return_dict=True)
     logits = getattr(output, "logits", None)
     if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch["positions"]]
     real_BL = batch["attention_mask"].bool()
-    return Said(logits, tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ())
+    hidden = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
+    return Said(logits, hidden, {layer: found.at_tokens(real_BL, zero_of(output)) for layer, found in captured.items()})
 
 
 def heard_about(batch: Batch, source: Source) -> Heard:
-    """What the teacher said, decoded on the batch's device."""
+    """What the teacher said: distributions decoded on the batch's device, vectors still encoded."""
     columns = batch["columns"]
     codec = source.distribution
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
     return Heard(
         codec.decode(columns) if codec is not None and has_distribution else None,
-        {name: codec.decode(columns) for name, codec in source.vectors.items() if codec.columns[0].name in columns},
+        {
+            name: TeacherVectors(codec, columns)
+            for name, codec in source.vectors.items()
+            if codec.columns[0].name in columns
+        },
         batch["labels"],
     )
 
