@@ -19,6 +19,13 @@ from student_train.sources import DumpSource
 from student_train.trainer import DistillationTrainer, heard_about, said_about
 
 NARROW = {"kind": "transformer", "layers": 1, "hidden_size": 24, "heads": 2, "dropout": 0.0}
+SMALL_BERT = {
+    "vocab_size": 128,
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "initializer_range": 0.3,
+}
 RELATIONS = {"kind": "relations", "relation_heads": 8}
 
 
@@ -91,9 +98,7 @@ def test_the_relation_of_queries_and_keys_is_the_models_own_attention(dump: Path
 def test_padding_and_the_company_of_other_rows_change_nothing(dump: Path) -> None:
     source, spec = DumpSource(dump), RelationLoss(relation_heads=8)
     torch.manual_seed(0)
-    model = AutoModel.from_config(
-        BertConfig(vocab_size=128, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)
-    ).eval()
+    model = AutoModel.from_config(BertConfig(**SMALL_BERT)).eval()
     rows = [0, 15, 7, 3]
     lengths = [int(batch_of(source, [row])["attention_mask"].sum()) for row in rows]
     assert len(set(lengths)) > 1
@@ -105,6 +110,15 @@ def test_padding_and_the_company_of_other_rows_change_nothing(dump: Path) -> Non
     found, wanted = torch.autograd.grad(together, parameters), torch.autograd.grad(expected, parameters)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_above_the_relations_get_gradients_of_zeros_for_data_parallelism_waits_for_them(dump: Path) -> None:
+    model = AutoModel.from_config(BertConfig(**SMALL_BERT))
+    loss_of(RelationLoss(relation_heads=8), model, DumpSource(dump), [0, 7]).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    assert not gradients["encoder.layer.0.output.dense.weight"].any()
+    assert gradients["encoder.layer.0.attention.self.value.weight"].any()
 
 
 # ---------------------------------------------------------------- a run

@@ -129,6 +129,17 @@ def test_half_precision_states_get_gradients_that_do_not_vanish_before_they_are_
     torch.testing.assert_close(student.grad.float(), exact, rtol=2e-3, atol=1e-6)
 
 
+def test_a_projection_is_computed_in_float32_even_under_autocast() -> None:
+    student, projection, teacher = (
+        torch.randn(TOKENS, STUDENT_WIDTH),
+        nn.Linear(STUDENT_WIDTH, WIDTH),
+        encoded(CODECS["int4"]),
+    )
+    plain = compared_in_slices(student, projection, teacher, losses.hidden_mse)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compared_in_slices(student, projection, teacher, losses.hidden_mse), plain)
+
+
 def test_a_batch_without_tokens_trains_nothing_and_breaks_nothing() -> None:
     student = torch.zeros(0, STUDENT_WIDTH, requires_grad=True)
     projection = nn.Linear(STUDENT_WIDTH, WIDTH)
