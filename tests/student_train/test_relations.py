@@ -66,7 +66,7 @@ def test_value_and_gradient_are_those_of_the_formula_in_float64(
     queries, keys, teacher = student_part(0), student_part(1), (teacher_part(2), teacher_part(3))
     value = relation_loss((queries, keys), teacher, LENGTHS, heads, is_causal)
     expected = plainly((queries, keys), teacher, LENGTHS, heads, is_causal)
-    assert value.item() == pytest.approx(float(expected), rel=1e-12)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert value.item() > 0.1
     found = torch.autograd.grad(value * 7, (queries, keys))
     wanted = torch.autograd.grad(expected * 7, (queries, keys))
@@ -107,7 +107,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
     shuffled = TeacherVectors(teacher.codec, {name: column[index] for name, column in teacher.columns.items()})
     one = relation_loss((student, student), (teacher, teacher), LENGTHS, 4)
     other = relation_loss((student[index],) * 2, (shuffled, shuffled), [LENGTHS[row] for row in order], 4)
-    assert float(one) == pytest.approx(float(other), rel=1e-12)
+    assert one.item() == pytest.approx(other.item(), rel=1e-12)
     (grad_one,), (grad_other,) = torch.autograd.grad(one, student), torch.autograd.grad(other, student)
     torch.testing.assert_close(grad_one, grad_other, rtol=1e-10, atol=1e-14)
 
@@ -128,7 +128,7 @@ def test_half_precision_is_computed_in_float32_even_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = relation_loss((student, student), (teacher, teacher), LENGTHS, 4)
     exact = plainly((student.double(),) * 2, (teacher, teacher), LENGTHS, 4, False)
-    assert value.item() == pytest.approx(float(exact), rel=1e-5)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
     (grad,) = torch.autograd.grad(value, student)
     assert grad.dtype == torch.bfloat16
 
@@ -161,7 +161,7 @@ def test_the_loss_is_the_sum_over_the_pairs_and_only_attention_looks_back_alone(
         is_causal=True,
     )
     value = relations_loss(student, teacher, (*PARTS, "attention"), 6)
-    assert value.item() == pytest.approx(float(expected), rel=1e-12)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_by_default_there_are_12_relation_heads_or_the_most_below_that_divide_all_widths() -> None:
@@ -170,8 +170,8 @@ def test_by_default_there_are_12_relation_heads_or_the_most_below_that_divide_al
     assert default_heads([7, 14]) == 7
     assert default_heads([13, 14]) == 1
     student, teacher = attended(), {"values": teacher_part(1)}
-    by_default, by_12 = (relations_loss(student, teacher, ("values",), heads) for heads in (None, 12))
-    assert float(by_default) == float(by_12) != float(relations_loss(student, teacher, ("values",), 6))
+    by_default, by_12, by_6 = (relations_loss(student, teacher, ("values",), heads).item() for heads in (None, 12, 6))
+    assert by_default == by_12 != by_6
 
 
 def test_relation_heads_that_do_not_divide_both_widths_are_refused_with_those_that_do() -> None:

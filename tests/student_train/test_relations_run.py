@@ -156,6 +156,23 @@ def test_only_the_columns_of_the_pairs_are_read(recipe: Callable[..., Recipe], d
     distill.run(recipe({**RELATIONS, "pairs": ["values"]}), resume=False)
 
 
+def test_a_decoder_with_grouped_queries_learns_relations_beside_distributions_and_hidden_states(
+    make_dump: Callable[..., Path], make_teacher: Callable[..., Path], recipe: Callable[..., Recipe]
+) -> None:
+    """From int8 codes, with keys and values half as wide as queries on the teacher's side."""
+    grouped = make_teacher("causal-lm", num_key_value_heads=2)
+    folder = make_dump("causal-lm", teacher=grouped, relations="1", hidden="2", hidden_codec="int8", top_k=8)
+    assert DumpSource(folder).widths == {"hidden.2": 32, "queries.1": 32, "keys.1": 16, "values.1": 16}
+    hidden = {"kind": "hidden", "teacher_layer": 2, "student_layer": -1}
+    made = recipe({"kind": "kl", "tail": "class"}, hidden, {**RELATIONS, "student_layer": 1})
+    result = distill.run(made.model_copy(update={"dump": folder}), resume=False)
+    assert result.steps == 3
+    elsewhere = {"dump": folder, "output": result.output.parent / "refused"}
+    refused = recipe({**RELATIONS, "pairs": ["attention"]}).model_copy(update=elsewhere)
+    with pytest.raises(RecipeError, match="the teacher's queries are 32 wide and its keys 16"):
+        distill.run(refused, resume=False)
+
+
 # ---------------------------------------------------------------- what is refused, before the first step
 
 
