@@ -4,8 +4,8 @@ Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from shared.dump.codecs import DenseTargets, Targets
 from shared.errors import RecipeError
 from student_train import losses
+from student_train.attention import PARTS, Attended, captured_on_probe
 from student_train.divergence import Divergence
 from student_train.fused import SlicedLogits
+from student_train.relations import Pair, parts_of, refuse_misfit, relations_loss
 from student_train.sources import Source
+from student_train.vectors import TeacherVectors, compared_in_slices
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Said:
 
     `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them. In place of logits_NV,
     those of a large vocabulary are `sliced`: made for a slice of the positions at a time. `overwrite`: logits_NV may be
-    used up, as nobody looks at them afterwards.
+    used up, as nobody looks at them afterwards. `attended` is what attention works with in the layers that a loss asks
+    for, by the number as the loss has it.
     """
 
     logits_NV: Tensor | None
     hidden_TD: tuple[Tensor, ...]
     sliced: SlicedLogits | None = None
     overwrite: bool = False
+    attended: dict[int, Attended] = field(default_factory=dict)
 
     @property
     def has_logits(self) -> bool:
@@ -61,10 +66,10 @@ class Said:
 
 @dataclass(frozen=True)
 class Heard:
-    """What it should have said: the teacher's distributions and vectors (by signal), and gold labels_N."""
+    """What it should have said: the teacher's distributions, its vectors (by signal, still codes), gold labels_N."""
 
     targets: Targets | None
-    vectors_TD: dict[str, Tensor]
+    vectors: dict[str, TeacherVectors]
     labels_N: Tensor
 
     def part(self, positions: slice) -> "Heard":
@@ -93,8 +98,20 @@ class _Loss(BaseModel, ABC):
 
     @property
     def student_layer(self) -> int | None:
-        """The student's layer that it looks at, if any."""
+        """The student's layer whose hidden states it looks at, if any."""
         return None
+
+    @property
+    def attention_layer(self) -> int | None:
+        """The student's layer whose queries, keys and values it looks at, if any."""
+        return None
+
+    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+        """The signals whose columns it reads, of those that there are."""
+        return (self.signal,) if self.signal is not None else ()
+
+    def check_student(self, source: Source, student: nn.Module) -> None:
+        """Raises RecipeError where the student lacks what this loss needs."""
 
     def check(self, source: Source) -> None:
         """Raises RecipeError where the source lacks what this loss needs."""
@@ -290,14 +307,63 @@ class HiddenLoss(_Loss):
         return int(batch["attention_mask"].sum())
 
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        student_TD = said.hidden_TD[self.student_layer_index]
-        if projection is not None:
-            student_TD = projection(student_TD)
         compare = losses.hidden_mse if self.metric == "mse" else losses.hidden_cosine
-        return compare(student_TD, heard.vectors_TD[self.signal])
+        return compared_in_slices(
+            said.hidden_TD[self.student_layer_index], projection, heard.vectors[self.signal], compare
+        )
 
 
-LossSpec = Annotated[KLLoss | LogitsMSELoss | TeacherLabelLoss | GoldLoss | HiddenLoss, Field(discriminator="kind")]
+class RelationLoss(_Loss):
+    """Attention relations of a student's layer against those of a teacher's (MiniLMv2): summed over the pairs.
+
+    "queries", "keys" and "values" are each related to themselves; "attention" relates queries to keys (MiniLM), which
+    is the models' own attention where `relation_heads` is the number of heads of both.
+    """
+
+    kind: Literal["relations"] = "relations"
+    teacher_layer: int | None = Field(default=None, ge=1, description="by default the one that the dump has")
+    student_layer_number: int = Field(default=-1, alias="student_layer")
+    relation_heads: int | None = Field(default=None, ge=1, description="by default 12, or fewer where 12 do not divide")
+    pairs: tuple[Pair, ...] = Field(default=("queries", "keys", "values"), min_length=1)
+
+    @property
+    def signal(self) -> None:
+        return None
+
+    @property
+    def attention_layer(self) -> int:
+        return self.student_layer_number
+
+    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+        layers = (name.rpartition(".")[2] for name in available if name.startswith(PARTS))
+        layer = self.teacher_layer or next(layers, "N")
+        return tuple(f"{part}.{layer}" for part in parts_of(self.pairs))
+
+    def check(self, source: Source) -> None:
+        missing = [name for name in self.signals(source.signals) if name not in source.signals]
+        if missing:
+            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
+            raise RecipeError(
+                f"the loss 'relations' needs {', '.join(missing)}, which {source.name} lacks; it has {have}. Dump "
+                "again with --relations, name the teacher_layer that is there, or leave the loss out."
+            )
+
+    def check_student(self, source: Source, student: nn.Module) -> None:
+        teacher_widths = {name.partition(".")[0]: source.widths[name] for name in self.signals(source.signals)}
+        student_widths = captured_on_probe(student, self.attention_layer).widths
+        refuse_misfit(self.pairs, self.relation_heads, teacher_widths, student_widths)
+
+    def count(self, batch: dict[str, Any]) -> int:
+        return int(batch["attention_mask"].sum())
+
+    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+        teacher = {name.partition(".")[0]: heard.vectors[name] for name in self.signals(heard.vectors)}
+        return relations_loss(said.attended[self.attention_layer], teacher, self.pairs, self.relation_heads)
+
+
+LossSpec = Annotated[
+    KLLoss | LogitsMSELoss | TeacherLabelLoss | GoldLoss | HiddenLoss | RelationLoss, Field(discriminator="kind")
+]
 
 
 def make_projections(specs: tuple[_Loss, ...], source: Source, student: nn.Module) -> nn.ModuleDict:

@@ -8,7 +8,7 @@ over ranks once. The Trainer's own ways to divide (by accumulated batches, by `n
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from student_train.attention import capture, zero_of
 from student_train.head import StudentHead, plain_head
 from student_train.loader import Batch, TrainingBatches
 from student_train.objective import Heard, Said, make_projections
@@ -23,6 +24,7 @@ from student_train.recipe import Recipe
 from student_train.sources import Source
 from student_train.total import total_loss
 from student_train.training_log import LOSS_PREFIX, Account, look
+from student_train.vectors import TeacherVectors
 
 PROJECTIONS = "distillation_projections"
 
@@ -38,9 +40,12 @@ class DistillationTrainer(Trainer):
         self, recipe: Recipe, source: Source, student: PreTrainedModel, arguments: TrainingArguments, first_step: int
     ) -> None:
         self.recipe, self.source = recipe, source
+        for spec in recipe.loss:
+            spec.check_student(source, student)
         student.add_module(PROJECTIONS, make_projections(recipe.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
+        self._attention_layers = {spec.attention_layer for spec in recipe.loss if spec.attention_layer is not None}
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
         # Sharded weights (FSDP, DeepSpeed) are not there outside of the student's own forward pass.
@@ -54,7 +59,7 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
-        needed = {spec.signal for spec in self.recipe.loss if spec.signal}
+        needed = {name for spec in self.recipe.loss for name in spec.signals(self.source.signals)}
         codecs = [*self.source.vectors.values(), *([self.source.distribution] if self.source.distribution else [])]
         columns = [column.name for codec in codecs if codec.name in needed for column in codec.columns]
         batches = TrainingBatches(
@@ -96,7 +101,7 @@ class DistillationTrainer(Trainer):
         return loss * self.args.world_size
 
     def _loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        said = said_about(student, batch, self.source, self._wants_hidden, self._head)
+        said = said_about(student, batch, self.source, self._wants_hidden, self._head, self._attention_layers)
         heard = heard_about(batch, self.source)
         loss, parts = total_loss(self.recipe.loss, said, heard, getattr(student, PROJECTIONS), batch["shares"])
         self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
@@ -151,34 +156,46 @@ def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], T
 
 
 def said_about(
-    model: nn.Module, batch: Batch, source: Source, wants_hidden: bool, head: StudentHead | None = None
+    model: nn.Module,
+    batch: Batch,
+    source: Source,
+    wants_hidden: bool,
+    head: StudentHead | None = None,
+    attention_layers: Collection[int] = (),
 ) -> Said:
-    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states).
+    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states, and what
+    attention works with in some layers).
 
     With its `head` (of a vocabulary) the logits come in slices."""
     inputs: dict[str, Any] = {"output_hidden_states": wants_hidden, "return_dict": True}
     inputs |= {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
     logits = sliced = None
-    if head is not None:
-        output, sliced = head.run(model, inputs, batch["positions"])
-    else:
-        output = model(**inputs)
-        logits = getattr(output, "logits", None)
+    with capture(model, attention_layers) as captured:
+        if head is not None:
+            output, sliced = head.run(model, inputs, batch["positions"])
+        else:
+            output = model(**inputs)
+            logits = getattr(output, "logits", None)
     if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch["positions"]]
     real_BL = batch["attention_mask"].bool()
     hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
-    return Said(logits, hidden_TD, sliced)
+    attended = {layer: found.at_tokens(real_BL, zero_of(output)) for layer, found in captured.items()}
+    return Said(logits, hidden_TD, sliced, attended=attended)
 
 
 def heard_about(batch: Batch, source: Source) -> Heard:
-    """What the teacher said, decoded on the batch's device."""
+    """What the teacher said: distributions decoded on the batch's device, vectors still encoded."""
     columns = batch["columns"]
     codec = source.distribution
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
     return Heard(
         codec.decode(columns) if codec is not None and has_distribution else None,
-        {name: codec.decode(columns) for name, codec in source.vectors.items() if codec.columns[0].name in columns},
+        {
+            name: TeacherVectors(codec, columns)
+            for name, codec in source.vectors.items()
+            if codec.columns[0].name in columns
+        },
         batch["labels"],
     )
 

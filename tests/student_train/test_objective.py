@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shared.dump.codecs import DenseTargets, SparseTargets
+from shared.dump.codecs import DenseTargets, Float16Vectors, SparseTargets
 from shared.errors import RecipeError
 from student_train import losses
 from student_train.divergence import Divergence
@@ -29,6 +29,7 @@ from student_train.sources import DumpSource, Source
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
 from student_train.total import total_loss
 from student_train.trainer import PROJECTIONS, detach_projections, heard_about, said_about
+from student_train.vectors import TeacherVectors
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 # Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
@@ -231,7 +232,10 @@ def test_a_dense_teacher_has_no_mass_beyond_its_own_head() -> None:
 def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metric() -> None:
     layers = tuple(torch.randn(5, 4) for _ in range(3))
     vectors = {"hidden.0": torch.randn(5, 6), "hidden.6": torch.randn(5, 6), "hidden.7": torch.randn(5, 4)}
-    heard, said = Heard(None, vectors, torch.zeros(0)), Said(None, layers)
+    vectors = {name: vector.half().float() for name, vector in vectors.items()}
+    codecs = {name: Float16Vectors(name=name, layer=0, width=vector.shape[1]) for name, vector in vectors.items()}
+    coded = {name: TeacherVectors(codec, codec.encode(vectors[name])) for name, codec in codecs.items()}
+    heard, said = Heard(None, coded, torch.zeros(0)), Said(None, layers)
     linear = nn.Linear(4, 6)
     linear.requires_grad_(False)
     mse = hidden_loss(6, 1).value(said, heard, linear)
