@@ -13,9 +13,10 @@ from transformers import AutoModel, BertConfig
 from shared.errors import RecipeError
 from student_train import distill
 from student_train.loader import Batch, collate
-from student_train.objective import RelationLoss, total_loss
+from student_train.objective import RelationLoss
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource
+from student_train.total import total_loss
 from student_train.trainer import DistillationTrainer, heard_about, said_about
 
 NARROW = {"kind": "transformer", "layers": 1, "hidden_size": 24, "heads": 2, "dropout": 0.0}
