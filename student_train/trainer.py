@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from shared.progress import Progress, human_seconds
-from student_train.loader import Batch, TrainingBatches
+from student_train.loader import Batch, TrainingBatches, order_of
 from student_train.objective import Heard, Said, make_projections, total_loss
 from student_train.recipe import Recipe
 from student_train.sources import Source
@@ -39,22 +39,18 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
-        needed = {spec.signal for spec in self.recipe.loss if spec.signal}
-        codecs = [*self.source.vectors.values(), *([self.source.distribution] if self.source.distribution else [])]
-        columns = [column.name for codec in codecs if codec.name in needed for column in codec.columns]
-        batches = TrainingBatches(
+        order, columns = order_of(self.recipe, self.source)
+        self.batches = TrainingBatches(
             self.source,
             columns,
-            self.recipe.training.batch_size,
-            self.recipe.training.seed,
+            order,
             self._first_batch,
             self.args.process_index,
             self.args.world_size,
+            pinned=self.args.device.type == "cuda",
         )
         # With a generator of its own the loader leaves the global one, and so the dropout of a resumed run, alone.
-        return DataLoader(
-            batches, batch_size=None, pin_memory=self.args.device.type == "cuda", generator=torch.Generator()
-        )
+        return DataLoader(self.batches, batch_size=None, generator=torch.Generator())
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
         """The recipe's weighted losses over one batch."""

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.dump.codecs import VectorCodec
 from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import PLAIN, RowGroup, from_table, shard_schema, to_table
+from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema, to_table
 from shared.dump.storage import sha256_of, write_atomically, write_text_atomically
+from shared.dump.unpack import from_table
 from shared.errors import DumpError
 
 ROW_GROUP_BYTES = 2 * 2**20
