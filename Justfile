@@ -46,3 +46,7 @@ bench: setup
 # Bytes, errors, gradients and speeds of the codecs of distributions, on SOURCE.safetensors files or one that it makes.
 bench-codec *sources: setup
     python benchmarks/codec.py {{ sources }}
+
+# What training costs beside the student.
+bench-train: setup
+    python benchmarks/reader.py

@@ -76,6 +76,12 @@ class TrainingBatches(IterableDataset):
             yield from self._stage
 
     def _batches(self) -> Iterator[Batch]:
+        for rows in self.gathered():
+            batch = padded(rows, self.source)
+            yield _pinned(batch) if self.pinned else batch
+
+    def gathered(self) -> Iterator[RowGroup]:
+        """The batches' rows, flat and not padded, made by whoever asks for them."""
         epoch, first_window, skip = self.order.seek(self.first_batch)
         windows = self._windows(epoch, first_window)
         following = next(windows)
@@ -91,9 +97,7 @@ class TrainingBatches(IterableDataset):
             pa.default_memory_pool().release_unused()
             for number, batch in enumerate(batches):
                 # A rank for which a batch has no row repeats one: every rank must take the step.
-                mine = batch[self.rank :: self.ranks] if self.rank < len(batch) else batch[:1]
-                made = padded(rows.take(mine), self.source)
-                yield _pinned(made) if self.pinned else made
+                yield rows.take(batch[self.rank :: self.ranks] if self.rank < len(batch) else batch[:1])
                 self._load(loaded, needed[: len(needed) * (number + 1) // len(batches)])
             skip = 0
 

@@ -194,7 +194,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             FROM_DUMP,
             "epochs =",
             "steps = 3\nepochs =",
-            ["'training.steps'", "3", "batch_size, batch_tokens, device, epochs"],
+            ["'training.steps'", "3", "batch_tokens, device, epochs"],
         ),
         (FROM_DATA, "text_column", "txt_column", ["'data.txt_column'", "'sentence'", "label_column, labels, limit"]),
         # Values.
