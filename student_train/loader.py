@@ -11,7 +11,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
@@ -94,7 +93,6 @@ class TrainingBatches(IterableDataset):
             # What is done with goes before anything new comes, so that there are never more than two windows in memory.
             needed = following.groups.tolist()
             loaded = {group: loaded[group] for group in needed if group in loaded}
-            pa.default_memory_pool().release_unused()
             for number, batch in enumerate(batches):
                 # A rank for which a batch has no row repeats one: every rank must take the step.
                 yield rows.take(batch[self.rank :: self.ranks] if self.rank < len(batch) else batch[:1])

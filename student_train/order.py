@@ -57,7 +57,7 @@ class Order:
 
     Args:
         batch_size, batch_tokens: rows or tokens (padding not counted) of a global batch; one of the two is given. A
-            batch has at most so many rows, or at most one row more than fits.
+            batch has at most so many rows, or at most two rows more than fit.
     """
 
     def __init__(

@@ -133,8 +133,8 @@ def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
 
 def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, columns: Sequence[str]) -> RowGroup:
     """Row group `group` of an open shard with the codecs' columns named."""
-    plain = [name for name in shard.schema_arrow.names if name in PLAIN]
-    return from_table(manifest, shard.read_row_group(group, columns=[*plain, *columns], use_threads=False), columns)
+    # Those that a dump does not have are passed over.
+    return from_table(manifest, shard.read_row_group(group, columns=[*PLAIN, *columns], use_threads=False), columns)
 
 
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:

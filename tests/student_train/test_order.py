@@ -112,14 +112,13 @@ def test_an_epoch_has_every_row_once(
         batches = batches_of(source, order, epoch)
         assert sorted(chain(*batches)) == list(range(1, 1 + sum(group_rows)))
         assert order.batches(epoch + 1) - order.batches(epoch) == len(batches)
-        assert [window.batches for window in order.windows(epoch)] != []
     assert all(batches)
     if "batch_size" in budget:
         assert max(map(len, batches)) <= budget["batch_size"]
         assert len(batches) == -(-sum(group_rows) // budget["batch_size"])
     else:
-        # At most one row more than fits, none of which has more than 9 tokens.
-        assert all(tokens_of(source, batch) < budget["batch_tokens"] + 9 for batch in batches)
+        # At most two rows more than fit, none of which has more than 9 tokens.
+        assert all(tokens_of(source, batch) < budget["batch_tokens"] + 2 * 9 for batch in batches)
 
 
 @settings(max_examples=40, deadline=None)
