@@ -56,3 +56,8 @@ bench-dump: setup
     python benchmarks/dump_workers.py
     python benchmarks/dump_selection.py
     python benchmarks/dump_stages.py
+
+# What training costs beside the student: reading, and the losses of a large vocabulary.
+bench-train: setup
+    python benchmarks/reader.py
+    python benchmarks/fused_kl.py

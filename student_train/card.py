@@ -12,6 +12,8 @@ def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report:
     """Write README.md into the student's folder."""
     learnt_from = "a teacher's record (a Lectern dump)" if recipe.dump else "gold labels"
     losses = ", ".join(f"{spec.label} x {spec.weight:g}" for spec in recipe.loss)
+    training = recipe.training
+    batch = f"{training.batch_size} rows" if training.batch_size else f"about {training.batch_tokens:,} tokens"
     scores = "".join(f"| {name} | {value} |\n" for name, value in report.table()) if report else "| not scored | |\n"
     write_text_atomically(
         folder / "README.md",
@@ -22,7 +24,7 @@ tags: [knowledge-distillation, lectern, {source.task.name}]
 # {recipe.output.name}
 
 Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} steps of
-{recipe.training.batch_size} rows, losses {losses}. The whole recipe is in `recipe.json`.
+{batch}, losses {losses}. The whole recipe is in `recipe.json`.
 
 | | |
 |---|---|

@@ -20,7 +20,7 @@ from shared.text.tasks import Tokenizing, task_named
 from student_train import ranks
 from student_train.card import write_card
 from student_train.evaluate import Report, evaluate, open_held_out
-from student_train.order import batches_per_epoch
+from student_train.loader import order_of
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.students import PretrainedStudent, build_student
@@ -188,7 +188,7 @@ def _steps(recipe: Recipe, source: Source) -> int:
     if training.max_steps is not None:
         return training.max_steps
     assert training.epochs is not None
-    batches = training.epochs * batches_per_epoch(source.group_rows, training.batch_size)
+    batches = order_of(recipe, source)[0].batches(training.epochs)
     return max(1, round(batches / training.gradient_accumulation))
 
 

@@ -1,19 +1,25 @@
 """Row groups -> training batches: gathered rows, padded, with the codecs' columns still encoded.
 
+A thread makes batches ahead of the trainer. Between two batches it reads some of the next window's row groups, so that
+no batch has to wait for a whole window.
+
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
-from shared.dump.rowgroup import RowGroup, join, to_flat
-from student_train.order import References, batches_per_epoch, cut_into_batches, windows
+from shared.ahead import ahead
+from shared.dump.rowgroup import RowGroup, to_flat
+from student_train.gather import Rows
+from student_train.order import Order, Window
+from student_train.recipe import Recipe
 from student_train.sources import Source
 
 # What the trainer moves to the device: inputs for the student, and where and what it is asked.
@@ -23,6 +29,16 @@ from student_train.sources import Source
 #   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
 Batch = dict[str, Any]
 
+# Batches that lie ready: enough to bridge the reading of some row groups, few enough to cost no memory.
+READY_BATCHES = 4
+
+
+def order_of(recipe: Recipe, source: Source) -> tuple[Order, list[str]]:
+    """(the order of a recipe's batches, the codecs' columns that its losses read)."""
+    training = recipe.training
+    columns = source.columns_of({name for spec in recipe.loss for name in spec.signals(source.signals)})
+    return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
+
 
 class TrainingBatches(IterableDataset):
     """An endless stream of batches from `first_batch` on, epoch after epoch.
@@ -30,105 +46,114 @@ class TrainingBatches(IterableDataset):
     Args:
         columns: the codecs' columns to read; no others are touched.
         rank, ranks: of each batch, this process takes rows rank, rank + ranks, ...
+        pinned: whether batches lie in page-locked memory, from which a GPU copies faster.
+        ready: how many batches the thread may be ahead.
     """
 
     def __init__(
         self,
         source: Source,
         columns: Sequence[str],
-        batch_size: int,
-        seed: int,
+        order: Order,
         first_batch: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        pinned: bool = False,
+        ready: int = READY_BATCHES,
     ) -> None:
-        self.source, self.columns, self.batch_size, self.seed = source, columns, batch_size, seed
+        self.source, self.columns, self.order = source, columns, order
         self.first_batch, self.rank, self.ranks = first_batch, rank, ranks
+        self.pinned, self.ready = pinned, ready
+        self._stage: ahead[Batch] | None = None
+
+    @property
+    def starved_seconds(self) -> float:
+        """How long the trainer has waited for batches of the stream begun last."""
+        return self._stage.starved_seconds if self._stage else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, skip = divmod(self.first_batch, batches_per_epoch(self.source.group_rows, self.batch_size))
-        while True:
-            yield from self._epoch(epoch, skip)
-            epoch, skip = epoch + 1, 0
+        with ahead(self._batches(), self.ready) as self._stage:
+            yield from self._stage
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
+        for rows, is_spare in self._taken():
+            batch = padded(rows, self.source)
+            yield (_pinned(batch) if self.pinned else batch) | {"is_spare": is_spare}
+
+    def gathered(self) -> Iterator[RowGroup]:
+        """The batches' rows, flat and not padded, made by whoever asks for them."""
+        return (rows for rows, _ in self._taken())
+
+    def _taken(self) -> Iterator[tuple[RowGroup, bool]]:
+        """(this rank's rows of a batch, whether another rank has them too)."""
+        epoch, first_window, skip = self.order.seek(self.first_batch)
+        windows = self._windows(epoch, first_window)
+        following = next(windows)
         loaded: dict[int, RowGroup] = {}
-        for number, rows in enumerate(windows(self.source.group_rows, self.batch_size, self.seed, epoch)):
-            count = -(-len(rows) // self.batch_size)
-            if skip >= count:
-                skip -= count
-                continue
-            needed = set(rows[:, 0].tolist())
-            # What is done with goes before anything new comes, so that there is never more than one window in memory.
-            loaded = {group: content for group, content in loaded.items() if group in needed}
-            pa.default_memory_pool().release_unused()
-            loaded |= {group: self.source.load(group, self.columns) for group in sorted(needed - loaded.keys())}
-            lengths = _lengths(loaded, rows)
-            batches = cut_into_batches(rows, lengths, self.batch_size, [self.seed, epoch, 2, number])
-            for batch in batches[skip:]:
-                # A rank for which a short batch has no row repeats one: every rank must take the step.
+        while True:
+            window, following = following, next(windows)
+            self._load(loaded, window.groups.tolist())
+            rows = Rows([loaded[group] for group in window.groups.tolist()], self.source.vector_columns)
+            batches = self.order.cut(window, rows.lengths)[skip:]
+            # What is done with goes before anything new comes, so that there are never more than two windows in memory.
+            needed = following.groups.tolist()
+            loaded = {group: loaded[group] for group in needed if group in loaded}
+            for number, batch in enumerate(batches):
+                # A rank for which a batch has no row repeats one: every rank must take the step.
                 is_spare = self.rank >= len(batch)
-                mine = batch[:1] if is_spare else batch[self.rank :: self.ranks]
-                yield collate(loaded, mine, self.source) | {"is_spare": is_spare}
+                yield rows.take(batch[:1] if is_spare else batch[self.rank :: self.ranks]), is_spare
+                self._load(loaded, needed[: len(needed) * (number + 1) // len(batches)])
             skip = 0
+
+    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
+        yield from self.order.windows(epoch)[first:]
+        for later in count(epoch + 1):
+            yield from self.order.windows(later)
+
+    def _load(self, loaded: dict[int, RowGroup], groups: Sequence[int]) -> None:
+        loaded.update({group: self.source.load(group, self.columns) for group in groups if group not in loaded})
 
 
 def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length: bool = False) -> Iterator[Batch]:
     """Every row once, in the order of the source, for scoring; `by_length` sorts each row group, against padding."""
-    for group, count in enumerate(source.group_rows):
-        loaded = {group: source.load(group, columns)}
-        order = np.argsort(np.diff(loaded[group].token_offsets), kind="stable") if by_length else np.arange(count)
-        for start in range(0, count, batch_size):
-            rows = order[start : start + batch_size]
-            yield collate(loaded, np.stack([np.full(len(rows), group), rows], axis=1), source)
+    for group, number in enumerate(source.group_rows):
+        rows = Rows([source.load(group, columns)], source.vector_columns)
+        order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
+        for start in range(0, number, batch_size):
+            yield padded(rows.take(order[start : start + batch_size]), source)
 
 
-def collate(loaded: dict[int, RowGroup], rows: References, source: Source) -> Batch:
-    """The rows named, as one padded batch (padding on the right, masked out)."""
-    groups = [(loaded[group], row) for group, row in rows.tolist()]
-    token_parts = [slice(group.token_offsets[row], group.token_offsets[row + 1]) for group, row in groups]
-    position_parts = [slice(group.position_offsets[row], group.position_offsets[row + 1]) for group, row in groups]
-    lengths = np.asarray([part.stop - part.start for part in token_parts])
+def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
+    """The rows named, [B, 2] of (row group, row within it), as one padded batch."""
+    rows = Rows(list(loaded.values()), source.vector_columns)
+    sizes = [len(group.rows) for group in loaded.values()]
+    first = dict(zip(loaded, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+    return padded(rows.take(np.asarray([first[group] + row for group, row in references.tolist()])), source)
+
+
+def padded(rows: RowGroup, source: Source) -> Batch:
+    """Rows as one batch (padding on the right, masked out)."""
+    lengths = np.diff(rows.token_offsets)
     longest = max(1, int(lengths.max(initial=0)))
-    attention_mask = np.arange(longest) < lengths[:, None]
+    is_real_BL = np.arange(longest) < lengths[:, None]
 
-    def padded(values: list[NDArray[Any]], fill: int) -> torch.Tensor:
-        table = np.full((len(groups), longest), fill, np.int64)
-        table[attention_mask] = np.concatenate(values)
-        return torch.from_numpy(table)
+    def table(values_T: NDArray[Any], fill: int) -> torch.Tensor:
+        table_BL = np.full(is_real_BL.shape, fill, np.int64)
+        table_BL[is_real_BL] = values_T
+        return torch.from_numpy(table_BL)
 
-    pairs = list(zip(groups, token_parts, strict=True))
     batch: Batch = {
-        "input_ids": padded([group.input_ids[part] for (group, _), part in pairs], source.tokenizer.pad_token_id or 0),
-        "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
+        "input_ids": table(rows.input_ids, source.tokenizer.pad_token_id or 0),
+        "attention_mask": torch.from_numpy(is_real_BL.astype(np.int64)),
     }
-    if groups[0][0].token_type_ids is not None:
-        types = [group.token_type_ids[part] for (group, _), part in pairs if group.token_type_ids is not None]
-        batch["token_type_ids"] = padded(types, 0)
-    recorded = list(zip(groups, position_parts, strict=True))
-    batch["positions"] = torch.from_numpy(
-        np.concatenate(
-            [
-                group.positions[part].astype(np.int64) + index * longest
-                for index, ((group, _), part) in enumerate(recorded)
-            ]
-        )
-    )
-    batch["labels"] = torch.from_numpy(
-        np.concatenate([group.labels[part] for (group, _), part in recorded]).astype(np.int64)
-    )
-    vectors = {column.name for codec in source.vectors.values() for column in codec.columns}
-    joined = {
-        name: join([group.columns[name][part] for (group, _), part in (pairs if name in vectors else recorded)])
-        for name in groups[0][0].columns
-    }
-    batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(joined).items()}
+    if rows.token_type_ids is not None:
+        batch["token_type_ids"] = table(rows.token_type_ids, 0)
+    firsts = np.repeat(np.arange(len(lengths)) * longest, np.diff(rows.position_offsets))
+    batch["positions"] = torch.from_numpy(rows.positions + firsts)
+    batch["labels"] = torch.from_numpy(rows.labels.astype(np.int64))
+    batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()}
     return batch
 
 
-def _lengths(loaded: dict[int, RowGroup], rows: References) -> NDArray[np.int64]:
-    lengths = np.zeros(len(rows), np.int64)
-    for group, content in loaded.items():
-        mine = rows[:, 0] == group
-        lengths[mine] = np.diff(content.token_offsets)[rows[mine, 1]]
-    return lengths
+def _pinned(batch: Batch) -> Batch:
+    return {name: _pinned(value) if isinstance(value, dict) else value.pin_memory() for name, value in batch.items()}

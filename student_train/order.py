@@ -1,58 +1,167 @@
-"""The order of training rows: a pure function of (seed, epoch) and the row groups' sizes.
+"""The order of training rows: a pure function of (seed, epoch) and of the row groups' sizes.
 
-Row groups are permuted, read `WINDOW_GROUPS` at a time, and the rows of a window are shuffled and cut into batches.
-Rows that do not fill a batch wait for the next window, so that an epoch has exactly ceil(rows / batch size) batches.
-Nothing here looks into a row, so any step of any epoch is found without reading what came before it.
+Row groups are permuted and cut into windows of so many bytes; the rows of a window are shuffled and cut into batches of
+similar length. Both cuts are even: a window has ceil(rows / batch size) or ceil(tokens / tokens a batch) batches, which
+differ by a row. So nothing is looked up in a row to know how many batches a window or an epoch has, and any batch of
+any epoch is found without reading what comes before it.
+
+Row groups of a dump are short (its shards are sorted by length), so groups of similar length are put next to each
+other, a few at a time: their rows then fill batches without padding, however little a window holds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-# A window is what a trainer holds in memory: so many row groups of about 2 MiB, and those of rows that still wait. It
-# also bounds how far a row is shuffled from its neighbours in the dump; the row groups are permuted over all of it.
-WINDOW_GROUPS = 8
-# Batches that are made of rows of similar length together: enough to leave little padding, few enough to stay random.
-# A quarter of the window at most, or small data would meet in the same batches epoch after epoch.
-BATCHES_SORTED_TOGETHER = 32
+from shared.dump.reader import GroupSizes
 
-# One (row group, row within it) for each row, [n, 2].
-References = NDArray[np.int64]
+# What is shuffled together. A trainer has two windows in memory: one that it reads from and one that it fills.
+WINDOW_BYTES = 32 * 2**20
+# More bytes than that, if need be, for so many batches: the fewer there are, the more rows of other lengths meet.
+WINDOW_BATCHES = 16
+# Row groups of similar length that come together, or more for so many batches: few enough for a window to have short
+# rows and long ones.
+COMPANIONS = 4
+COMPANION_BATCHES = 4
+# By how much lengths may seem others, so that rows and groups meet others each epoch. It costs as much padding.
+_BLUR = 0.02
+# Into how many parts the rows are dealt where all fit into a window: sorted as one, the same would meet each epoch.
+_PARTS = 4
+
+Int64 = NDArray[np.int64]
 
 
-def batches_per_epoch(group_rows: Sequence[int], batch_size: int) -> int:
-    """How many batches one epoch has; the last may be short."""
-    return -(-sum(group_rows) // batch_size)
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Row groups whose rows are shuffled together.
+
+    Attributes:
+        groups: their numbers, in the order in which they are read.
+        first, stop: its rows are those, counted through all of `groups` (a group may begin in the window before).
+        batches: how many these make.
+    """
+
+    epoch: int
+    number: int
+    groups: Int64
+    first: int
+    stop: int
+    batches: int
 
 
-def windows(group_rows: Sequence[int], batch_size: int, seed: int, epoch: int) -> Iterator[References]:
-    """The epoch's rows in windows whose sizes are multiples of `batch_size` (the last one takes what is left)."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(group_rows))
-    waiting = np.zeros((0, 2), np.int64)
-    for number, start in enumerate(range(0, len(order), WINDOW_GROUPS)):
-        groups = order[start : start + WINDOW_GROUPS]
-        fresh = np.concatenate(
-            [np.stack([np.full(group_rows[group], group), np.arange(group_rows[group])], axis=1) for group in groups]
+class Order:
+    """Which rows are in which batch.
+
+    Args:
+        batch_size, batch_tokens: rows or tokens (padding not counted) of a global batch; one of the two is given. A
+            batch has at most so many rows, or at most two rows more than fit.
+    """
+
+    def __init__(
+        self, sizes: GroupSizes, seed: int, batch_size: int | None = None, batch_tokens: int | None = None
+    ) -> None:
+        if (batch_size is None) == (batch_tokens is None):
+            raise ValueError(f"batch_size is {batch_size} and batch_tokens {batch_tokens}; give one of the two")
+        self._sizes, self._seed, self._batch_size = sizes, seed, batch_size
+        self._budget = batch_size or batch_tokens or 0
+        self._weights = sizes.rows if batch_size else sizes.tokens
+
+    def batches(self, epochs: float) -> float:
+        """How many batches so many epochs have."""
+        whole = int(epochs)
+        each = [self._batches(epoch) for epoch in range(whole + (epochs > whole))]
+        return sum(each[:whole]) + (epochs - whole) * sum(each[whole:])
+
+    def seek(self, batch: int) -> tuple[int, int, int]:
+        """(epoch, window of it, batch within that) of batch number `batch`, counted from 0 through all epochs."""
+        for epoch in count():
+            within = batch
+            for window in self.windows(epoch):
+                if within < window.batches:
+                    return epoch, window.number, within
+                within -= window.batches
+            batch = within
+        raise AssertionError("epochs do not end")
+
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch."""
+        groups = self._arranged(epoch)
+        # Before each group, and after the last.
+        rows, weights, sizes = (
+            np.concatenate([[0], np.cumsum(each[groups])])
+            for each in (self._sizes.rows, self._weights, self._sizes.bytes)
         )
-        np.random.default_rng([seed, epoch, 1, number]).shuffle(fresh)
-        rows = np.concatenate([waiting, fresh])
-        is_last = start + WINDOW_GROUPS >= len(order)
-        full = len(rows) if is_last else len(rows) // batch_size * batch_size
-        waiting = rows[full:]
-        if full:
-            yield rows[:full]
+        least = WINDOW_BATCHES * self._budget
+        found: list[Window] = []
+        first = 0  # row, counted through all groups in their order
+        while first < rows[-1]:
+            start = int(np.searchsorted(rows, first, side="right")) - 1
+            stop = int(np.searchsorted(sizes, sizes[start] + WINDOW_BYTES, side="right")) - 1
+            weight_before = first if self._batch_size else int(weights[start])
+            stop = max(stop, start + 1, int(np.searchsorted(weights, weight_before + least)))
+            # The last window takes a rest that would be too small for one.
+            if stop >= len(groups) or weights[-1] - weights[stop] < least:
+                stop = len(groups)
+            end = int(rows[stop])
+            if self._batch_size and stop < len(groups):
+                end -= end % self._batch_size
+            weight = (end if self._batch_size else int(weights[stop])) - weight_before
+            found.append(
+                Window(
+                    epoch=epoch,
+                    number=len(found),
+                    groups=groups[start:stop],
+                    first=first - int(rows[start]),
+                    stop=end - int(rows[start]),
+                    batches=min(end - first, -(-weight // self._budget)),
+                )
+            )
+            first = end
+        return found
+
+    def cut(self, window: Window, lengths: Int64) -> list[Int64]:
+        """A window's batches: numbers of rows, counted through all of its groups, whose lengths are given."""
+        random = np.random.default_rng([self._seed, window.epoch, 1, window.number])
+        rows = window.first + random.permutation(window.stop - window.first)
+        batches: list[Int64] = []
+        parts = min(_PARTS, window.batches) if len(window.groups) == len(self._sizes.rows) else 1
+        firsts = np.arange(parts + 1) * window.batches // parts
+        bounds = _even(self._row_weights(lengths[rows]), window.batches)[firsts]
+        for part, share in zip(_between(rows, bounds), np.diff(firsts), strict=True):
+            seeming = lengths[part] * random.uniform(1 - _BLUR, 1 + _BLUR, len(part))
+            by_length = part[np.argsort(seeming)]
+            batches += _between(by_length, _even(self._row_weights(lengths[by_length]), int(share)))
+        return [batches[index] for index in random.permutation(len(batches))]
+
+    def _batches(self, epoch: int) -> int:
+        return sum(window.batches for window in self.windows(epoch))
+
+    def _arranged(self, epoch: int) -> Int64:
+        """All groups in the order of an epoch: in random order, but for companions."""
+        random = np.random.default_rng([self._seed, epoch])
+        groups = len(self._sizes.rows)
+        lengths = self._sizes.tokens / np.maximum(self._sizes.rows, 1)
+        by_length = np.argsort(lengths * random.uniform(1 - _BLUR, 1 + _BLUR, groups))
+        companions = max(COMPANIONS, round(COMPANION_BATCHES * self._budget * groups / max(1, self._weights.sum())))
+        company = (np.arange(groups) + random.integers(companions)) // companions
+        place = random.permutation(company[-1] + 1)
+        return by_length[np.argsort(place[company], kind="stable")]
+
+    def _row_weights(self, lengths: Int64) -> Int64:
+        return np.ones_like(lengths) if self._batch_size else np.maximum(lengths, 1)
 
 
-def cut_into_batches(
-    rows: References, lengths: NDArray[np.int64], batch_size: int, seed: Sequence[int]
-) -> list[References]:
-    """A window's rows as batches of similar length, the batches in random order (a short one, if any, stays last)."""
-    batches: list[References] = []
-    stride = batch_size * max(1, min(BATCHES_SORTED_TOGETHER, len(rows) // batch_size // 4))
-    for start in range(0, len(rows), stride):
-        by_length = start + np.argsort(lengths[start : start + stride], kind="stable")
-        batches += [rows[by_length[at : at + batch_size]] for at in range(0, len(by_length), batch_size)]
-    whole = [batch for batch in batches if len(batch) == batch_size]
-    short = [batch for batch in batches if len(batch) < batch_size]
-    return [whole[index] for index in np.random.default_rng(seed).permutation(len(whole))] + short
+def _even(weights: Int64, parts: int) -> Int64:
+    """Bounds, [parts + 1], that cut rows into parts of about the same weight, none of them empty."""
+    ends = np.cumsum(weights)
+    bounds = np.searchsorted(ends * parts, np.arange(parts + 1) * ends[-1], side="right")
+    steps = np.arange(parts + 1)
+    bounds = np.maximum.accumulate(bounds - steps) + steps
+    return np.minimum(bounds, len(weights) - parts + steps)
+
+
+def _between(rows: Int64, bounds: Int64) -> Iterator[Int64]:
+    return (rows[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

@@ -75,14 +75,16 @@ class EvalSection(ColumnNames):
 
 
 class TrainingSection(_Section):
-    """[training]: either `epochs` over the rows or `max_steps`; `batch_size` counts rows of all ranks together.
+    """[training]: either `epochs` over the rows or `max_steps`; a batch has `batch_size` rows (32 where nothing is
+    said) or about `batch_tokens` tokens, on all ranks together.
 
     `report_to` names trackers that the Trainer knows and that are installed: "tensorboard", "wandb", ...
     """
 
     epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, description="tokens of a batch, padding not counted")
     gradient_accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -96,6 +98,16 @@ class TrainingSection(_Section):
     log_steps: int = Field(default=50, ge=1)
     report_to: tuple[str, ...] = ()
     save_steps: int = Field(default=500, ge=1, description="a checkpoint to resume from, every so many steps")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        has_rows, has_tokens = (values.get(key) is not None for key in ("batch_size", "batch_tokens"))
+        if has_rows and has_tokens:
+            raise ValueError("give either batch_size (rows) or batch_tokens")
+        return values if has_rows or has_tokens else {**values, "batch_size": 32}
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

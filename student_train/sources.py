@@ -1,17 +1,18 @@
 """Where a student's rows come from: a dump, or files with gold labels. Both give row groups of flat arrays."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.manifest import Recorded
+from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
-from shared.dump.shards import read_row_group
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
 from shared.text.labels import names_from_values
@@ -49,6 +50,20 @@ class Source(ABC):
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         """One row group with the codecs' columns named."""
 
+    @abstractmethod
+    def sizes(self, columns: Sequence[str]) -> GroupSizes:
+        """Sizes of all row groups with the codecs' columns named."""
+
+    def columns_of(self, signals: Collection[str]) -> list[str]:
+        """The columns of the signals named, those of vectors first."""
+        codecs = [*self.vectors.values(), *([self.distribution] if self.distribution else [])]
+        return [column.name for codec in codecs if codec.name in signals for column in codec.columns]
+
+    @property
+    def vector_columns(self) -> set[str]:
+        """Names of the columns that have an entry for each token."""
+        return {column.name for codec in self.vectors.values() for column in codec.columns}
+
     @property
     def recorded(self) -> Recorded:
         """Where a row's distributions and gold labels are."""
@@ -78,12 +93,7 @@ class DumpSource(Source):
         dump = Dump(path)
         dump.require_complete()
         manifest = dump.manifest
-        self._dump = dump
-        self._groups = [
-            (shard, group)
-            for shard, receipt in sorted(dump.receipts.items())
-            for group in range(len(receipt.row_groups))
-        ]
+        self._reader = GroupReader(path, manifest, dump.receipts)
         super().__init__(
             name=str(path),
             task=task_named(manifest.task),
@@ -91,7 +101,7 @@ class DumpSource(Source):
             label_names=manifest.label_names,
             vocabulary=manifest.vocabulary,
             max_length=manifest.options.max_length,
-            group_rows=tuple(dump.receipts[shard].row_groups[group] for shard, group in self._groups),
+            group_rows=self._reader.group_rows,
             has_gold=manifest.gold != "none",
             positions=manifest.options.positions,
             distribution=manifest.distribution,
@@ -99,8 +109,10 @@ class DumpSource(Source):
         )
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
-        shard, within = self._groups[group]
-        return read_row_group(self._dump.manifest, self._dump.open_shard(shard), within, columns)
+        return self._reader.read(group, columns)
+
+    def sizes(self, columns: Sequence[str]) -> GroupSizes:
+        return self._reader.sizes(columns)
 
 
 class TextSource(Source):
@@ -143,6 +155,12 @@ class TextSource(Source):
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         return self._groups[group]
+
+    def sizes(self, columns: Sequence[str]) -> GroupSizes:
+        # As for a dump, a row without tokens counts as one.
+        tokens = np.asarray([np.maximum(np.diff(group.token_offsets), 1).sum() for group in self._groups])
+        positions = np.asarray([len(group.positions) for group in self._groups])
+        return GroupSizes(np.asarray(self.group_rows), tokens, 4 * tokens + 8 * positions)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from student_train.attention import capture, zero_of
 from student_train.head import StudentHead, plain_head
-from student_train.loader import Batch, TrainingBatches
+from student_train.loader import Batch, TrainingBatches, order_of
 from student_train.objective import Heard, Said, make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
@@ -59,22 +59,18 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
-        needed = {name for spec in self.recipe.loss for name in spec.signals(self.source.signals)}
-        codecs = [*self.source.vectors.values(), *([self.source.distribution] if self.source.distribution else [])]
-        columns = [column.name for codec in codecs if codec.name in needed for column in codec.columns]
-        batches = TrainingBatches(
+        order, columns = order_of(self.recipe, self.source)
+        self.batches = TrainingBatches(
             self.source,
             columns,
-            self.recipe.training.batch_size,
-            self.recipe.training.seed,
+            order,
             self._first_batch,
             self.args.process_index,
             self.args.world_size,
+            pinned=self.args.device.type == "cuda",
         )
         # With a generator of its own the loader leaves the global one, and so the dropout of a resumed run, alone.
-        return DataLoader(
-            batches, batch_size=None, pin_memory=self.args.device.type == "cuda", generator=torch.Generator()
-        )
+        return DataLoader(self.batches, batch_size=None, generator=torch.Generator())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -1,9 +1,9 @@
-"""Row groups: flat arrays <-> plain Arrow tables, by a schema that the manifest decides.
+"""Row groups: flat arrays -> plain Arrow tables (`unpack` is the way back), by a schema that the manifest decides.
 
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,76 +193,6 @@ def _arrow_values(column: Column, values: Values) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(column), len(array), [None, pa.py_buffer(array)])
 
 
-def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> RowGroup:
-    """A table with the plain columns and the codecs' columns named, flat and without a Python object a row."""
-    arrays = {name: _contiguous(table[name]) for name in table.column_names}
-    token_offsets, input_ids = _flat(arrays["input_ids"], "int32", 1)
-    position_offsets, positions, labels = _RECORDED[manifest.recorded](manifest, arrays, token_offsets, input_ids)
-    codec_columns = {column.name: column for signal in manifest.signals for column in signal.columns}
-    return RowGroup(
-        rows=arrays["row"].to_numpy(),
-        token_offsets=token_offsets,
-        input_ids=input_ids,
-        token_type_ids=_flat(arrays["token_type_ids"], "uint8", 1)[1] if manifest.pairs else None,
-        position_offsets=position_offsets,
-        positions=positions,
-        labels=labels,
-        columns={name: _column_values(arrays[name], codec_columns[name]) for name in columns},
-    )
-
-
-def _recorded_next_token(
-    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
-) -> tuple[Offsets, Int32, Int32]:
-    lengths = np.maximum(np.diff(token_offsets) - 1, 0)
-    position_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    within = np.arange(position_offsets[-1]) - np.repeat(position_offsets[:-1], lengths)
-    labels = input_ids[np.repeat(token_offsets[:-1], lengths) + within + 1]
-    return position_offsets, within.astype(np.int32), labels
-
-
-def _recorded_listed_next_token(
-    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
-) -> tuple[Offsets, Int32, Int32]:
-    position_offsets, positions = _flat(arrays["positions"], "int32", 1)
-    labels = input_ids[np.repeat(token_offsets[:-1], np.diff(position_offsets)) + positions + 1]
-    return position_offsets, positions, labels
-
-
-def _recorded_listed(
-    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
-) -> tuple[Offsets, Int32, Int32]:
-    position_offsets, positions = _flat(arrays["positions"], "int32", 1)
-    if manifest.gold == "none":
-        return position_offsets, positions, np.full(len(positions), MISSING, np.int32)
-    return position_offsets, positions, arrays["labels"].flatten().fill_null(MISSING).to_numpy()
-
-
-def _recorded_row(
-    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
-) -> tuple[Offsets, Int32, Int32]:
-    count = len(token_offsets) - 1
-    missing = np.full(count, MISSING, np.int32)
-    labels = missing if manifest.gold == "none" else arrays["label"].fill_null(MISSING).to_numpy()
-    return np.arange(count + 1, dtype=np.int64), np.zeros(count, np.int32), labels
-
-
-def _recorded_none(
-    manifest: Manifest, arrays: dict[str, Any], token_offsets: Offsets, input_ids: Int32
-) -> tuple[Offsets, Int32, Int32]:
-    return np.zeros(len(token_offsets), np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32)
-
-
-# (manifest, arrays, token offsets, input ids) -> position offsets [R + 1], positions [P], labels [P].
-_RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
-    "next-token": _recorded_next_token,
-    "listed-next-token": _recorded_listed_next_token,
-    "listed": _recorded_listed,
-    "row": _recorded_row,
-    "none": _recorded_none,
-}
-
-
 def _arrow_type(column: Column) -> pa.DataType:
     number = pa.from_numpy_dtype(np.dtype(column.dtype))
     if column.is_list:
@@ -272,25 +202,3 @@ def _arrow_type(column: Column) -> pa.DataType:
 
 def _about(column: Column) -> str:
     return f"lists of {column.dtype}" if column.is_list else f"{column.dtype} x {column.width}"
-
-
-def _column_values(array: pa.ListArray, column: Column) -> Values:
-    if column.width is not None:
-        return _flat(array, column.dtype, column.width)[1]
-    offsets, values = _flat(array.flatten(), column.dtype, 1)
-    return Lists(values, offsets)
-
-
-def _contiguous(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _flat(array: pa.ListArray, dtype: str, width: int) -> tuple[Offsets, NDArray[Any]]:
-    """(offsets from 0, values [n] or [n, width]) of a list array, without copying the values."""
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.flatten()
-    if width == 1:
-        return offsets - offsets[0], values.to_numpy(zero_copy_only=False)
-    data = np.frombuffer(values.buffers()[1], np.dtype(dtype))
-    start = values.offset * width
-    return offsets - offsets[0], data[start : start + len(values) * width].reshape(-1, width)

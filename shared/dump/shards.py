@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.dump.codecs import VectorCodec
 from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import PLAIN, RowGroup, from_table, shard_schema, to_table
+from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema, to_table
 from shared.dump.storage import sha256_of, write_atomically, write_text_atomically
+from shared.dump.unpack import from_table
 from shared.errors import DumpError
 
 ROW_GROUP_BYTES = 2 * 2**20
@@ -132,8 +133,8 @@ def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
 
 def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, columns: Sequence[str]) -> RowGroup:
     """Row group `group` of an open shard with the codecs' columns named."""
-    plain = [name for name in shard.schema_arrow.names if name in PLAIN]
-    return from_table(manifest, shard.read_row_group(group, columns=[*plain, *columns], use_threads=False), columns)
+    # Those that a dump does not have are passed over.
+    return from_table(manifest, shard.read_row_group(group, columns=[*PLAIN, *columns], use_threads=False), columns)
 
 
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:

