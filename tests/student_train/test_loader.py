@@ -57,9 +57,9 @@ def same(one: Batch, other: Batch) -> bool:
     """Tensor-equal, bit by bit."""
     if one.keys() != other.keys() or one["columns"].keys() != other["columns"].keys():
         return False
-    pairs = [(one[name], other[name]) for name in one if name != "columns"]
+    pairs = [(one[name], other[name]) for name in one if name not in ("columns", "is_spare")]
     pairs += [(values, other["columns"][name]) for name, values in one["columns"].items()]
-    return all(
+    return one.get("is_spare") == other.get("is_spare") and all(
         a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes() for a, b in pairs
     )
 

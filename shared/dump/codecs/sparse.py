@@ -215,7 +215,8 @@ class Sparse(DistributionCodec):
             # What the running sum was before each position's first entry.
             before_N = functional.pad(running_E, (1, 0)).index_select(0, counts_N.cumsum(0) - counts_N)
             ids_E = (running_E - before_N.index_select(0, owners_E) - 1) % self.vocabulary
-            shape = (len(counts_N), int(counts_N.max()) if len(counts_N) else 0)
+            # One at least, where there is no position at all: nothing can be said about the largest of none.
+            shape = (len(counts_N), int(counts_N.max()) if len(counts_N) else 1)
             places_E = owners_E * shape[1] + ranks_E
 
             def padded(values_E: Tensor, filling: float) -> Tensor:
