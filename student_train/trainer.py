@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from shared.errors import RecipeError
 from student_train.loader import Batch, TrainingBatches
 from student_train.objective import Heard, Said, make_projections, total_loss
 from student_train.recipe import Recipe
@@ -41,6 +42,11 @@ class DistillationTrainer(Trainer):
         self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RecipeError(
+                "the launcher asks for FSDP or DeepSpeed, which split a student's weights; every rank trains a whole "
+                "student here: start with torchrun."
+            )
         # The shares make the sum over accumulated batches a mean; there is nothing left to divide by.
         self.loss_is_scaled_for_ga = True
         if arguments.process_index:
