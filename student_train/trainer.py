@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from shared.errors import RecipeError
 from student_train.attention import capture, zero_of
 from student_train.head import StudentHead, plain_head
 from student_train.loader import Batch, TrainingBatches, order_of
@@ -48,9 +49,12 @@ class DistillationTrainer(Trainer):
         self._attention_layers = {spec.attention_layer for spec in recipe.loss if spec.attention_layer is not None}
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
-        # Sharded weights (FSDP, DeepSpeed) are not there outside of the student's own forward pass.
-        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        self._head = plain_head(student) if is_whole and source.task.classes == "vocabulary" else None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RecipeError(
+                "the launcher asks for FSDP or DeepSpeed, which split a student's weights; every rank trains a whole "
+                "student here: start with torchrun."
+            )
+        self._head = plain_head(student) if source.task.classes == "vocabulary" else None
         # The shares make the sum over accumulated batches a mean; there is nothing left to divide by.
         self.loss_is_scaled_for_ga = True
         if arguments.process_index:

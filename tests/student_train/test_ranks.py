@@ -278,6 +278,23 @@ def test_processes_that_cannot_meet_are_refused(monkeypatch: pytest.MonkeyPatch)
         ranks.join("auto")
 
 
+def test_weights_split_over_devices_are_refused(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher says so, and Accelerate would obey where there are GPUs."""
+    original = DistillationTrainer.create_accelerator_and_postprocess
+
+    def split(self: Any) -> None:
+        original(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(DistillationTrainer, "create_accelerator_and_postprocess", split)
+    made = recipe(tmp_path / "a", dumps[TASK], KL)
+    with pytest.raises(RecipeError, match="asks for FSDP or DeepSpeed"):
+        distill.run(made, resume=False)
+    assert not made.output.exists()
+
+
 # ---------------------------------------------------------------- torchrun
 
 
