@@ -25,8 +25,7 @@ class Said:
     """What the student says about a batch: logits_NV at the recorded positions, and its hidden states at all T tokens.
 
     `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them. In place of logits_NV,
-    those of a large vocabulary are `sliced`: made for a slice of the positions at a time. `overwrite`: logits_NV may be
-    used up, as nobody looks at them afterwards.
+    those of a large vocabulary are `sliced`: made for some positions at a time. `overwrite`: logits_NV may be used up.
     """
 
     logits_NV: Tensor | None
