@@ -22,10 +22,9 @@ from student_train.sources import Source
 
 @dataclass(frozen=True)
 class Said:
-    """What the student says about a batch: logits_NV at the recorded positions, and its hidden states at all T tokens.
-
-    `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them. In place of logits_NV,
-    those of a large vocabulary are `sliced`: made for some positions at a time. `overwrite`: logits_NV may be used up.
+    """What the student says about a batch: logits_NV at the recorded positions (those of a vocabulary are `sliced`: made
+    for some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states;
+    empty where no loss asks for them. `overwrite`: logits_NV may be used up.
     """
 
     logits_NV: Tensor | None
@@ -99,9 +98,9 @@ class _Loss(BaseModel, ABC):
 class KLLoss(_Loss):
     """KL(teacher || student) at a temperature, or another `divergence`: "reverse", or "js" with `beta` (0.5).
 
-    Where a dump keeps some ids of a vocabulary, `tail` says what becomes of the others: "sampled" ids stand for them
-    (the default where the dump has such), they are one "class" (the default elsewhere), the token that is there has
-    their mass ("gold"), or both sides are "renormalise"d to the ids kept.
+    Where a dump keeps some ids, `tail` says what becomes of the others: "sampled" ids stand for them (the default where
+    the dump has such), they are one "class" (the default elsewhere), the gold label has their mass, or both sides are
+    "renormalise"d to the ids kept.
     """
 
     by_position = True
@@ -161,13 +160,13 @@ class KLLoss(_Loss):
         assert said.logits_NV is not None
         assert heard.targets is not None
         targets = heard.targets.resized(said.logits_NV.shape[-1])
-        divergence = Divergence(self.divergence, 0.5 if self.beta is None else self.beta)
+        divergence = Divergence(self.divergence, self.beta or 0.5)
         if isinstance(targets, DenseTargets):
             return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature, divergence)
         if self._is_sampled(targets.sampled_NK is not None):
             return losses.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK, said.overwrite)
         exact = targets.exact()
-        kept = (exact.ids_NK, exact.log_probs_NK, exact.tail_N)
+        kept = exact.ids_NK, exact.log_probs_NK, exact.tail_N
         if self.tail == "gold":
             kept = losses.tail_to_labels(*kept, heard.labels_N)
         return losses.kl_sparse(
