@@ -22,9 +22,9 @@ from student_train.sources import Source
 
 @dataclass(frozen=True)
 class Said:
-    """What the student says about a batch: logits_NV at the recorded positions (those of a vocabulary are `sliced`: made
-    for some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states;
-    empty where no loss asks for them. `overwrite`: logits_NV may be used up.
+    """What the student says about a batch: logits_NV at the recorded positions (of a vocabulary `sliced`: made for
+    some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states; empty
+    where no loss asks for them. `overwrite`: logits_NV may be used up.
     """
 
     logits_NV: Tensor | None
