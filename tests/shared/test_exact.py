@@ -26,9 +26,10 @@ from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group
 from shared.errors import DumpError, TeacherError, UsageError
 from student_train.loader import Batch, in_order
-from student_train.objective import KLLoss, LogitsMSELoss, TeacherLabelLoss, total_loss
+from student_train.objective import KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.sources import DumpSource
 from student_train.students import TransformerStudent, build_student
+from student_train.total import total_loss
 from student_train.trainer import heard_about, said_about
 
 STATES = ("float16", "int8", "int4")
