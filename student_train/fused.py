@@ -99,17 +99,18 @@ class _Judged(torch.autograd.Function):
                 projected_MV = _at_least_float32(functional.linear(states_MD, cast_weight_VD, cast_bias_V))
                 with torch.set_grad_enabled(any(needs)):
                     total, parts_P = judge(part, sliced.after(projected_MV.requires_grad_(any(needs))))
-                if any(needs):
-                    (by_projected_MV,) = torch.autograd.grad(total, projected_MV)
-                    del projected_MV
-                    sums.add(part, by_projected_MV, states_MD, cast_weight_VD)
-                    del by_projected_MV
                 totals.append(total.detach())
                 parts.append(parts_P.detach())
+                by_projected_MV = torch.autograd.grad(total, projected_MV)[0] if any(needs) else None
+                # The graph holds the logits: it goes before the next slice's are made.
+                del total, parts_P, projected_MV
+                if by_projected_MV is not None:
+                    sums.add(part, by_projected_MV, states_MD, cast_weight_VD)
+                del by_projected_MV
         ctx.save_for_backward(sums.by_states_ND, sums.by_weight_VD, sums.by_bias_V)
-        parts_P = torch.stack(parts).sum(0)
-        ctx.mark_non_differentiable(parts_P)
-        return torch.stack(totals).sum(), parts_P
+        sums_P = torch.stack(parts).sum(0)
+        ctx.mark_non_differentiable(sums_P)
+        return torch.stack(totals).sum(), sums_P
 
     @staticmethod
     @once_differentiable

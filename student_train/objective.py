@@ -25,12 +25,10 @@ from student_train.vectors import TeacherVectors, compared_in_slices
 
 @dataclass(frozen=True)
 class Said:
-    """What the student says about a batch: logits_NV at the recorded positions, and its hidden states at all T tokens.
-
-    `hidden_TD[i]` counts as transformers' hidden_states; empty where no loss asks for them. In place of logits_NV,
-    those of a large vocabulary are `sliced`: made for a slice of the positions at a time. `overwrite`: logits_NV may be
-    used up, as nobody looks at them afterwards. `attended` is what attention works with in the layers that a loss asks
-    for, by the number as the loss has it.
+    """What the student says about a batch: logits_NV at the recorded positions (of a vocabulary `sliced`: made for
+    some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states; empty
+    where no loss asks for them. `overwrite`: logits_NV may be used up. `attended` is what attention works with in the
+    layers that a loss asks for, by the number as the loss has it.
     """
 
     logits_NV: Tensor | None
@@ -138,9 +136,9 @@ class _Loss(BaseModel, ABC):
 class KLLoss(_Loss):
     """KL(teacher || student) at a temperature, or another `divergence`: "reverse", or "js" with `beta` (0.5).
 
-    Where a dump keeps some ids of a vocabulary, `tail` says what becomes of the others: "sampled" ids stand for them
-    (the default where the dump has such), they are one "class" (the default elsewhere), the token that is there has
-    their mass ("gold"), or both sides are "renormalise"d to the ids kept.
+    Where a dump keeps some ids, `tail` says what becomes of the others: "sampled" ids stand for them (the default where
+    the dump has such), they are one "class" (the default elsewhere), the gold label has their mass, or both sides are
+    "renormalise"d to the ids kept.
     """
 
     by_position = True
@@ -200,13 +198,13 @@ class KLLoss(_Loss):
         assert said.logits_NV is not None
         assert heard.targets is not None
         targets = heard.targets.resized(said.logits_NV.shape[-1])
-        divergence = Divergence(self.divergence, 0.5 if self.beta is None else self.beta)
+        divergence = Divergence(self.divergence, self.beta or 0.5)
         if isinstance(targets, DenseTargets):
             return losses.kl_dense(said.logits_NV, targets.logits_NV, self.temperature, divergence)
         if self._is_sampled(targets.sampled_NK is not None):
             return losses.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK, said.overwrite)
         exact = targets.exact()
-        kept = (exact.ids_NK, exact.log_probs_NK, exact.tail_N)
+        kept = exact.ids_NK, exact.log_probs_NK, exact.tail_N
         if self.tail == "gold":
             kept = losses.tail_to_labels(*kept, heard.labels_N)
         return losses.kl_sparse(

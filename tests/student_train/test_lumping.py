@@ -7,8 +7,8 @@ from torch import Tensor
 from student_train.lumping import lump
 
 INFINITY = float("inf")
-IDS_NK = torch.tensor([[4, 0, 2], [1, 5, 1], [3, 3, 3], [0, 0, 0]])
-# The second row has a filling that is kept elsewhere; the third one id; the last nothing.
+IDS_NK = torch.tensor([[4, 0, 2], [1, 5, 0], [3, 3, 3], [0, 0, 0]])
+# The second row has a filling; the third one id, at which its fillings point too; the last nothing.
 IS_KEPT_NK = torch.tensor([[True, True, True], [True, True, False], [False, True, False], [False, False, False]])
 
 
@@ -37,6 +37,16 @@ def test_gradients_agree_with_finite_differences() -> None:
         return kept_rows(logits_NV).softmax(1)
 
     assert torch.autograd.gradcheck(probabilities, draw_logits().requires_grad_())
+
+
+def test_a_filling_gets_no_gradient_whatever_comes_back() -> None:
+    logits_NV = draw_logits().requires_grad_()
+    classes_NC = kept_rows(logits_NV)
+    (gradient_NV,) = torch.autograd.grad(classes_NC, logits_NV, torch.ones_like(classes_NC))
+    for row in range(3):
+        kept = sorted({int(i) for i, is_kept in zip(IDS_NK[row], IS_KEPT_NK[row], strict=True) if is_kept})
+        assert (gradient_NV[row, kept] == 1).all()
+        assert gradient_NV[row].sum().item() == pytest.approx(len(kept) + 1)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
