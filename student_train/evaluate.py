@@ -17,8 +17,9 @@ from shared.text.metrics import Predictions
 from shared.text.tasks import TASKS, Task, task_named
 from student_train import losses
 from student_train.head import plain_head
+from student_train.judged import Heard, Said
 from student_train.loader import Batch, in_order
-from student_train.objective import Heard, KLLoss, Said
+from student_train.objective import KLLoss
 from student_train.recipe import ColumnNames
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.trainer import heard_about, said_about

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from student_train.fused import SlicedLogits
-from student_train.objective import Heard, LossSpec, Said
+from student_train.judged import Heard, Said
+from student_train.objective import LossSpec
 
 
 def total_loss(

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from shared.errors import RecipeError
 from student_train.attention import capture, zero_of
 from student_train.head import StudentHead, plain_head
+from student_train.judged import Heard, Said
 from student_train.loader import Batch, TrainingBatches, order_of
-from student_train.objective import Heard, Said, make_projections
+from student_train.objective import make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
 from student_train.total import total_loss

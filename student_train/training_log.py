@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from shared.dump.codecs import DenseTargets, Targets
 from shared.progress import Progress, human_seconds
-from student_train.objective import Said
+from student_train.judged import Said
 
 LOOK_POSITIONS = 64
 

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.dump.codecs import DenseTargets, LogitStep, SparseTargets, Targets
 from student_train import fused
 from student_train.fused import SlicedLogits
-from student_train.objective import GoldLoss, Heard, KLLoss, LogitsMSELoss, Said, TeacherLabelLoss
+from student_train.judged import Heard, Said
+from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.total import total_loss
 
 N, V, D = 7, 9, 3

@@ -20,8 +20,8 @@ from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.text.tasks import TASKS
 from student_train import distill, evaluate, training_log
+from student_train.judged import Said
 from student_train.loader import TrainingBatches
-from student_train.objective import Said
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource
 from student_train.training_log import LOOK_POSITIONS, Account, line, look
