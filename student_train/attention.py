@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from shared.errors import RecipeError
@@ -35,13 +34,11 @@ class Attended:
     Attributes:
         lengths: tokens of each row; rows lie one after the other.
         is_causal: whether no token attends to those after it.
-        zero: what a loss begins with, so that it depends on everything that the forward pass gave.
     """
 
     parts_TD: dict[str, Tensor]
     lengths: tuple[int, ...]
     is_causal: bool
-    zero: Tensor
 
     @property
     def widths(self) -> dict[str, int]:
@@ -62,11 +59,11 @@ class Captured:
         """Width of each part, all heads together."""
         return {name: part.shape[1] * part.shape[3] for name, part in zip(PARTS, self.parts_BHLD, strict=True)}
 
-    def at_tokens(self, is_token_BL: Tensor, zero: Tensor) -> Attended:
+    def at_tokens(self, is_token_BL: Tensor) -> Attended:
         """Without padding."""
         parts = (part_BHLD.transpose(1, 2).flatten(2)[is_token_BL] for part_BHLD in self.parts_BHLD)
         lengths = tuple(is_token_BL.sum(dim=1).tolist())
-        return Attended(dict(zip(PARTS, parts, strict=True)), lengths, self.is_causal, zero)
+        return Attended(dict(zip(PARTS, parts, strict=True)), lengths, self.is_causal)
 
 
 @contextmanager
@@ -94,18 +91,6 @@ def capture(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Captu
     finally:
         for module, config in replaced:
             module.config = config
-
-
-def zero_of(output: ModelOutput) -> Tensor:
-    """A zero made of the student's hidden states, through which every weight below them gets a gradient, if of zeros.
-
-    Data parallelism waits for the gradients of all that a forward pass's outputs depend on, and what attention works
-    with is no output: the last layer's weights above it would be waited for in vain. (Logits are left to losses of
-    their own: a gradient of them all would cost as much as they do.)
-    """
-    states = (output.get(name) for name in ("last_hidden_state", "pooler_output"))
-    firsts = [state.flatten()[0] * 0 for state in states if state is not None]
-    return torch.stack(firsts).sum() if firsts else torch.zeros(())
 
 
 def captured_on_probe(student: nn.Module, layer: int) -> Captured:

@@ -79,7 +79,7 @@ def relations_loss(
     parts = parts_of(pairs)
     if heads is None:
         heads = default_heads([teacher[part].codec.width for part in parts] + [student.widths[part] for part in parts])
-    total = student.zero
+    total = torch.zeros(())
     for pair in pairs:
         left, right = _SIDES[pair]
         value = relation_loss(

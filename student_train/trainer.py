@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from shared.errors import RecipeError
-from student_train.attention import capture, zero_of
+from student_train.attention import capture
 from student_train.head import StudentHead, plain_head
 from student_train.judged import Heard, Said
 from student_train.loader import Batch, TrainingBatches, order_of
@@ -181,7 +181,7 @@ def said_about(
         logits = logits.flatten(0, 1)[batch["positions"]]
     real_BL = batch["attention_mask"].bool()
     hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
-    attended = {layer: found.at_tokens(real_BL, zero_of(output)) for layer, found in captured.items()}
+    attended = {layer: found.at_tokens(real_BL) for layer, found in captured.items()}
     return Said(logits, hidden_TD, sliced, attended=attended)
 
 

@@ -2,17 +2,15 @@
 
 import gc
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.attention import PARTS, capture, captured_on_probe, zero_of
+from student_train.attention import PARTS, capture, captured_on_probe
 from student_train.students import BiLSTMModel
 from student_train.students.bilstm import BiLSTMConfig
 
@@ -68,7 +66,7 @@ def test_every_architecture_shows_its_attention_and_computes_as_before(kind: str
     assert sorted(captured) == [-1, 1, 3]
     assert captured[3] is captured[-1] or captured[3].parts_BHLD == captured[-1].parts_BHLD
     assert not torch.equal(captured[1].parts_BHLD[0], captured[3].parts_BHLD[0])
-    found = captured[3].at_tokens(inputs["attention_mask"].bool(), torch.zeros(()))
+    found = captured[3].at_tokens(inputs["attention_mask"].bool())
     assert found.lengths == LENGTHS
     assert found.is_causal == (kind in CAUSAL)
     assert {part: tensor.shape for part, tensor in found.parts_TD.items()} == {
@@ -96,9 +94,7 @@ def test_gradients_reach_the_weights_that_made_them_and_none_above() -> None:
         model(**inputs)
     for part, projection in zip(PARTS, ("query", "key", "value"), strict=True):
         model.zero_grad()
-        captured[2].at_tokens(inputs["attention_mask"].bool(), torch.zeros(())).parts_TD[part].square().sum().backward(
-            retain_graph=True
-        )
+        captured[2].at_tokens(inputs["attention_mask"].bool()).parts_TD[part].square().sum().backward(retain_graph=True)
         reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert f"encoder.layer.1.attention.self.{projection}.weight" in reached
         assert "embeddings.word_embeddings.weight" in reached
@@ -118,25 +114,6 @@ def test_nothing_is_left_behind_even_by_a_forward_pass_that_fails() -> None:
     del captured
     gc.collect()
     assert held() is None
-
-
-def test_a_wrapper_for_data_parallelism_is_looked_through(tmp_path: Path) -> None:
-    """Two steps, as the second fails where the first left a gradient unfinished."""
-    plain, wrapped_model, inputs = model_of("bert"), model_of("bert"), batch()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = DistributedDataParallel(wrapped_model, find_unused_parameters=True)
-        for _ in range(2):
-            for model in (plain, wrapped):
-                with capture(model, [-1]) as captured:
-                    output = model(**inputs)
-                found = captured[-1].at_tokens(inputs["attention_mask"].bool(), zero_of(output))
-                (found.parts_TD["values"].square().sum() + found.zero).backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for (name, one), other in zip(plain.named_parameters(), wrapped_model.parameters(), strict=True):
-        assert one.grad is not None, name
-        torch.testing.assert_close(one.grad, other.grad)
 
 
 # ---------------------------------------------------------------- students that have none

@@ -30,6 +30,7 @@ from student_train.trainer import DistillationTrainer
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
 KL, GOLD = {"kind": "kl"}, {"kind": "gold", "weight": 0.5}
+RELATIONS = {"kind": "relations", "relation_heads": 2}
 HIDDEN = {"kind": "hidden", "teacher_layer": 2, "student_layer": -1, "weight": 0.2}
 TASK = "sequence-classification"
 # What is added in another order differs by float noise, which Adam may make larger.
@@ -41,7 +42,8 @@ SECONDS_TO_END = 60
 @pytest.fixture(scope="module")
 def dumps(make_dump: Callable[..., Path], toy_rows: Callable[..., Any]) -> dict[str, Path]:
     """60 rows of very different lengths, some without a gold label."""
-    return {task: make_dump(task, data=toy_rows(task), hidden="2") for task in (TASK, "causal-lm")}
+    tasks = (TASK, "causal-lm")
+    return {task: make_dump(task, data=toy_rows(task), hidden="2", relations="last") for task in tasks}
 
 
 def recipe(output: Path, dump: Path, *losses: dict[str, Any], **training: Any) -> Recipe:
@@ -170,11 +172,14 @@ def test_each_rank_drops_out_units_of_its_own(
     assert (tmp_path / "drawn-0").read_text() != (tmp_path / "drawn-1").read_text()
 
 
-def test_parameters_that_no_loss_reaches_stay_as_they_are(dumps: dict[str, Path], tmp_path: Path) -> None:
-    """Nothing above the embeddings is trained here."""
+@pytest.mark.parametrize("loss", [{**HIDDEN, "student_layer": 0}, RELATIONS], ids=["hidden", "relations"])
+def test_parameters_that_no_loss_reaches_stay_as_they_are(
+    loss: dict[str, Any], dumps: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing above the embeddings, or above the last layer's attention, is trained here."""
 
     def made(name: str) -> Recipe:
-        return recipe(tmp_path / name, dumps[TASK], {**HIDDEN, "student_layer": 0}, max_steps=2)
+        return recipe(tmp_path / name, dumps[TASK], loss, max_steps=2)
 
     distill.run(made("alone"), resume=False)
     assert on_ranks(2, lambda: distill.run(made("together"), resume=False)) == [0, 0]

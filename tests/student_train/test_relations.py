@@ -144,9 +144,7 @@ def test_a_batch_without_tokens_is_a_zero_of_the_graph() -> None:
 
 
 def attended(is_causal: bool = False) -> Attended:
-    return Attended(
-        {part: student_part(number) for number, part in enumerate(PARTS)}, LENGTHS, is_causal, torch.zeros(())
-    )
+    return Attended({part: student_part(number) for number, part in enumerate(PARTS)}, LENGTHS, is_causal)
 
 
 def test_the_loss_is_the_sum_over_the_pairs_and_only_attention_looks_back_alone() -> None:

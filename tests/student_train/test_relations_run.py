@@ -113,15 +113,6 @@ def test_padding_and_the_company_of_other_rows_change_nothing(dump: Path) -> Non
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-def test_weights_above_the_relations_get_gradients_of_zeros_for_data_parallelism_waits_for_them(dump: Path) -> None:
-    model = AutoModel.from_config(BertConfig(**SMALL_BERT))
-    loss_of(RelationLoss(relation_heads=8), model, DumpSource(dump), [0, 7]).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert all(gradient is not None for gradient in gradients.values())
-    assert not gradients["encoder.layer.0.output.dense.weight"].any()
-    assert gradients["encoder.layer.0.attention.self.value.weight"].any()
-
-
 # ---------------------------------------------------------------- a run
 
 
