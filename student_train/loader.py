@@ -64,16 +64,10 @@ class TrainingBatches(IterableDataset):
         self.source, self.columns, self.order = source, columns, order
         self.first_batch, self.rank, self.ranks = first_batch, rank, ranks
         self.pinned, self.ready = pinned, ready
-        self._stage: ahead[Batch] | None = None
-
-    @property
-    def starved_seconds(self) -> float:
-        """How long the trainer has waited for batches of the stream begun last."""
-        return self._stage.starved_seconds if self._stage else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        with ahead(self._batches(), self.ready) as self._stage:
-            yield from self._stage
+        with ahead(self._batches(), self.ready) as batches:
+            yield from batches
 
     def _batches(self) -> Iterator[Batch]:
         for rows, is_spare in self._taken():

@@ -122,8 +122,9 @@ def _agreed(plan: Plan) -> Plan:
 def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
     me = worker()
     budget = Budget(plan.request.batch_tokens, plan.teacher)
-    if plan.request.batch_tokens is None and plan.teacher.device.type == "cuda":
-        budget.fit(plan.teacher, plan.manifest, max(plan.sampled_rows[1], key=lambda row: len(row.input_ids)))
+    sample = plan.sampled_rows[1]
+    if plan.request.batch_tokens is None and plan.teacher.device.type == "cuda" and sample:
+        budget.fit(plan.teacher, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
     outcome, start = Outcome(plan.manifest.shards), time.monotonic()
     with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
         while missing := _missing(plan):
