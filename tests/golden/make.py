@@ -1,4 +1,5 @@
-"""Makes golden dumps of today's format: `python tests/golden/make.py NAME` writes NAME-threshold, NAME-top-k, ...
+"""Makes golden dumps of today's format: `python tests/golden/make.py NAME` writes NAME-threshold, NAME-top-k, ...;
+`python tests/golden/make.py NAME chats` that one alone.
 
 A golden dump is kept for good, so that every later version is tested to read it. Beside each lies expected.json: what
 `Dump` saw in it on the day it was made. Never make one again under its old name.
@@ -32,6 +33,17 @@ TEXTS = (
     "liquor",
     "some wizards",
 )
+# Of the dumps of chats: two turns, an answer that is cut at 64 tokens, none, one.
+CHATS = (
+    (("user", "a fox?"), ("assistant", "the quick brown fox"), ("user", "a dog?"), ("assistant", "a lazy dog")),
+    (("system", "be kind"), ("user", "wizards?"), ("assistant", "seven wizards box some jugs of liquor " * 3)),
+    (("user", "liquor"),),
+    (("user", "naïve?"), ("assistant", "café")),
+)
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
 KINDS: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.05, "temperatures": "2", "hidden": "last", "hidden_codec": "int8"},
     "mass": {"threshold": 0.02, "tail": "mass", "levels": 16_000, "hidden": "0,1", "hidden_codec": "int4"},
@@ -39,6 +51,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "top-p": {"top_p": 0.5, "top_k": 12},
     "draws": {"draws": 10},
     "exact": {"exact": True},
+    "chats": {
+        "messages_column": "messages",
+        "positions": "completion",
+        "top_k": 6,
+        "entropy": True,
+        "relations": "last",
+        "hidden_codec": "int8",
+    },
 }
 # Vectors take much room as text: rows 0 and 1 stand for all.
 VECTOR_ROWS = 2
@@ -56,8 +76,12 @@ def make(folder: Path, kind: str) -> None:
     # The manifest names the teacher as the command does: by a path that is the same everywhere.
     with tempfile.TemporaryDirectory() as work, chdir(work):
         model.save_pretrained("tiny-teacher")
+        rows: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
+        if kind == "chats":
+            tokenizer.chat_template = TEMPLATE
+            rows = [{"messages": [{"role": role, "content": said} for role, said in chat]} for chat in CHATS]
         tokenizer.save_pretrained("tiny-teacher")
-        Path("corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+        Path("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         options: dict[str, Any] = {"max_length": 64, "shard_rows": 4, "device": "cpu", "dtype": "fp32"}
         request = Request("tiny-teacher", "causal-lm", ("corpus.jsonl",), Path("dump"), **options, **KINDS[kind])
         annotate(prepare(request))
@@ -80,7 +104,7 @@ def contents(dump: Dump) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python tests/golden/make.py NAME")
-    for kind in KINDS:
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: python tests/golden/make.py NAME [{' | '.join(KINDS)} ...]")
+    for kind in sys.argv[2:] or KINDS:
         make(GOLDEN / f"{sys.argv[1]}-{kind}", kind)
