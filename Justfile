@@ -25,7 +25,7 @@ setup:
 demo: setup
     python recipes/docstrings/demo.py
 
-# Every test, some three minutes; `just test tests/shared -x` for some of them.
+# Every test, some five minutes; `just test tests/shared -x` for some of them.
 test *arguments: setup
     python -m pytest {{ arguments }}
 
