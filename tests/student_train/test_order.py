@@ -1,7 +1,6 @@
 """The order of training rows: each row once an epoch, the same for the same seed, and any batch found by a seek."""
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -354,21 +353,6 @@ def test_what_goes_wrong_in_the_thread_reaches_the_trainer() -> None:
     with windows_of(40_000), pytest.raises(DumpError, match=r"00007\.parquet"):
         for _ in islice(stream(source, batch_size=4), 700):
             pass
-
-
-def test_the_time_that_the_trainer_waited_is_known() -> None:
-    source = Numbers([8] * 40)
-    load = source.load
-
-    def slow(group: int, columns: Sequence[str]) -> RowGroup:
-        time.sleep(0.002)
-        return load(group, columns)
-
-    source.load = slow  # type: ignore[method-assign]
-    batches = stream(source, batch_size=4)
-    assert batches.starved_seconds == 0
-    next(iter(batches))
-    assert batches.starved_seconds > 0.06
 
 
 def test_the_thread_ends_with_the_stream() -> None:
