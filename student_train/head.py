@@ -20,8 +20,6 @@ from shared.dump.codecs import LogitStep
 from student_train.fused import SlicedLogits
 
 PROBE_TOKENS = 8
-# Entries of configurations for what follows the projection: Gemma 2 and 3, Cohere, Granite.
-_STEPS = {"softcap": "final_logit_softcapping", "scale": "logit_scale", "divisor": "logits_scaling"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def plain_head(model: PreTrainedModel) -> StudentHead | None:
     projection = model.get_output_embeddings()
     if type(projection) is not nn.Linear:
         return None
-    head = StudentHead(projection, _after_projection(model.config.get_text_config()))
+    head = StudentHead(projection, LogitStep.of(model.config.get_text_config()))
     was_training = model.training
     try:
         return head if _same_as_model(head, model.eval()) else None
@@ -91,10 +89,3 @@ def _same_as_model(head: StudentHead, model: PreTrainedModel) -> bool:
     return torch.allclose(reached, expected, rtol=1e-6, atol=1e-6, equal_nan=True) and torch.allclose(
         found, expected, rtol=0.0, atol=blur, equal_nan=True
     )
-
-
-def _after_projection(config: Any) -> LogitStep:
-    for step, entry in _STEPS.items():
-        if value := getattr(config, entry, None):
-            return LogitStep.model_validate({"step": step, "value": value})
-    return LogitStep()

@@ -151,7 +151,8 @@ class _Sample:
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """Bytes of each signal in a shard of this sample, for each of its positions."""
         with Progress("calibrate", "tokens", self.rows.tokens) as progress:
-            groups = annotate_rows(self.teacher, manifest, self.rows, self.batch_tokens, progress)
+            batches = batches_of(self.teacher, self.rows, self.batch_tokens)
+            groups = annotate_rows(self.teacher, manifest, self.rows, batches, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {
             signal.name: sum(sizes[column.name] for column in signal.columns)

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -15,12 +14,11 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
-from teacher_dump.batches import Batch
-from teacher_dump.extract import Columns, distributions, extract
+from teacher_dump.extract import distributions, extract
 from teacher_dump.forward import Wanted, run
 from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
-from teacher_dump.rows import ShardRows, batches_of, row_groups
+from teacher_dump.rows import ShardRows, annotate_rows, batches_of
 from teacher_dump.teacher import Teacher
 
 
@@ -70,7 +68,7 @@ def estimate(plan: Plan) -> Estimate:
             extract(teacher, manifest, batch)
         begun = time.monotonic()
         with ahead(batches_of(teacher, shard, budget), 4) as batches:
-            write_groups(sink, manifest, row_groups(manifest, shard, _pieces(teacher, manifest, batches, progress)))
+            write_groups(sink, manifest, annotate_rows(teacher, manifest, shard, batches, progress))
         seconds = time.monotonic() - begun
         teacher_seconds = _bare_seconds(teacher, manifest, shard, budget, progress)
     written = pq.ParquetFile(sink)
@@ -92,15 +90,6 @@ def estimate(plan: Plan) -> Estimate:
         truncated_share=sum(length >= plan.how.max_length for length in shard.lengths) / len(rows),
         sampled_rows=len(rows),
     )
-
-
-def _pieces(
-    teacher: Teacher, manifest: Manifest, batches: Iterable[Batch], progress: Progress
-) -> Iterator[tuple[int, Columns]]:
-    for batch in batches:
-        columns = extract(teacher, manifest, batch).columns(manifest)
-        progress.advance(batch.tokens)
-        yield len(batch.rows), columns
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ class VocabularyHead:
         self.model = model
         self.projection: Any = projection
         self.vocabulary: int = projection.weight.shape[0]
-        self._after_projection = _after_projection(model.config.get_text_config())
+        self._after_projection = LogitStep.of(model.config.get_text_config())
         self._held_back: Tensor | None = None
         self._holding_back = False
         projection.register_forward_pre_hook(self._hold_back)
@@ -126,16 +126,3 @@ class VocabularyHead:
         return torch.allclose(reached, expected, rtol=1e-6, atol=1e-6, equal_nan=True) and torch.allclose(
             found, expected, rtol=0.0, atol=blur, equal_nan=True
         )
-
-
-def _after_projection(config: Any) -> LogitStep:
-    """What the model does to its logits after the projection, by its configuration."""
-    known = {
-        "softcap": "final_logit_softcapping",  # Gemma 2 and 3
-        "scale": "logit_scale",  # Cohere
-        "divisor": "logits_scaling",  # Granite
-    }
-    for step, entry in known.items():
-        if value := getattr(config, entry, None):
-            return LogitStep.model_validate({"step": step, "value": value})
-    return LogitStep()

@@ -63,12 +63,12 @@ def batch_of(teacher: Teacher, rows: Sequence[TokenizedRow], numbers: Sequence[i
 
 
 def annotate_rows(
-    teacher: Teacher, manifest: Manifest, shard: ShardRows, batch_tokens: Callable[[], int], progress: Progress
+    teacher: Teacher, manifest: Manifest, shard: ShardRows, batches: Iterable[Batch], progress: Progress
 ) -> Iterator[RowGroup]:
-    """A few rows -> their row groups, one batch after the other: for samples."""
+    """A few rows, as batches -> their row groups, one batch after the other: for samples."""
 
     def pieces() -> Iterator[tuple[int, Columns]]:
-        for batch in batches_of(teacher, shard, batch_tokens):
+        for batch in batches:
             columns = extract(teacher, manifest, batch).columns(manifest)
             progress.advance(batch.tokens)
             yield len(batch.rows), columns

@@ -140,7 +140,7 @@ def test_a_step_that_is_not_known_means_the_students_own_logits(
     make_teacher: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("causal-lm", make_teacher("causal-lm", "gemma2", final_logit_softcapping=30.0, head_dim=8))
-    monkeypatch.setattr(head, "_after_projection", lambda config: LogitStep())
+    monkeypatch.setattr(LogitStep, "of", lambda config: LogitStep())
     assert plain_head(model) is None
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from shared import Dump
-from shared.dump.codecs import Dense, DenseTargets, SparseTargets
+from shared.dump.codecs import Dense, DenseTargets, LogitStep, SparseTargets
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import read_row_group
 from shared.text.corpus import Example
@@ -236,7 +236,7 @@ def test_an_unknown_step_after_the_head_is_noticed(
     make_teacher: Any, make_dump: Any, reference: Any, mixed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Where applying the head afterwards does not give the model's logits, the model's own are used."""
-    monkeypatch.setattr(head_module, "_after_projection", lambda config: lambda logits: logits)
+    monkeypatch.setattr(LogitStep, "of", lambda config: LogitStep())
     teacher = make_teacher("causal-lm", "cohere", logit_scale=0.25)
     assert not loaded(teacher, tmp_path).head.sliced
     check_language_model(make_dump, reference, teacher, "causal-lm", mixed, top_k=7, levels=LEVELS)

@@ -11,7 +11,6 @@ import transformers
 
 from shared.dump.codecs import LogitStep
 from shared.errors import TeacherError
-from teacher_dump import head
 from teacher_dump.head import VocabularyHead
 
 
@@ -46,7 +45,7 @@ def test_an_unknown_step_after_the_projection_means_the_models_own_logits(
     """A soft cap that the head does not know of, here because it was taken from its list, moves logits by a little."""
     model = load(make_teacher("causal-lm", "gemma2", final_logit_softcapping=30.0), dtype)
     assert VocabularyHead(model).sliced
-    monkeypatch.setattr(head, "_after_projection", lambda config: LogitStep())
+    monkeypatch.setattr(LogitStep, "of", lambda config: LogitStep())
     assert not VocabularyHead(model).sliced
     expected, found = logits_of_both(model)
     assert torch.equal(found, expected)
@@ -138,7 +137,7 @@ def test_the_codec_knows_all_of_its_head(name: str, make_teacher: Any) -> None:
 def test_logits_that_an_unknown_step_changes_cannot_be_exact(
     name: str, make_teacher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "_after_projection", lambda config: LogitStep())
+    monkeypatch.setattr(LogitStep, "of", lambda config: LogitStep())
     _, kind, config, _ = HEADS[name]
     unknown = VocabularyHead(load(make_teacher("causal-lm", kind, **config)))
     with pytest.raises(TeacherError, match=r"--exact: the logits of \w+ are not just its output projection"):

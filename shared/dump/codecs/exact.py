@@ -13,7 +13,7 @@ states would bring 1e-12, for twice the bytes of what is negligible already.
 Shapes: N positions, V vocabulary, D width, K ids that are shown.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import polars as pl
 import torch
@@ -34,6 +34,10 @@ SHOWN_IDS = 64
 SLICE_POSITIONS = 64
 
 
+# Entries of transformers' configurations: Gemma 2 and 3, Cohere, Granite.
+_CONFIG_ENTRIES = {"softcap": "final_logit_softcapping", "scale": "logit_scale", "divisor": "logits_scaling"}
+
+
 class LogitStep(BaseModel):
     """What a few architectures do to their logits after the projection."""
 
@@ -41,6 +45,14 @@ class LogitStep(BaseModel):
 
     step: Literal["none", "softcap", "scale", "divisor"] = "none"
     value: float = 1.0
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """What a model with this configuration does."""
+        for step, entry in _CONFIG_ENTRIES.items():
+            if value := getattr(config, entry, None):
+                return cls.model_validate({"step": step, "value": value})
+        return cls()
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Projected [..., V] -> logits [..., V]."""
