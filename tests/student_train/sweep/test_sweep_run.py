@@ -1,0 +1,229 @@
+"""`distill sweep` as a command, on dumps of a tiny teacher: failures, interruptions, what it leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from shared.dump.storage import only_one
+from shared.errors import DumpError, RecipeError, UsageError
+from student_train import sweep as sweeps
+from student_train.sweep import sweep as main_path
+
+TASK = "sequence-classification"
+RECIPE = """
+output = "unused"
+dump = "{folder}/good"
+
+[student]
+kind = "bilstm"
+embedding_size = 8
+hidden_size = 8
+
+[[loss]]
+kind = "kl"
+
+[training]
+max_steps = 3
+batch_size = 8
+learning_rate = 1e-2
+device = "cpu"
+
+[eval]
+data = ["{folder}/rows.jsonl"]
+dump = "{folder}/good"
+"""
+PATIENCE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_teacher: Callable[..., Path],
+    make_dump: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    toy_rows: Callable[..., list[dict[str, Any]]],
+) -> Path:
+    """A teacher, its dump, a damaged copy of that, and a recipe."""
+    made = tmp_path_factory.mktemp("sweep")
+    shutil.copytree(make_teacher(TASK), made / "teacher")
+    data = write_corpus(made / "rows.jsonl", toy_rows(TASK))
+    make_dump(TASK, teacher=made / "teacher", data=data, out=made / "good")
+    shutil.copytree(made / "good", made / "damaged")
+    shard = min((made / "damaged" / "shards").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[40:200] = bytes(160)  # a page; the footer, which is all that is read before the first step, is whole
+    shard.write_bytes(content)
+    (made / "base.toml").write_text(RECIPE.format(folder=made))
+    return made
+
+
+def write_sweep(folder: Path, name: str, content: str) -> Path:
+    file = folder / f"{name}.toml"
+    file.write_text(f'output = "{folder}/{name}"\nrecipe = "{folder}/base.toml"\n{content}')
+    return file
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "student_train.cli", "sweep", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode, out, err
+
+
+def attempts(output: Path) -> dict[str, int]:
+    return {path.stem: json.loads(path.read_text())["attempts"] for path in (output / "logs").glob("*.json")}
+
+
+def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(folder: Path) -> None:
+    """Two widths, a good and a damaged dump; then the damaged one is mended."""
+    made = write_sweep(
+        folder,
+        "failing",
+        f"""
+        jobs = 2
+        [grid]
+        "student.hidden_size" = [8, 16]
+        dump = ["{folder}/good", "{folder}/damaged"]
+        [baselines]
+        teacher = "{folder}/teacher"
+        """,
+    )
+    output = folder / "failing"
+    code, out, err = call(made)
+    assert code == 1, err
+    assert "error: 2 failed: hidden_size=8_dump=damaged (" in err
+    assert "damaged" in err.split("hidden_size=8_dump=damaged: failed: ")[1].splitlines()[0]
+    assert "Traceback" not in err
+    assert out.index("teacher") < out.index("hidden_size=")  # it agrees with itself; random labels do not decide
+    found = pl.read_parquet(output / "results.parquet")
+    assert found.equals(pl.read_csv(output / "results.csv").cast(dict(found.schema)))
+    runs = found.filter(pl.col("learnt_from") == "dump")
+    assert runs["state"].to_list() == ["done", "failed", "done", "failed"]
+    assert runs["student.hidden_size"].to_list() == [8, 8, 16, 16]
+    assert runs["dump"].to_list() == [f"{folder}/good", f"{folder}/damaged"] * 2
+    done = runs.filter(pl.col("state") == "done")
+    for row in done.iter_rows(named=True):
+        metrics = json.loads((Path(row["folder"]) / "metrics.json").read_text())
+        assert row["score"] == row["accuracy"] == metrics["metrics"]["accuracy"]
+        assert row["macro_f1"] == metrics["metrics"]["macro_f1"]
+        assert row["parameters"] == metrics["parameters"]
+        assert row["latency_ms.32"] == metrics["latency_ms"]["32"]
+        assert row["agreement"] == metrics["agreement"]
+        assert row["training.seed"] == 0
+        assert row["cpu_seconds"] > 0
+    (baseline,) = found.filter(pl.col("learnt_from") == "baseline").iter_rows(named=True)
+    assert baseline["agreement"] == pytest.approx(1.0, abs=0.01)
+    assert (output / "pareto.png").exists()
+
+    shutil.rmtree(folder / "damaged")
+    shutil.copytree(folder / "good", folder / "damaged")
+    code, out, err = call(made, "--jobs", 1)
+    assert code == 0, err
+    assert set(pl.read_csv(output / "results.csv")["state"]) == {"done"}
+    assert attempts(output) == {
+        "hidden_size=8_dump=good": 1,
+        "hidden_size=16_dump=good": 1,
+        "hidden_size=8_dump=damaged": 2,
+        "hidden_size=16_dump=damaged": 2,
+        "baseline-teacher": 1,
+    }
+
+
+def test_a_stopped_sweep_leaves_no_process_and_goes_on(folder: Path) -> None:
+    made = write_sweep(
+        folder,
+        "stopped",
+        """
+        [[variant]]
+        name = "quick"
+        set = { "training.max_steps" = 1 }
+        [[variant]]
+        name = "slow"
+        set = { "training.max_steps" = 400, "training.save_steps" = 5 }
+        """,
+    )
+    output = folder / "stopped"
+    process = start(made, "--jobs", 1)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not list((output / "runs" / "slow" / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(signal.SIGTERM)
+    assert "interrupted; what is finished is kept" in process.communicate(timeout=PATIENCE_SECONDS)[1]
+    assert process.returncode == 130
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
+    assert not (output / "runs" / "slow" / "config.json").exists()
+    code, out, err = call(made)
+    assert code == 0, err
+    assert attempts(output) == {"quick": 1, "slow": 2}
+    assert "slow" in out
+    assert json.loads((output / "runs" / "slow" / "recipe.json").read_text())["training"]["max_steps"] == 400
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(folder: Path) -> None:
+    def refused(content: str) -> None:
+        made = sweeps.read_sweep(write_sweep(folder, "refused", content))
+        for call in (sweeps.run, sweeps.describe):
+            call(made, None)
+
+    for content, error, message in (
+        (f'[grid]\ndump = ["{folder}/good", "{folder}/none"]', DumpError, "run dump=none: .*none"),
+        ('seeds = [1]\n[baselines]\nteacher = "nowhere"', RecipeError, r"baselines\.teacher = 'nowhere'"),
+        ('[grid]\n"loss.0.kind" = ["kl", "logits-mse", "relations"]', RecipeError, "run kind=relations: "),
+    ):
+        with pytest.raises(error, match=message):
+            refused(content)
+    assert not (folder / "refused" / "runs").exists()
+
+
+def test_the_dry_run_lists_runs_with_their_parameters(folder: Path) -> None:
+    made = write_sweep(folder, "listed", 'seeds = [0, 1]\n[grid]\n"student.hidden_size" = [8, 16]')
+    lines = sweeps.describe(sweeps.read_sweep(made), jobs=1)
+    assert len(lines) == 5
+    small, again, large, _, last = lines
+    assert small.startswith("hidden_size=8_seed=0 ")
+    assert small.endswith("parameters  to do")
+    parameters = [int(line.split()[1].replace(",", "")) for line in (small, again, large)]
+    assert parameters[0] == parameters[1] < parameters[2]
+    assert last.startswith("4 runs, 4 to do: 1 at once on the CPU")
+    assert not (folder / "listed").exists()
+
+
+def test_a_student_of_another_recipe_is_in_the_way(folder: Path) -> None:
+    made = sweeps.read_sweep(write_sweep(folder, "changed", "seeds = [0]"))
+    run = made.runs[0]
+    run.recipe.output.mkdir(parents=True)
+    other = run.recipe.model_copy(update={"output": Path("elsewhere")})
+    record = run.recipe.output / "recipe.json"
+    record.write_text(other.model_dump_json(by_alias=True))
+    main_path.check_same_recipe(run)
+    training = run.recipe.training.model_copy(update={"learning_rate": 0.5})
+    record.write_text(run.recipe.model_copy(update={"training": training}).model_dump_json(by_alias=True))
+    with pytest.raises(RecipeError, match=r"another recipe \(training.learning_rate was 0.5 and is 0.01\); delete"):
+        sweeps.run(made, None)
+
+
+def test_a_folder_is_for_one_sweep_at_a_time(folder: Path) -> None:
+    made = sweeps.read_sweep(write_sweep(folder, "held", "seeds = [0]"))
+    (folder / "held").mkdir()
+    with only_one(folder / "held"), pytest.raises(UsageError, match="another run is at work"):
+        sweeps.run(made, None)
