@@ -132,7 +132,8 @@ def frame(sweep: Sweep, baselines: Sequence[Scored], failed: dict[str, str]) -> 
         for one in baselines
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
-    return pl.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
+    table = pl.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
+    return table.with_columns(pl.col(pl.Null).cast(pl.String))  # a column of nothing has a type that few know
 
 
 def write_results(table: pl.DataFrame, output: Path) -> None:

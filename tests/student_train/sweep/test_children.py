@@ -53,7 +53,8 @@ def finish(started: Child) -> tuple[int, str]:
 
 
 def test_a_child_is_counted_in_time_and_memory(tmp_path: Path) -> None:
-    busy = "import os, time\nblock = bytearray(200_000_000)\nwhile time.process_time() < 0.3: pass\nprint(os.environ['GIVEN'])"
+    busy = "import os, time\nblock = bytearray(200_000_000)\nwhile time.process_time() < 0.3: pass\n"
+    busy += "print(os.environ['GIVEN'])"
     started = child(busy, tmp_path / "log")
     ended = started.end(time.monotonic() + 30)
     assert ended.code == 0
@@ -67,7 +68,7 @@ def test_a_child_is_counted_in_time_and_memory(tmp_path: Path) -> None:
 
 def test_the_reason_is_the_error_of_the_last_attempt(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    paragraph = "import sys; print('step 1'); sys.stdout.flush(); print('error: the dump is\\ndamaged.', file=sys.stderr); sys.exit(2)"
+    paragraph = "import sys; print('step 1', flush=True); print('error: the dump is\\ndamaged.'); sys.exit(2)"
     assert finish(child(paragraph, log)) == (2, "the dump is damaged.")
     assert finish(child("1 / 0", log)) == (1, "ZeroDivisionError: division by zero")
     assert finish(child("raise SystemExit(3)", log)) == (3, "it ended with code 3 and said nothing")

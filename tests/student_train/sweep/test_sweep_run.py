@@ -15,9 +15,11 @@ import polars as pl
 import pytest
 
 from shared.dump.storage import only_one
-from shared.errors import DumpError, RecipeError, UsageError
+from shared.errors import DumpError, LecternError, RecipeError, UsageError
+from student_train import cli, evaluate
 from student_train import sweep as sweeps
-from student_train.sweep import sweep as main_path
+from student_train.sweep import children
+from student_train.sweep.folder import check_same_recipe
 
 TASK = "sequence-classification"
 RECIPE = """
@@ -42,7 +44,7 @@ device = "cpu"
 data = ["{folder}/rows.jsonl"]
 dump = "{folder}/good"
 """
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +75,47 @@ def write_sweep(folder: Path, name: str, content: str) -> Path:
     return file
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "student_train.cli", "sweep", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+class Forked:
+    """What Popen does, without the seconds that a new interpreter takes to import torch."""
+
+    def __init__(self, command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> None:
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code: Any = 1
+            try:
+                os.setpgid(0, 0)
+                for number in (1, 2):
+                    os.dup2(stdout.fileno(), number)
+                sys.stdout = sys.stderr = os.fdopen(1, "w")
+                os.environ |= env
+                sys.argv = command[2:]
+                cli.main()
+            except SystemExit as end:
+                code = end.code
+            finally:
+                sys.stdout.flush()
+                os._exit(code or 0)
 
 
-def call(*arguments: object) -> tuple[int, str, str]:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
-    return process.returncode, out, err
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children.subprocess, "Popen", Forked)
+    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
+
+
+def sweep(file: Path, jobs: int | None = None) -> sweeps.Outcome:
+    return sweeps.run(sweeps.read_sweep(file), jobs)
 
 
 def attempts(output: Path) -> dict[str, int]:
     return {path.stem: json.loads(path.read_text())["attempts"] for path in (output / "logs").glob("*.json")}
 
 
-def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(folder: Path) -> None:
+@pytest.mark.usefixtures("_quick")
+def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Two widths, a good and a damaged dump; then the damaged one is mended."""
     made = write_sweep(
         folder,
@@ -103,21 +130,25 @@ def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(folder: P
         """,
     )
     output = folder / "failing"
-    code, out, err = call(made)
-    assert code == 1, err
-    assert "error: 2 failed: hidden_size=8_dump=damaged (" in err
-    assert "damaged" in err.split("hidden_size=8_dump=damaged: failed: ")[1].splitlines()[0]
-    assert "Traceback" not in err
-    assert out.index("teacher") < out.index("hidden_size=")  # it agrees with itself; random labels do not decide
+    outcome = sweep(made)
+    said = capsys.readouterr().err
+    assert set(outcome.failed) == {"hidden_size=8_dump=damaged", "hidden_size=16_dump=damaged"}
+    assert all("damaged" in reason and "Traceback" not in reason for reason in outcome.failed.values())
+    assert f"hidden_size=8_dump=damaged: failed: {outcome.failed['hidden_size=8_dump=damaged']}" in said
+    with pytest.raises(LecternError, match=r"2 failed: .*the same command tries them again") as raised:
+        sweeps.check_outcome(outcome)
+    assert raised.value.exit_code == 1
+    assert sum("hidden_size=" in line or "teacher" in line for line in outcome.lines) == 3
+
     found = pl.read_parquet(output / "results.parquet")
-    assert found.equals(pl.read_csv(output / "results.csv").cast(dict(found.schema)))
+    assert found.equals(pl.read_csv(output / "results.csv", schema_overrides=found.schema))
     runs = found.filter(pl.col("learnt_from") == "dump")
     assert runs["state"].to_list() == ["done", "failed", "done", "failed"]
     assert runs["student.hidden_size"].to_list() == [8, 8, 16, 16]
     assert runs["dump"].to_list() == [f"{folder}/good", f"{folder}/damaged"] * 2
-    done = runs.filter(pl.col("state") == "done")
-    for row in done.iter_rows(named=True):
+    for row in runs.filter(pl.col("state") == "done").iter_rows(named=True):
         metrics = json.loads((Path(row["folder"]) / "metrics.json").read_text())
+        assert row["metric"] == "accuracy"
         assert row["score"] == row["accuracy"] == metrics["metrics"]["accuracy"]
         assert row["macro_f1"] == metrics["metrics"]["macro_f1"]
         assert row["parameters"] == metrics["parameters"]
@@ -131,8 +162,7 @@ def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(folder: P
 
     shutil.rmtree(folder / "damaged")
     shutil.copytree(folder / "good", folder / "damaged")
-    code, out, err = call(made, "--jobs", 1)
-    assert code == 0, err
+    assert sweep(made, jobs=1).failed == {}
     assert set(pl.read_csv(output / "results.csv")["state"]) == {"done"}
     assert attempts(output) == {
         "hidden_size=8_dump=good": 1,
@@ -143,40 +173,32 @@ def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(folder: P
     }
 
 
-def test_a_stopped_sweep_leaves_no_process_and_goes_on(folder: Path) -> None:
-    made = write_sweep(
-        folder,
-        "stopped",
-        """
-        [[variant]]
-        name = "quick"
-        set = { "training.max_steps" = 1 }
-        [[variant]]
-        name = "slow"
-        set = { "training.max_steps" = 400, "training.save_steps" = 5 }
-        """,
-    )
+def test_a_stopped_sweep_leaves_no_process_and_goes_on(folder: Path, request: pytest.FixtureRequest) -> None:
+    made = write_sweep(folder, "stopped", '[grid]\n"training.max_steps" = [600]\n"training.save_steps" = [5]\n')
     output = folder / "stopped"
-    process = start(made, "--jobs", 1)
+    (run,) = sweeps.read_sweep(made).runs
+    command = [sys.executable, "-m", "student_train.cli", "sweep", str(made)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not list((output / "runs" / "slow" / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+    while not list((run.recipe.output / "checkpoints").glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert children
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)
     assert "interrupted; what is finished is kept" in process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode == 130
-    for child in children:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(child), 0)
-    assert not (output / "runs" / "slow" / "config.json").exists()
-    code, out, err = call(made)
-    assert code == 0, err
-    assert attempts(output) == {"quick": 1, "slow": 2}
-    assert "slow" in out
-    assert json.loads((output / "runs" / "slow" / "recipe.json").read_text())["training"]["max_steps"] == 400
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child), 0)
+    assert not (run.recipe.output / "config.json").exists()
+
+    request.getfixturevalue("_quick")
+    assert sweep(made).failed == {}
+    assert attempts(output) == {run.name: 2}
+    # The second attempt has begun at a checkpoint of the first.
+    log = (output / "logs" / f"{run.name}.log").read_text().split("$ ")
+    assert len(log) == 3
+    assert (run.recipe.output / "config.json").exists()
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(folder: Path) -> None:
@@ -215,7 +237,7 @@ def test_a_student_of_another_recipe_is_in_the_way(folder: Path) -> None:
     other = run.recipe.model_copy(update={"output": Path("elsewhere")})
     record = run.recipe.output / "recipe.json"
     record.write_text(other.model_dump_json(by_alias=True))
-    main_path.check_same_recipe(run)
+    check_same_recipe(run)
     training = run.recipe.training.model_copy(update={"learning_rate": 0.5})
     record.write_text(run.recipe.model_copy(update={"training": training}).model_dump_json(by_alias=True))
     with pytest.raises(RecipeError, match=r"another recipe \(training.learning_rate was 0.5 and is 0.01\); delete"):

@@ -1,4 +1,4 @@
-"""Jobs side by side: one that fails does not stop the others, an interruption ends all, as many as the machine allows."""
+"""Jobs side by side, as many as the machine allows: a failure does not stop the others, an interruption ends all."""
 
 import json
 import os
