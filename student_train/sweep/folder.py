@@ -18,6 +18,7 @@ from shared.errors import RecipeError
 from student_train.distill import METRICS, RECIPE, is_finished
 from student_train.recipe import Recipe
 from student_train.sweep.children import Ended
+from student_train.sweep.names import flat
 from student_train.sweep.plan import Run
 
 LOGS = "logs"
@@ -85,8 +86,8 @@ def check_same_recipe(run: Run) -> None:
     if not (folder / RECIPE).exists():
         return
     found = recipe_of(folder)
-    then = _flat(found.model_dump(mode="json", exclude={"output"})) if found is not None else {}
-    now = _flat(run.recipe.model_dump(mode="json", exclude={"output"}))
+    then = flat(found.model_dump(mode="json", exclude={"output"})) if found is not None else {}
+    now = flat(run.recipe.model_dump(mode="json", exclude={"output"}))
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if changed:
         difference = ", ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed[:3])
@@ -94,18 +95,3 @@ def check_same_recipe(run: Run) -> None:
             f"{folder}: the student there has another recipe ({difference}); delete the folder, or choose another "
             "output for the sweep."
         )
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested tables and lists as one table of dotted keys."""
-    if isinstance(value, dict):
-        entries = [(str(name), entry) for name, entry in value.items()]
-    elif isinstance(value, list):
-        entries = [(str(index), entry) for index, entry in enumerate(value)]
-    else:
-        return {key: value}
-    return {
-        inner: found
-        for name, entry in entries
-        for inner, found in _flat(entry, f"{key}.{name}" if key else name).items()
-    }

@@ -1,4 +1,4 @@
-"""What runs of a sweep are called, and how values of theirs are written on a command line."""
+"""What runs of a sweep are called, and how keys and values of recipes are written on a command line."""
 
 import hashlib
 import json
@@ -24,6 +24,24 @@ def toml(value: Any) -> str:
 def override(key: str, value: Any) -> str:
     """`key=value`, as `distill run --set` takes it."""
     return f"{key}={toml(value)}"
+
+
+def flat(content: Any, key: str = "") -> dict[str, Any]:
+    """Nested tables and lists as one table, whose dotted keys are those of `--set`.
+
+    >>> flat({"loss": [{"kind": "kl"}]})
+    {'loss.0.kind': 'kl'}
+    """
+    if isinstance(content, dict):
+        entries = [(str(name), entry) for name, entry in content.items()]
+    elif isinstance(content, list):
+        entries = [(str(index), entry) for index, entry in enumerate(content)]
+    else:
+        return {key: content}
+    flattened: dict[str, Any] = {}
+    for name, entry in entries:
+        flattened |= flat(entry, f"{key}.{name}" if key else name)
+    return flattened
 
 
 def name_of(variant: str | None, point: Mapping[str, Any], keys: Collection[str]) -> str:

@@ -11,7 +11,7 @@ import polars as pl
 from shared.dump.storage import write_atomically
 from shared.text.metrics import LOWER_IS_BETTER
 from student_train.sweep.folder import cost_of, is_done, metrics_of
-from student_train.sweep.names import toml
+from student_train.sweep.names import flat, toml
 from student_train.sweep.plan import Run, Sweep
 
 Kind = Literal["dump", "labels", "baseline"]
@@ -146,14 +146,7 @@ def _flat_metrics(metrics: Metrics) -> dict[str, Any]:
     """The task's metrics by their names, then everything else that was measured, latencies as latency_ms.32."""
     rest = {key: value for key, value in metrics.items() if key not in ("metrics", "model", "task")}
     name, value = main_metric(metrics)
-    return {"metric": name, "score": value, **metrics["metrics"], **_flat(rest)}
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return {"metric": name, "score": value, **metrics["metrics"], **flat(rest)}
 
 
 def _value_at(content: Any, key: str) -> Any:
