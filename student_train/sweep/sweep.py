@@ -67,10 +67,9 @@ def run(sweep: Sweep, jobs: int | None) -> Outcome:
     check_baselines(sweep)
     with ExitStack() as held:
         held.enter_context(stopped_like_ctrl_c())
+        left, machine = [one.run for one in _planned(sweep) if not one.is_done], _machine(sweep, jobs)
         output.mkdir(parents=True, exist_ok=True)
         held.enter_context(only_one(output))
-        left = [one.run for one in _planned(sweep) if not one.is_done]
-        machine = _machine(sweep, jobs)
         failed = work_through([_job(one) for one in left], output, machine, done=len(sweep.runs) - len(left))
         reference = _reference(sweep)
         if reference is None:

@@ -28,6 +28,8 @@ def work_through(jobs: Sequence[Job], output: Path, machine: Machine, done: int 
 
     However this ends, no child is left at work.
     """
+    if not jobs:
+        return {}
     waiting, failed, peak_bytes = list(jobs), {}, 0
     at_work: dict[int, tuple[Job, Child]] = {}
     log_of(output, "").parent.mkdir(parents=True, exist_ok=True)
