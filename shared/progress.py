@@ -44,6 +44,11 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
         self._last_line = time.monotonic()
 
+    def note(self, text: str) -> None:
+        """Show a few words at the end of the bar: what is at work just now."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
     def advance(self, count: int) -> None:
         """Count some more as done."""
         self.done += count

@@ -101,6 +101,31 @@ def evaluate_model(
         write_text_atomically(json, dumps(report.as_dict(), indent=2) + "\n")
 
 
+@app.command("sweep")
+def run_sweep(
+    sweep: Annotated[Path, typer.Argument(help="A sweep (TOML): recipes, and what varies in them.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their parameters; start none.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at work at once; by default what the sweep says, or one a CUDA device or CPU core.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train many students from one dump, and compare them. The same command again goes on where it was stopped."""
+    from student_train import sweep as sweeps
+
+    plan = sweeps.read_sweep(sweep)
+    if dry_run:
+        typer.echo("\n".join(sweeps.describe(plan, jobs)))
+        return
+    outcome = sweeps.run(plan, jobs)
+    typer.echo("\n".join(outcome.lines))
+    sweeps.check_outcome(outcome)
+
+
 def _print(rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         typer.echo(f"  {name:<28}{value:>14}")

@@ -64,6 +64,11 @@ def run(recipe: Recipe, resume: bool) -> Result:
             raise
 
 
+def check(recipe: Recipe) -> int:
+    """The parameters of a recipe's student. Raises whatever `run` would raise before its first step."""
+    return int(_prepare(recipe)[1].num_parameters())
+
+
 def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel]:
     """What to learn from, and the untrained student. Raises whatever can be known before the first step."""
     if is_finished(recipe.output):

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from shared.text.labels import MISSING
 
+# Of the main metrics; the others are shares of what is right.
+LOWER_IS_BETTER = frozenset({"perplexity"})
+
 
 @dataclass
 class Predictions:

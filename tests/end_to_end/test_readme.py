@@ -9,6 +9,7 @@ import typer.main
 from shared.dump.cli import app as shards
 from student_train.cli import app as distill
 from student_train.recipe import read_recipe
+from student_train.sweep import read_sweep
 from teacher_dump.cli import app as dump
 
 ROOT = Path(__file__).parents[2]
@@ -21,15 +22,28 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_recipe_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks("toml")
+    block, _ = blocks("toml")
     (tmp_path / "recipe.toml").write_text(block)
     recipe = read_recipe(tmp_path / "recipe.toml", [])
     assert [spec.label for spec in recipe.loss] == ["kl", "hidden.6"]
 
 
+def test_the_sweep_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, sweep = blocks("toml")
+    monkeypatch.chdir(tmp_path)
+    Path("bilstm.toml").write_text(recipe)
+    Path("bilstm-labels.toml").write_text(recipe.replace('"kl"', '"teacher-label"').replace("temperature = 2.0", ""))
+    Path("sweep.toml").write_text(sweep)
+    assert len(read_sweep(Path("sweep.toml")).runs) == 3 * 2 * 3 + 3 * 3
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
-    read_recipe(path, [])
+def test_every_recipe_and_sweep_of_the_repository_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if path.stem.startswith("sweep"):
+        read_sweep(path)
+    else:
+        read_recipe(path, [])
 
 
 @pytest.mark.parametrize("program", APPS)

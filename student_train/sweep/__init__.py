@@ -1,0 +1,6 @@
+"""Many students from one dump: a grid of recipes, its runs, and what they scored."""
+
+from student_train.sweep.plan import Run, Sweep, read_sweep
+from student_train.sweep.sweep import Outcome, check_outcome, describe, run
+
+__all__ = ["Outcome", "Run", "Sweep", "check_outcome", "describe", "read_sweep", "run"]

@@ -1,0 +1,201 @@
+"""A sweep file becomes runs: the product of variants, grid and seeds, each a recipe that is checked like any other."""
+
+import itertools
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shared.errors import RecipeError
+from student_train.recipe import Recipe, read_recipe
+from student_train.sweep.names import name_of, override
+
+SEED = "training.seed"
+RUNS = "runs"
+
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Variant(_Section):
+    """[[variant]]: a named alternative. `recipe` replaces the sweep's, `set` overrides keys of it, and keys of the grid
+    in `skip` mean nothing to it (the temperature, where it learns from labels alone)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
+    recipe: Path | None = None
+    set: dict[str, Any] = {}
+    skip: tuple[str, ...] = ()
+
+
+class SweepSpec(_Section):
+    """A sweep file. Its paths, like those of recipes, are seen from where the command runs."""
+
+    output: Path
+    recipe: Path | None = None
+    jobs: Literal["auto"] | int = "auto"
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    grid: Annotated[dict[str, Values], Field(min_length=1)] | None = None
+    variant: tuple[Variant, ...] = ()
+    baselines: dict[str, Path] = {}
+
+    @field_validator("jobs", mode="before")
+    @classmethod
+    def _a_number_of_jobs(cls, jobs: Any) -> Any:
+        if jobs != "auto" and not (type(jobs) is int and jobs > 0):
+            raise ValueError('write "auto", or how many runs may be at work at once')
+        return jobs
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _keys_are_quoted(cls, grid: Any) -> Any:
+        for key, values in grid.items() if isinstance(grid, dict) else ():
+            if isinstance(values, dict):
+                raise ValueError(f'{key!r} is a table; write each key in quotes: "{key}.{next(iter(values), "")}" = []')
+        return grid
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        grid, names = self.grid or {}, [variant.name for variant in self.variant]
+        if self.seeds is not None and SEED in grid:
+            raise ValueError(f'give either seeds or "{SEED}" in [grid]')
+        for keys in (grid, *(variant.set for variant in self.variant)):
+            if "output" in keys:
+                raise ValueError("'output' cannot vary: every run has a folder of its own in the sweep's")
+        for variant in self.variant:
+            if names.count(variant.name) > 1:
+                raise ValueError(f"two variants are called {variant.name!r}")
+            if unknown := set(variant.skip) - {*grid, SEED}:
+                raise ValueError(f"variant {variant.name!r} skips {min(unknown)!r}, which is no key of the grid")
+            if both := set(variant.set) & (set(grid) - set(variant.skip)):
+                raise ValueError(f"variant {variant.name!r} sets {min(both)!r}, which the grid varies; skip it there")
+        if self.recipe is None and not (self.variant and all(variant.recipe for variant in self.variant)):
+            raise ValueError("the key 'recipe' is missing")
+        if not (grid or self.seeds or self.variant):
+            raise ValueError("there is nothing to vary; give seeds, [grid] or [[variant]]")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student of a sweep.
+
+    Attributes:
+        name: of its folder; `group` is the same without the seed.
+        overrides: of the recipe in `path`, as `distill run --set` takes them; `recipe` is what comes of them.
+    """
+
+    name: str
+    group: str
+    variant: str | None
+    path: Path
+    overrides: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it learns from a dump, and not from labels alone."""
+        return self.recipe.dump is not None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep file. `keys` are the recipe's keys in which they may differ."""
+
+    spec: SweepSpec
+    runs: tuple[Run, ...]
+    keys: tuple[str, ...]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The runs of a sweep file, in the file's order, every recipe of them valid.
+
+    Raises:
+        RecipeError: for a missing or invalid file, an invalid recipe of a run, two runs that are the same, runs that
+            are scored on different files or on none.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such sweep; check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML ({error}).") from None
+    try:
+        spec = SweepSpec.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {'; '.join(_sentence(problem) for problem in error.errors())}.") from None
+    keys = dict.fromkeys((*(spec.grid or {}), *(key for variant in spec.variant for key in variant.set), SEED))
+    sweep = Sweep(spec, tuple(_runs(spec)), tuple(keys))
+    _check_differ(path, sweep)
+    _check_scored_alike(path, sweep)
+    return sweep
+
+
+def _runs(spec: SweepSpec) -> Iterator[Run]:
+    axes = dict(spec.grid or {})
+    if spec.seeds is not None:
+        axes[SEED] = spec.seeds
+    for variant in spec.variant or (None,):
+        skipped, fixed = (variant.skip, variant.set) if variant is not None else ((), {})
+        own = {key: values for key, values in axes.items() if key not in skipped}
+        recipe_path = (variant.recipe if variant is not None else None) or spec.recipe
+        assert recipe_path is not None
+        prefix = variant.name if variant is not None else None
+        for values in itertools.product(*own.values()):
+            point = dict(zip(own, values, strict=True))
+            name = name_of(prefix, point, axes)
+            overrides = [override(key, value) for key, value in {**fixed, **point}.items()]
+            overrides.append(override("output", str(spec.output / RUNS / name)))
+            try:
+                recipe = read_recipe(recipe_path, overrides)
+            except RecipeError as error:
+                raise RecipeError(f"run {name}: {error}") from None
+            seedless = {key: value for key, value in point.items() if key != SEED}
+            group = name_of(prefix, seedless, axes) or recipe_path.stem
+            yield Run(name, group, prefix, recipe_path, tuple(overrides), recipe)
+
+
+def _check_differ(path: Path, sweep: Sweep) -> None:
+    seen: dict[str, str] = {}
+    for run in sweep.runs:
+        content = run.recipe.model_dump_json(exclude={"output"})
+        if content in seen:
+            raise RecipeError(f"{path}: the runs {seen[content]} and {run.name} are the same; leave one of them out.")
+        seen[content] = run.name
+    names = [run.name.lower() for run in sweep.runs]  # folders of some systems do not know upper from lower case
+    for run in sweep.runs:
+        if names.count(run.name.lower()) > 1:
+            raise RecipeError(f"{path}: two runs would both be called {run.name}; make them variants with names.")
+
+
+def _check_scored_alike(path: Path, sweep: Sweep) -> None:
+    first = sweep.runs[0]
+    for run in sweep.runs:
+        if run.recipe.eval is None:
+            raise RecipeError(f"run {run.name}: {run.path} has no section [eval], so there is no score to compare.")
+        if run.recipe.eval != first.recipe.eval:
+            raise RecipeError(
+                f"{path}: the runs {first.name} and {run.name} are scored on different data; give their recipes the "
+                "same [eval]."
+            )
+
+
+def _sentence(problem: Any) -> str:
+    """One problem of pydantic's as: key, value, what is valid."""
+    location = problem["loc"]
+    key, message = ".".join(str(part) for part in location), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        section = Variant if location[0] == "variant" else SweepSpec
+        valid = ", ".join(sorted(section.model_fields))
+        return f"unknown key {key!r} (its value is {problem['input']!r}); valid here: {valid}"
+    if problem["type"] == "missing":
+        return f"the key {key!r} is missing"
+    if problem["type"] == "too_short":
+        return f"{key} is empty; give it a value, or leave it out"
+    value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    return f"{key}{value}: {message}" if key else message
