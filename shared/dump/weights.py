@@ -20,7 +20,7 @@ from shared.errors import DumpError
 
 WEIGHTS = "weights"
 
-Owner = TypeVar("Owner", bound=Codec | WordEmbeddings)
+Owner = TypeVar("Owner", Codec, WordEmbeddings)
 
 
 def save_weights(manifest: Manifest, folder: Path) -> None:

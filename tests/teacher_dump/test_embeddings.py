@@ -1,4 +1,4 @@
-"""`dump --embeddings`: the teacher's word embeddings travel in `weights/`, are verified, and cost nobody who lacks them."""
+"""`dump --embeddings`: the teacher's word embeddings travel in `weights/` and are verified there."""
 
 import json
 import shutil
