@@ -1,5 +1,6 @@
 """Trimmed vocabularies: rare tokens are read as the unknown token, inside the student, and nobody outside notices."""
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -40,7 +42,7 @@ def dump(make_dump: Make) -> Path:
 
 
 def recipe(dump: Path, output: Path, **sections: Any) -> Recipe:
-    training = {"max_steps": 3, "batch_size": 8, "learning_rate": 0.01, "device": "cpu"}
+    training = {"max_steps": 3, "batch_size": 8, "learning_rate": 0.01, "device": "cpu"} | sections.pop("training", {})
     student = SPEC.model_dump()
     return Recipe.model_validate(
         {"output": output, "dump": dump, "student": student, "loss": [{"kind": "kl"}], "training": training, **sections}
@@ -253,6 +255,20 @@ def test_a_trimmed_folder_is_saved_again_and_loads_without_lectern(dump: Path, t
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(expected.tolist())
+
+
+def test_a_killed_run_goes_on_with_the_same_vocabulary(dump: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    training = {"save_steps": 2}
+    distill.run(recipe(dump, tmp_path / "whole", training=training), resume=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "_save", lambda *_: pytest.fail("killed"))
+        with pytest.raises(BaseException, match="killed"):
+            distill.run(recipe(dump, tmp_path / "killed", training=training), resume=False)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "checkpoint-3", ignore_errors=True)
+    distill.run(recipe(dump, tmp_path / "killed", training=training), resume=True)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert "bilstm.embeddings.row_of_id" in one
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
