@@ -26,6 +26,7 @@ from student_train.sources import DumpSource, Source, TextSource, check_same_tok
 from student_train.students import PretrainedStudent, build_student
 from student_train.trainer import DistillationTrainer, detach_projections
 from student_train.training_log import LogAtTheEnd, ProgressReport
+from student_train.vocabulary import kept_ids, word_embeddings
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -89,6 +90,9 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel]:
         label_names=source.label_names,
         pad_token_id=source.tokenizer.pad_token_id,
         max_length=source.max_length,
+        kept_ids_K=kept_ids(recipe.student, source),
+        unknown_id=source.tokenizer.unk_token_id,
+        word_embeddings_VD=word_embeddings(recipe.student, source),
     )
     if recipe.training.freeze_embeddings:
         student.get_input_embeddings().requires_grad_(False)

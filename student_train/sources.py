@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
@@ -54,6 +55,13 @@ class Source(ABC):
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """Sizes of all row groups with the codecs' columns named."""
 
+    def word_embeddings(self) -> Tensor:
+        """The teacher's word embeddings [V, D]. Raises RecipeError or DumpError where there are none."""
+        raise RecipeError(
+            "student.embeddings = 'svd' begins from a teacher's word embeddings, which a dump may keep (dump "
+            "--embeddings) and files with gold labels have not; learn from a dump, or leave the key out."
+        )
+
     def columns_of(self, signals: Collection[str]) -> list[str]:
         """The columns of the signals named, those of vectors first."""
         codecs = [*self.vectors.values(), *([self.distribution] if self.distribution else [])]
@@ -93,6 +101,7 @@ class DumpSource(Source):
         dump = Dump(path)
         dump.require_complete()
         manifest = dump.manifest
+        self._dump = dump
         self._reader = GroupReader(path, manifest, dump.receipts)
         super().__init__(
             name=str(path),
@@ -113,6 +122,9 @@ class DumpSource(Source):
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         return self._reader.sizes(columns)
+
+    def word_embeddings(self) -> Tensor:
+        return self._dump.word_embeddings()
 
 
 class TextSource(Source):

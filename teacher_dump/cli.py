@@ -164,6 +164,14 @@ def dump(
             help="Queries, keys and values to keep, from which attention relations are made: none, last, or a layer."
         ),
     ] = "none",
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings",
+            help="Also keep the teacher's input word embeddings, once, for students that begin from them (2 bytes a "
+            "number).",
+        ),
+    ] = False,
     max_length: Annotated[int, typer.Option(min=1, help="Rows are cut to this many tokens.")] = 512,
     batch_tokens: Annotated[
         int | None,
@@ -205,7 +213,9 @@ def dump(
     options = {name: value for name, value in locals().items() if name in Request.__dataclass_fields__}
     plan = prepare(Request(**{**options, "data": tuple(data)}))
     manifest = plan.manifest
-    signals = (f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals)
+    signals = [f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals]
+    if manifest.embeddings is not None:
+        signals.append(f"weights  {manifest.embeddings.describe()}")
     if worker().rank == 0:  # the others would say the same
         typer.echo(
             f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "

@@ -80,7 +80,7 @@ def estimate(plan: Plan) -> Estimate:
         rows=plan.survey.rows,
         tokens=round(shard.tokens * scale),
         # A shard's footer costs the same however many rows it has.
-        bytes=round(content * scale + (size - content) * manifest.shards),
+        bytes=round(content * scale + (size - content) * manifest.shards) + _bytes_kept_once(manifest),
         seconds=seconds * scale,
         teacher_seconds=teacher_seconds * scale,
         reading_seconds=_reading_seconds(manifest, written) * scale,
@@ -90,6 +90,12 @@ def estimate(plan: Plan) -> Estimate:
         truncated_share=sum(length >= plan.how.max_length for length in shard.lengths) / len(rows),
         sampled_rows=len(rows),
     )
+
+
+def _bytes_kept_once(manifest: Manifest) -> int:
+    """Those of `weights/`, which do not grow with the corpus."""
+    constants = (tensor for signal in manifest.signals for tensor in signal.constants().values())
+    return sum(tensor.nbytes for tensor in constants) + (manifest.embeddings.bytes if manifest.embeddings else 0)
 
 
 @torch.inference_mode()

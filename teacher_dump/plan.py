@@ -7,6 +7,7 @@ from functools import cached_property
 from importlib.metadata import version
 
 from shared.dump.codecs import Float16Vectors, Signal
+from shared.dump.embeddings import WordEmbeddings
 from shared.dump.manifest import (
     FORMAT_VERSION,
     CorpusFacts,
@@ -113,6 +114,7 @@ def describe(
             hidden_rank=request.hidden_rank,
         ),
         signals=_signals(request, task, blueprint, teacher),
+        embeddings=WordEmbeddings.of(teacher.model.get_input_embeddings().weight) if request.embeddings else None,
     )
 
 

@@ -43,6 +43,7 @@ class Request:
     hidden_codec: str = "float16"
     hidden_rank: int | None = None
     relations: str = "none"
+    embeddings: bool = False
     max_length: int = 512
     batch_tokens: int | None = None
     dtype: str = "auto"

@@ -24,6 +24,7 @@ def write_card(folder: Path) -> None:
     options, teacher = manifest.options, manifest.teacher
     codec = manifest.distribution
     explained = f"\n{codec.explain()}\n" if codec is not None and codec.explain() else ""
+    kept = f"| weights | the teacher's {manifest.embeddings.describe()} |\n" if manifest.embeddings else ""
     text = f"""---
 tags: [knowledge-distillation, lectern]
 configs:
@@ -42,7 +43,7 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 | shards | {len(finished)} of {manifest.shards} finished |
 | tokens | {sum(receipt.tokens for receipt in finished):,} |
 | signals | {"; ".join(signal.describe() + manifest.measured_in_words(signal.name) for signal in manifest.signals)} |
-
+{kept}
 {labels}## Columns of `shards/*.parquet`
 
 | column | type | holds |

@@ -7,13 +7,14 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
 from shared.dump.storage import sha256_of
 from shared.dump.verification import verify
-from shared.dump.weights import load_weights
+from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
 
 
@@ -170,6 +171,14 @@ class Dump:
             .explode("position", *raw)
             .select("row", "position", codec.vector_expr().alias("vector"))
         )
+
+    def word_embeddings(self) -> Tensor:
+        """The teacher's input word embeddings [V, D], float16, read from the disk at each call.
+
+        Raises:
+            DumpError: when the dump keeps none (`dump --embeddings`), or their file is missing or damaged.
+        """
+        return load_embeddings(self.manifest, self.path)
 
     def verify(self) -> list[str]:
         """Every damage as a sentence that names the file; empty when every byte is as it was written."""

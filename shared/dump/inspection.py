@@ -46,7 +46,8 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
         lines.append(("labels", ", ".join(manifest.label_names)))
         lines.append(("gold labels", f"in {manifest.corpus.labelled_rows:,} of {manifest.corpus.rows:,} rows"))
     signals = (("signal", signal.describe() + manifest.measured_in_words(signal.name)) for signal in manifest.signals)
-    return [*lines, *signals]
+    kept = [("embeddings", manifest.embeddings.describe())] if manifest.embeddings else []
+    return [*lines, *signals, *kept]
 
 
 def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) -> Iterator[str]:

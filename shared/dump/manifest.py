@@ -7,13 +7,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
+from shared.dump.embeddings import WordEmbeddings
 from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
 # 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
-# 3 that of exact.py, and next tokens at listed positions.
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)
+# 3 that of exact.py, and next tokens at listed positions; 4 the teacher's word embeddings.
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (1, 2, 3, 4)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
@@ -94,6 +95,7 @@ class Manifest(_Frozen):
         vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
         recorded: where the distributions are; gold: where the gold labels are ("none" when the corpus has none).
         pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
+        embeddings: the teacher's word embeddings, where they are kept.
         measured: what the signals cost and lose, by signal, on a sample of the corpus.
     """
 
@@ -110,6 +112,7 @@ class Manifest(_Frozen):
     corpus: CorpusFacts
     options: Options
     signals: tuple[Signal, ...]
+    embeddings: WordEmbeddings | None = None
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     @property

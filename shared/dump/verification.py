@@ -11,12 +11,13 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import open_shard, read_receipt, receipt_path, shard_path
 from shared.dump.storage import sha256_of
+from shared.dump.weights import load_embeddings
 from shared.errors import DumpError
 
 
 def verify(folder: Path, manifest: Manifest) -> list[str]:
     """One sentence for each damage, each naming its file; an empty list when there is none."""
-    damages = _verify_tokenizer(folder, manifest)
+    damages = _verify_tokenizer(folder, manifest) + _verify_embeddings(folder, manifest)
     damages += [problem for index in range(manifest.shards) for problem in _verify_shard(folder, manifest, index)]
     expected = {
         path for index in range(manifest.shards) for path in (shard_path(folder, index), receipt_path(folder, index))
@@ -42,6 +43,16 @@ def _verify_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
         return [f"{template}: missing"]
     if sha256_of(template) != manifest.tokenizer.chat_template:
         return [f"{template}: not the chat template that the manifest names"]
+    return []
+
+
+def _verify_embeddings(folder: Path, manifest: Manifest) -> list[str]:
+    """The constants of signals were verified when the dump was opened; these are read only where they are needed."""
+    try:
+        if manifest.embeddings is not None:
+            load_embeddings(manifest, folder)
+    except DumpError as error:
+        return [str(error)]
     return []
 
 

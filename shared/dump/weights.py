@@ -1,26 +1,36 @@
-"""`weights/` of a dump: the constants that codecs need and that are too large for the manifest, as safetensors."""
+"""`weights/` of a dump: what is too large for the manifest, as safetensors.
+
+These are the constants that codecs need, which come with the manifest, and the teacher's word embeddings, which are
+read when they are asked for: few students begin from them.
+"""
 
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from shared.dump.codecs import Signal
+from shared.dump.codecs.base import Codec
+from shared.dump.embeddings import NAME as EMBEDDINGS
+from shared.dump.embeddings import WordEmbeddings
 from shared.dump.manifest import Manifest
 from shared.dump.storage import write_bytes_atomically
 from shared.errors import DumpError
 
 WEIGHTS = "weights"
 
+Owner = TypeVar("Owner", Codec, WordEmbeddings)
+
 
 def save_weights(manifest: Manifest, folder: Path) -> None:
-    """Write the constants of every signal that has some into a dump's folder."""
-    for codec in manifest.signals:
-        if codec.constants_file is not None:
+    """Write the constants of every signal that has some, and the word embeddings, into a dump's folder."""
+    for owner in (*manifest.signals, *([manifest.embeddings] if manifest.embeddings else [])):
+        if owner.constants_file is not None:
             (folder / WEIGHTS).mkdir(exist_ok=True)
             # `save_file` would make a file that only its owner may read.
-            content = save({name: values.contiguous() for name, values in codec.constants().items()})
-            write_bytes_atomically(folder / WEIGHTS / codec.constants_file, content)
+            content = save({name: values.contiguous() for name, values in owner.constants().items()})
+            write_bytes_atomically(folder / WEIGHTS / owner.constants_file, content)
 
 
 def load_weights(manifest: Manifest, folder: Path) -> Manifest:
@@ -32,14 +42,27 @@ def load_weights(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update={"signals": tuple(_load(signal, folder) for signal in manifest.signals)})
 
 
-def _load(signal: Signal, folder: Path) -> Signal:
-    if signal.constants_file is None:
-        return signal
-    path = folder / WEIGHTS / signal.constants_file
+def load_embeddings(manifest: Manifest, folder: Path) -> Tensor:
+    """The teacher's word embeddings [V, D], float16.
+
+    Raises:
+        DumpError: when the dump keeps none, or the file is missing, damaged, or not the one that the manifest knows.
+    """
+    if manifest.embeddings is None:
+        raise DumpError(
+            f"{folder}: the teacher's word embeddings are not in this dump; dump again with --embeddings to keep them."
+        )
+    return _load(manifest.embeddings, folder).constants()[EMBEDDINGS]
+
+
+def _load(owner: Owner, folder: Path) -> Owner:
+    if owner.constants_file is None:
+        return owner
+    path = folder / WEIGHTS / owner.constants_file
     try:
-        return signal.with_constants(load_file(path))
+        return owner.with_constants(load_file(path))
     except FileNotFoundError:
-        raise DumpError(f"{path}: missing, and {signal.name} needs it; restore it or dump again.") from None
+        raise DumpError(f"{path}: missing, and {owner.name} needs it; restore it or dump again.") from None
     except (SafetensorError, OSError) as error:
         raise DumpError(f"{path}: damaged ({error}); restore it or dump again.") from None
     except DumpError as error:

@@ -6,12 +6,12 @@ from student_train.students.bilstm import (
     BiLSTMForTokenClassification,
     BiLSTMModel,
 )
-from student_train.students.build import (
+from student_train.students.build import build_student
+from student_train.students.specs import (
     BiLSTMStudent,
     PretrainedStudent,
     StudentSpec,
     TransformerStudent,
-    build_student,
 )
 
 __all__ = [

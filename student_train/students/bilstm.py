@@ -38,6 +38,8 @@ Output = TypeVar("Output", bound=ModelOutput)
 class BiLSTMConfig(PretrainedConfig):
     """The shape of a BiLSTM; `hidden_size` is the width of a layer's output, half of it from each direction.
 
+    `embedding_rows` is how many of the `vocab_size` ids have an embedding of their own; None: all of them.
+
     >>> BiLSTMConfig(hidden_size=301)
     Traceback (most recent call last):
     ValueError: hidden_size must be even, one half for each direction of the BiLSTM, and is 301.
@@ -53,6 +55,7 @@ class BiLSTMConfig(PretrainedConfig):
         num_hidden_layers: int = 1,
         dropout: float = 0.1,
         pad_token_id: int | None = 0,
+        embedding_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
         if hidden_size % 2:
@@ -66,6 +69,30 @@ class BiLSTMConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.dropout = dropout
         self.pad_token_id = pad_token_id
+        self.embedding_rows = embedding_rows
+
+
+class TrimmedEmbedding(nn.Embedding):
+    """Embeddings of some of a vocabulary's ids; all others have the row of the unknown token.
+
+    `row_of_id` [vocabulary], int32, is saved with the weights; so ids are a full tokenizer's, inside and outside.
+    """
+
+    row_of_id: Tensor
+
+    def __init__(self, ids: int, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.register_buffer("row_of_id", torch.zeros(ids, dtype=torch.int32))
+
+    def keep(self, kept_ids: Tensor, unknown_id: int) -> None:
+        """Give each of `kept_ids` [rows], among which the unknown token is, the row of its place there."""
+        self.row_of_id[kept_ids] = torch.arange(len(kept_ids), dtype=torch.int32)
+        is_kept = torch.zeros_like(self.row_of_id, dtype=torch.bool)
+        is_kept[kept_ids] = True
+        self.row_of_id[~is_kept] = self.row_of_id[unknown_id].clone()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(self.row_of_id[input_ids])
 
 
 class BiLSTMPreTrainedModel(PreTrainedModel):
@@ -92,6 +119,12 @@ class BiLSTMPreTrainedModel(PreTrainedModel):
                 else:
                     nn.init.zeros_(parameter)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers; refused for a trimmed vocabulary, which would be lost."""
+        if self.config.embedding_rows is not None and new_num_tokens is not None:
+            raise ValueError("The vocabulary of this BiLSTM is trimmed, so that its embeddings cannot be resized.")
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
 
 class BiLSTMModel(BiLSTMPreTrainedModel):
     """Embeddings and a stack of bidirectional LSTM layers."""
@@ -99,7 +132,11 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
     def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
         # No padding_idx: padding never reaches a layer, and a tokenizer may pad with a token that also means something.
-        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.embeddings: nn.Module = (
+            nn.Embedding(config.vocab_size, config.embedding_size)
+            if config.embedding_rows is None
+            else TrimmedEmbedding(config.vocab_size, config.embedding_rows, config.embedding_size)
+        )
         widths = [config.embedding_size] + [config.hidden_size] * config.num_hidden_layers
         # One module a layer, because nn.LSTM's own stack hides what its lower layers say.
         self.layers = nn.ModuleList(

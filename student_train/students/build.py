@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.students.bilstm import BiLSTMConfig
+from student_train.students.bilstm import BiLSTMConfig, TrimmedEmbedding
+from student_train.students.embeddings import begin_embeddings
+from student_train.students.specs import BiLSTMStudent, PretrainedStudent, TransformerStudent
 
 # Each Auto class, and which model it makes of which configuration.
 AUTO_CLASSES: dict[str, tuple[Any, Any]] = {
@@ -52,63 +53,6 @@ INTERMEDIATE_SIZE_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inne
 POSITION_MODULES = ("position_embeddings", "embed_positions", "wpe")
 
 
-class PretrainedStudent(BaseModel):
-    """A checkpoint that AutoModel reads from safetensors, by path or hub id; its head may be new."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["pretrained"] = "pretrained"
-    path: str
-
-
-class TransformerStudent(BaseModel):
-    """A fresh transformer; `model_type` is any of transformers', by default bert, and llama for causal-lm."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["transformer"] = "transformer"
-    layers: PositiveInt
-    hidden_size: PositiveInt
-    heads: PositiveInt
-    intermediate_size: PositiveInt | None = Field(default=None, description="by default 4 * hidden_size")
-    model_type: str | None = None
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="for each kind of dropout that the model type has")
-    tie_embeddings: bool | None = Field(default=None, description="by default as usual for the model type")
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> Self:
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"hidden_size = {self.hidden_size} cannot be divided among heads = {self.heads}; "
-                "make it a multiple of the heads."
-            )
-        return self
-
-
-class BiLSTMStudent(BaseModel):
-    """A BiLSTM; `hidden_size` is the width of both directions together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["bilstm"] = "bilstm"
-    embedding_size: PositiveInt
-    hidden_size: PositiveInt
-    layers: PositiveInt = 1
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _directions_share_the_width(self) -> Self:
-        if self.hidden_size % 2:
-            raise ValueError(
-                f"hidden_size = {self.hidden_size} cannot be halved between the two directions of a BiLSTM; "
-                "make it even."
-            )
-        return self
-
-
-StudentSpec = Annotated[PretrainedStudent | TransformerStudent | BiLSTMStudent, Field(discriminator="kind")]
-
-
 def build_student(
     spec: PretrainedStudent | TransformerStudent | BiLSTMStudent,
     *,
@@ -118,12 +62,18 @@ def build_student(
     label_names: tuple[str, ...] | None,
     pad_token_id: int | None,
     max_length: int,
+    kept_ids_K: Tensor | None = None,
+    unknown_id: int | None = None,
+    word_embeddings_VD: Tensor | None = None,
 ) -> PreTrainedModel:
     """The student that `spec` describes, in float32, its new weights drawn from torch's global generator.
 
     `auto_class` names the head ("AutoModelForSequenceClassification"). A fresh student has `vocab_size` embeddings;
     any student must have at least the `tokenizer_size` ids that the tokenizer gives, and read `max_length` tokens.
     `label_names` are the classes in order, None for a task without.
+
+    A BiLSTM has rows for `kept_ids_K` alone where they are given, and takes every other id for `unknown_id`. A fresh
+    student's word embeddings begin from the teacher's, where these are given.
     """
     if auto_class not in AUTO_CLASSES:
         raise RecipeError(f"No student can be built as {auto_class!r}; the heads are {', '.join(AUTO_CLASSES)}.")
@@ -135,8 +85,15 @@ def build_student(
             model = _build_fresh(_transformer_config(spec, auto_class, max_length, fresh), auto_class)
         case BiLSTMStudent():
             shape = spec.model_dump(include={"embedding_size", "hidden_size", "dropout"})
-            config = BiLSTMConfig(num_hidden_layers=spec.layers, **shape, **fresh)
+            rows = None if kept_ids_K is None else len(kept_ids_K)
+            config = BiLSTMConfig(num_hidden_layers=spec.layers, embedding_rows=rows, **shape, **fresh)
             model = _build_fresh(config, auto_class)
+    table = model.get_input_embeddings()
+    if kept_ids_K is not None:
+        assert unknown_id is not None
+        table.keep(kept_ids_K, unknown_id)
+    if word_embeddings_VD is not None:
+        begin_embeddings(table, word_embeddings_VD, kept_ids_K)
     if getattr(model.config, "pad_token_id", None) is None:
         # Decoders often come without one, and as classifiers look for the last token before the padding.
         model.config.pad_token_id = pad_token_id
@@ -261,7 +218,8 @@ def _check_same_labels(path: str, config: PretrainedConfig, label_names: tuple[s
 def _check_reach(model: PreTrainedModel, tokenizer_size: int, max_length: int) -> None:
     """Refuses a model that would index past its embeddings, which a GPU reports as a bare assertion."""
     # The head of a language model is as wide as its embeddings: both are the configuration's vocab_size.
-    embeddings = int(model.get_input_embeddings().weight.shape[0])
+    table = model.get_input_embeddings()
+    embeddings = len(table.row_of_id) if isinstance(table, TrimmedEmbedding) else int(table.weight.shape[0])
     if embeddings < tokenizer_size:
         raise RecipeError(
             f"The student's vocabulary has {embeddings} ids, and the tokenizer gives {tokenizer_size}; choose a "

@@ -59,6 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "relations": "last",
         "hidden_codec": "int8",
     },
+    "embeddings": {"top_k": 4, "embeddings": True},
 }
 # Vectors take much room as text: rows 0 and 1 stand for all.
 VECTOR_ROWS = 2
@@ -100,6 +101,7 @@ def contents(dump: Dump) -> dict[str, Any]:
             ]
             for name in dump.manifest.vectors
         },
+        **({"embeddings": dump.word_embeddings()[:VECTOR_ROWS].tolist()} if dump.manifest.embeddings else {}),
     }
 
 

@@ -272,6 +272,28 @@ def test_the_kind_chooses_the_student() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preset", "millions"),
+    [("xtremedistil-l6-h256", 12.75), ("xtremedistil-l6-h384", 22.7), ("xtremedistil-l12-h384", 33.4)],
+)
+def test_presets_have_the_published_sizes(preset: str, millions: float) -> None:
+    spec = TransformerStudent.model_validate({"preset": preset})
+    layers, width = (int(part[1:]) for part in preset.split("-")[1:])
+    assert (spec.layers, spec.hidden_size, spec.hidden_size // spec.heads) == (layers, width, 32)
+    model = build(spec, "AutoModel", vocab_size=30522, tokenizer_size=30522, max_length=512)
+    assert model.config.intermediate_size == 4 * width
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_a_key_beside_a_preset_overrides_it_and_another_preset_is_refused() -> None:
+    spec = TransformerStudent.model_validate({"preset": "xtremedistil-l6-h384", "layers": 3})
+    assert (spec.layers, spec.hidden_size, spec.heads) == (3, 384, 12)
+    assert TransformerStudent.model_validate(spec.model_dump()) == spec
+    for unknown in ("xtremedistil", 6, ["xtremedistil-l6-h384"]):
+        with pytest.raises(ValidationError, match="is unknown; the valid ones are xtremedistil-l6-h256, "):
+            TransformerStudent.model_validate({"preset": unknown})
+
+
+@pytest.mark.parametrize(
     ("auto_class", "kind"),
     [
         ("AutoModel", BiLSTMModel),

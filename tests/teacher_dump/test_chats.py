@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from shared import Dump, UsageError
 from shared.dump.cli import app as shards
+from shared.dump.manifest import FORMAT_VERSION
 from shared.errors import CorpusError
 from teacher_dump.cli import app as dump_app
 
@@ -79,7 +80,7 @@ def test_the_manifest_the_card_and_the_schema_say_what_is_recorded(chat_dump: Pa
     dump = Dump(chat_dump)
     assert (dump.manifest.recorded, dump.manifest.gold) == ("listed-next-token", "listed-next-token")
     assert dump.manifest.options.positions == "completion"
-    assert dump.manifest.format_version == 3
+    assert dump.manifest.format_version == FORMAT_VERSION
     names = dump.scan().collect_schema().names()
     assert "positions" in names
     assert "labels" not in names, "the next token is there already"

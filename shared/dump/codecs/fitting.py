@@ -19,6 +19,7 @@ from shared.dump.codecs.vectors import KINDS
 
 # At most one channel in so many is kept apart.
 OUTLIERS_IN = 16
+SLICE_VECTORS = 1 << 16
 
 
 class Reconstruction(NamedTuple):
@@ -51,7 +52,7 @@ def fit_vector_codec(kind: str, name: str, layer: int, sample_MD: Tensor, rank: 
     refuse_broken(~sample_MD.isfinite().all(-1))
     if rank is None:
         return _fit_outliers(kind, name, layer, sample_MD.float())
-    mean_D, basis_RD = _principal_components(sample_MD, rank)
+    mean_D, basis_RD = principal_components(sample_MD, rank)
     constants = {"mean": mean_D, "basis": basis_RD}
     of_coefficients = _fit_outliers(kind, name, layer, (sample_MD.float() - mean_D) @ basis_RD.T)
     return LowRankVectors.model_validate(
@@ -109,12 +110,12 @@ def _fit_outliers(kind: str, name: str, layer: int, sample_MD: Tensor) -> Vector
     )
 
 
-def _principal_components(sample_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def principal_components(sample_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(mean [D], the `rank` directions of largest variance as orthonormal rows [R, D]), float32."""
-    sample_MD = sample_MD.double()
-    mean_D = sample_MD.mean(0)
-    centred_MD = sample_MD - mean_D
-    _, directions_DD = torch.linalg.eigh(centred_MD.T @ centred_MD)
+    mean_D = sample_MD.mean(0, dtype=torch.float64)
+    # A slice at a time, because a teacher's embeddings may be gigabytes.
+    centred = (slice_MD.double() - mean_D for slice_MD in sample_MD.split(SLICE_VECTORS))
+    _, directions_DD = torch.linalg.eigh(sum(slice_MD.T @ slice_MD for slice_MD in centred))
     basis_RD = directions_DD.flip(-1).T[:rank]
     # An eigenvector's sign is arbitrary: its largest component is made positive, so that the basis is reproducible.
     largest_R1 = basis_RD.gather(-1, basis_RD.abs().argmax(-1, keepdim=True))
