@@ -32,6 +32,7 @@ class Source(ABC):
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
         distribution, vectors: codecs of the teacher's signals; none in files with gold labels.
+        attention_heads: the teacher's, where the source says.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source(ABC):
     positions: str | None
     distribution: DistributionCodec | None = None
     vectors: dict[str, VectorCodec] = field(default_factory=dict)
+    attention_heads: int | None = None
 
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
@@ -106,6 +108,7 @@ class DumpSource(Source):
             positions=manifest.options.positions,
             distribution=manifest.distribution,
             vectors=manifest.vectors,
+            attention_heads=manifest.teacher.attention_heads,
         )
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
