@@ -185,7 +185,8 @@ def _slice_of_relation(
     left_GUD, right_GLD = student[0][matrices, tokens], student[1][matrices]
     log_q_GUL = _log_relation(left_GUD, right_GLD, tokens, is_causal)
     log_p_GUL = _log_relation(teacher[0][matrices, tokens], teacher[1][matrices], tokens, is_causal)
-    value, grad_GUL = (_kl if metric == "kl" else _mse)(log_p_GUL, log_q_GUL)
+    both = log_p_GUL, log_q_GUL
+    value, grad_GUL = _kl(*both, is_causal) if metric == "kl" else _mse(*both)
     if grads:
         grad_GUL.mul_(left_GUD.shape[-1] ** -0.5)
         grads[0][matrices, tokens] += grad_GUL @ right_GLD
@@ -193,10 +194,11 @@ def _slice_of_relation(
     return value
 
 
-def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor) -> tuple[Tensor, Tensor]:
+def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
     """(the sum of p (log p - log q), its gradient by the scores of q: q - p). Overwrites both arguments."""
-    # 0 * log 0 is 0, where a token is not seen.
-    log_ratio_GUL = (log_p_GUL - log_q_GUL).masked_fill_(log_p_GUL == float("-inf"), 0.0)
+    log_ratio_GUL = log_p_GUL - log_q_GUL
+    if is_causal:  # 0 * log 0 is 0
+        log_ratio_GUL.masked_fill_(log_p_GUL == float("-inf"), 0.0)
     p_GUL = log_p_GUL.exp_()
     return torch.dot(p_GUL.flatten(), log_ratio_GUL.flatten()), log_q_GUL.exp_().sub_(p_GUL)
 

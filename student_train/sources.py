@@ -16,6 +16,7 @@ from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
 from shared.text.labels import names_from_values
+from shared.text.metrics import LostWords
 from shared.text.rows import row_group
 from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
 
@@ -119,7 +120,12 @@ class DumpSource(Source):
 
 
 class TextSource(Source):
-    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token)."""
+    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token).
+
+    Attributes:
+        lost_words: the words that have no recorded position, by the row's number.
+        group_of_row: the group of each row; empty where no column of groups is named.
+    """
 
     def __init__(
         self,
@@ -141,8 +147,13 @@ class TextSource(Source):
         task.check_chats(how)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
         self._groups = []
+        self.lost_words: dict[int, LostWords] = {}
+        self.group_of_row: list[str] = []
         for _, first_row, parse in corpus.blocks(TEXT_GROUP_ROWS):
-            rows = task.tokenize(how, parse(), first_row)
+            examples = parse()
+            self.group_of_row += [example.group for example in examples if example.group is not None]
+            rows = task.tokenize(how, examples, first_row)
+            self.lost_words |= {first_row + at: row.lost for at, row in enumerate(rows) if row.lost is not None}
             self._groups.append(row_group(rows, range(first_row, first_row + len(rows))))
         super().__init__(
             name=", ".join(paths),
