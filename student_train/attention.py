@@ -34,11 +34,13 @@ class Attended:
     Attributes:
         lengths: tokens of each row; rows lie one after the other.
         is_causal: whether no token attends to those after it.
+        heads: how many heads the queries have.
     """
 
     parts_TD: dict[str, Tensor]
     lengths: tuple[int, ...]
     is_causal: bool
+    heads: int
 
     @property
     def widths(self) -> dict[str, int]:
@@ -59,11 +61,16 @@ class Captured:
         """Width of each part, all heads together."""
         return {name: part.shape[1] * part.shape[3] for name, part in zip(PARTS, self.parts_BHLD, strict=True)}
 
+    @property
+    def heads(self) -> int:
+        """How many heads the queries have."""
+        return self.parts_BHLD[0].shape[1]
+
     def at_tokens(self, is_token_BL: Tensor) -> Attended:
         """Without padding."""
         parts = (part_BHLD.transpose(1, 2).flatten(2)[is_token_BL] for part_BHLD in self.parts_BHLD)
         lengths = tuple(is_token_BL.sum(dim=1).tolist())
-        return Attended(dict(zip(PARTS, parts, strict=True)), lengths, self.is_causal)
+        return Attended(dict(zip(PARTS, parts, strict=True)), lengths, self.is_causal, self.heads)
 
 
 @contextmanager

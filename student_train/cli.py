@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared.cli import EPILOG, run
+
+if TYPE_CHECKING:
+    from shared.text.groups import GroupScores
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +46,7 @@ def run_recipe(
     typer.echo(f"\n{result.output}: trained for {result.steps:,} steps")
     if result.report is not None:
         _print(result.report.table())
+        _print_groups(result.report.groups)
 
 
 @app.command("eval")
@@ -64,6 +68,13 @@ def evaluate_model(
     label_column: Annotated[str, typer.Option(help="Column of gold labels.")] = "label",
     tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
     tags_column: Annotated[str, typer.Option(help="Column of tag lists, one tag a word.")] = "tags",
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column by whose values rows are also scored apart, each value for itself, and the mean over them.",
+            show_default=False,
+        ),
+    ] = None,
     positions: Annotated[
         str | None,
         typer.Option(help="Where it is scored; the choices and defaults of dump --positions.", show_default=False),
@@ -84,19 +95,21 @@ def evaluate_model(
 
     from shared.dump.storage import write_text_atomically
     from student_train.evaluate import evaluate
-    from student_train.recipe import ColumnNames
+    from student_train.recipe import ScoredColumns
 
-    names = ColumnNames(
+    names = ScoredColumns(
         text_column=text_column,
         pair_column=pair_column,
         messages_column=messages_column,
         label_column=label_column,
         tokens_column=tokens_column,
         tags_column=tags_column,
+        group_column=group_column,
     )
     report = evaluate(student, data, names, dump, task, device, max_length, positions)
     typer.echo(f"{report.model}: {report.task}, {report.rows:,} rows, {report.device}, {report.threads} threads")
     _print(report.table())
+    _print_groups(report.groups)
     if json is not None:
         write_text_atomically(json, dumps(report.as_dict(), indent=2) + "\n")
 
@@ -127,8 +140,14 @@ def run_sweep(
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
+    width = max(28, *(len(name) for name, _ in rows))
     for name, value in rows:
-        typer.echo(f"  {name:<28}{value:>14}")
+        typer.echo(f"  {name:<{width}}{value:>14}")
+
+
+def _print_groups(groups: "GroupScores | None") -> None:
+    for line in groups.table() if groups is not None else ():
+        typer.echo(f"  {line}")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from shared.errors import RecipeError, UsageError
+from shared.text.groups import GroupScores, score_groups
 from shared.text.metrics import Predictions
 from shared.text.tasks import TASKS, Task, task_named
 from student_train import losses
@@ -20,7 +21,7 @@ from student_train.head import plain_head
 from student_train.judged import Heard, Said
 from student_train.loader import Batch, in_order
 from student_train.objective import KLLoss
-from student_train.recipe import ColumnNames
+from student_train.recipe import ScoredColumns
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.trainer import heard_about, said_about
 
@@ -42,6 +43,7 @@ class Report:
         metrics: the task's, the main one first.
         agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
         divergence: mean KL(teacher || student) there, in nats.
+        groups: the scores of each group of rows, where a column names groups.
         latency_ms: batch size -> median milliseconds of a forward pass over so many rows of the data.
     """
 
@@ -55,14 +57,22 @@ class Report:
     threads: int
     agreement: float | None = None
     divergence: float | None = None
+    groups: GroupScores | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**self.__dict__, "latency_ms": {str(size): value for size, value in self.latency_ms.items()}}
+        groups = self.groups and {**asdict(self.groups), "mean": self.groups.mean}
+        latency_ms = {str(size): value for size, value in self.latency_ms.items()}
+        return {**self.__dict__, "latency_ms": latency_ms, "groups": groups}
 
     def table(self) -> list[tuple[str, str]]:
         """(name, value) of everything, written out for people."""
         lines = [(name.replace("_", " "), f"{value:.4g}") for name, value in self.metrics.items()]
+        if self.groups is not None:
+            over = f"over {len(self.groups.metrics)} {self.groups.column}"
+            lines += [
+                (f"mean {name.replace('_', ' ')} {over}", f"{value:.4g}") for name, value in self.groups.mean.items()
+            ]
         if self.agreement is not None:
             lines.append(("agreement with the teacher", f"{self.agreement:.4f}"))
         if self.divergence is not None:
@@ -75,7 +85,7 @@ class Report:
 def evaluate(
     model_path: Path | str,
     data: Sequence[str],
-    names: ColumnNames,
+    names: ScoredColumns,
     dump: Path | None = None,
     task_name: str | None = None,
     device: str = "auto",
@@ -100,8 +110,11 @@ def evaluate(
     length = max_length or min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
     columns = names.columns(task, labels_required=True)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions)
-    predictions, _, _ = _predict(model, source, [])
+    predictions = _predict(model, source, [])[0].with_lost_words(source.lost_words)
     assert task.metrics is not None
+    groups = None
+    if names.group_column is not None:
+        groups = score_groups(names.group_column, source.group_of_row, predictions, task.metrics)
     agreement = divergence = None
     if dump is not None:
         held_out = open_held_out(dump, task, label_names)
@@ -118,6 +131,7 @@ def evaluate(
         threads=torch.get_num_threads(),
         agreement=agreement,
         divergence=divergence,
+        groups=groups,
     )
 
 
@@ -192,6 +206,7 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
                 divergence += float(measure.value(said, heard_here, None)) * len(logits_NV)
         if source.task.classes == "labels":
             counts = _positions_per_row(batch, source)
+            predictions.rows += batch["rows"].tolist()
             predictions.predicted += np.split(torch.cat(guesses).cpu().numpy(), np.cumsum(counts)[:-1])
             predictions.labels += np.split(batch["labels"].cpu().numpy(), np.cumsum(counts)[:-1])
     return predictions, agreed / max(positions, 1), divergence / max(positions, 1)

@@ -25,7 +25,8 @@ class Said:
     """What the student says about a batch: logits_NV at the recorded positions (of a vocabulary `sliced`: made for
     some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states; empty
     where no loss asks for them. `overwrite`: logits_NV may be used up. `attended` is what attention works with in the
-    layers that a loss asks for, by the number as the loss has it.
+    layers that a loss asks for, by the number as the loss has it. `lengths` are the tokens of each row, which lie one
+    after the other in the T tokens.
     """
 
     logits_NV: Tensor | None
@@ -33,6 +34,7 @@ class Said:
     sliced: SlicedLogits | None = None
     overwrite: bool = False
     attended: dict[int, Attended] = field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
 
     @property
     def has_logits(self) -> bool:
@@ -92,14 +94,14 @@ class Loss(BaseModel, ABC):
         return "distribution"
 
     @property
-    def student_layer(self) -> int | None:
-        """The student's layer whose hidden states it looks at, if any."""
-        return None
+    def student_layers(self) -> tuple[int, ...]:
+        """The student's layers whose hidden states it looks at."""
+        return ()
 
     @property
-    def attention_layer(self) -> int | None:
-        """The student's layer whose queries, keys and values it looks at, if any."""
-        return None
+    def attention_layers(self) -> tuple[int, ...]:
+        """The student's layers whose queries, keys and values it looks at."""
+        return ()
 
     def signals(self, available: Collection[str]) -> tuple[str, ...]:
         """The signals whose columns it reads, of those that there are."""

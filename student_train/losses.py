@@ -36,6 +36,9 @@ def kl_dense(
 ) -> Tensor:
     """KL(teacher || student), or another divergence, over all classes, times temperature squared.
 
+    Cross-entropy with the teacher's probabilities (soft cross-entropy) is larger by the teacher's entropy, which no
+    student changes: the gradients are the same.
+
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2: the square keeps
     the size of the gradients when the temperature changes.
 
@@ -145,7 +148,8 @@ def kl_sampled(student_logits_NV: Tensor, ids_NK: Tensor, log_weights_NK: Tensor
 def logits_mse(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     """Mean squared difference of the logits, over positions and classes.
 
-    Ba & Caruana 2014, "Do Deep Nets Really Need to be Deep?" (arXiv 1312.6184), section 2.1.
+    Ba & Caruana 2014, "Do Deep Nets Really Need to be Deep?" (arXiv 1312.6184), section 2.1; the logit loss of
+    Mukherjee & Awadallah 2019 (arXiv 1910.01769) and 2020, "XtremeDistil" (arXiv 2004.05686).
     """
     return _mean((_at_least_float32(student_logits_NV) - _at_least_float32(teacher_logits_NV)).square())
 
@@ -162,7 +166,7 @@ def hidden_mse(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Mean squared difference of hidden vectors, over positions and width.
 
     Romero et al. 2015, "FitNets" (arXiv 1412.6550), equation 3; Jiao et al. 2020, "TinyBERT" (arXiv 1909.10351),
-    equation 8.
+    equation 8; of several layers, "XtremeDistilTransformers" (arXiv 2106.04563).
     """
     return _mean((_at_least_float32(student_ND) - _at_least_float32(teacher_ND)).square())
 
@@ -174,6 +178,17 @@ def hidden_cosine(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """
     cosine_N = functional.cosine_similarity(_at_least_float32(student_ND), _at_least_float32(teacher_ND), dim=-1)
     return _mean(1 - cosine_N)
+
+
+def hidden_kl(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """KL(teacher || student) between the softmaxes of hidden vectors over their width, which leaves the student free to
+    add the same number to all of a vector's channels.
+
+    The representation loss of Mukherjee & Awadallah 2019 (arXiv 1910.01769) and 2020, "XtremeDistil" (arXiv
+    2004.05686). The direction is that of their code (github.com/MSR-LIT/XtremeDistil), which compares the vectors
+    themselves, cut off at 0 and 1; through the softmax no channel is lost and no value is negative.
+    """
+    return _mean(FORWARD(student_ND, teacher_ND))
 
 
 def _tempered(divergence: Divergence, student_NC: Tensor, teacher_NC: Tensor, temperature: float) -> Tensor:

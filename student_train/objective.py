@@ -1,28 +1,29 @@
 """The losses of a recipe: what each needs from the dump, and its value over a batch.
 
-Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding, V classes, D width.
+Those on logits are here, those on layers in between in `intermediate`.
+
+Shapes: N recorded positions, K candidates that the teacher kept, V classes.
 """
 
-from collections.abc import Collection
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from shared.dump.codecs import DenseTargets
 from shared.errors import RecipeError
 from student_train import losses
-from student_train.attention import PARTS, captured_on_probe
 from student_train.divergence import Divergence
+from student_train.intermediate import HiddenLoss, RelationLoss
 from student_train.judged import Heard, Loss, Said
-from student_train.relations import Pair, parts_of, refuse_misfit, relations_loss
 from student_train.sources import Source
-from student_train.vectors import compared_in_slices
 
 
 class KLLoss(Loss):
     """KL(teacher || student) at a temperature, or another `divergence`: "reverse", or "js" with `beta` (0.5).
+
+    It serves as soft cross-entropy (Hinton et al. 2015, arXiv 1503.02531), which is larger by the teacher's entropy, a
+    constant, and has the same gradient.
 
     Where a dump keeps some ids, `tail` says what becomes of the others: "sampled" ids stand for them (the default where
     the dump has such), they are one "class" (the default elsewhere), the gold label has their mass, or both sides are
@@ -107,7 +108,7 @@ class KLLoss(Loss):
 
 
 class LogitsMSELoss(Loss):
-    """Mean squared difference of the logits, which only a dense or an exact dump has."""
+    """Mean squared difference of the logits, which only a dense or an exact dump has (arXiv 1910.01769, 2004.05686)."""
 
     by_position = True
 
@@ -166,112 +167,6 @@ class GoldLoss(Loss):
         return losses.cross_entropy(said.logits_NV, heard.labels_N, said.overwrite)
 
 
-class HiddenLoss(Loss):
-    """Hidden states of a student's layer against those of a teacher's, at every token.
-
-    Where widths differ, a linear map, learnt along and dropped afterwards, takes the student's to the teacher's.
-    """
-
-    kind: Literal["hidden"] = "hidden"
-    teacher_layer: int = Field(ge=0)
-    student_layer_index: int = Field(alias="student_layer")
-    metric: Literal["mse", "cosine"] = "mse"
-
-    @property
-    def label(self) -> str:
-        return f"hidden.{self.teacher_layer}"
-
-    @property
-    def signal(self) -> str:
-        return f"hidden.{self.teacher_layer}"
-
-    @property
-    def student_layer(self) -> int:
-        return self.student_layer_index
-
-    def count(self, batch: dict[str, Any]) -> int:
-        return int(batch["attention_mask"].sum())
-
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        compare = losses.hidden_mse if self.metric == "mse" else losses.hidden_cosine
-        return compared_in_slices(
-            said.hidden_TD[self.student_layer_index], projection, heard.vectors[self.signal], compare
-        )
-
-
-class RelationLoss(Loss):
-    """Attention relations of a student's layer against those of a teacher's (MiniLMv2): summed over the pairs.
-
-    "queries", "keys" and "values" are each related to themselves; "attention" relates queries to keys (MiniLM), which
-    is the models' own attention where `relation_heads` is the number of heads of both.
-    """
-
-    kind: Literal["relations"] = "relations"
-    teacher_layer: int | None = Field(default=None, ge=1, description="by default the one that the dump has")
-    student_layer_number: int = Field(default=-1, alias="student_layer")
-    relation_heads: int | None = Field(default=None, ge=1, description="by default 12, or fewer where 12 do not divide")
-    pairs: tuple[Pair, ...] = Field(default=("queries", "keys", "values"), min_length=1)
-
-    @property
-    def signal(self) -> None:
-        return None
-
-    @property
-    def attention_layer(self) -> int:
-        return self.student_layer_number
-
-    def signals(self, available: Collection[str]) -> tuple[str, ...]:
-        layers = (name.rpartition(".")[2] for name in available if name.startswith(PARTS))
-        layer = self.teacher_layer or next(layers, "N")
-        return tuple(f"{part}.{layer}" for part in parts_of(self.pairs))
-
-    def check(self, source: Source) -> None:
-        missing = [name for name in self.signals(source.signals) if name not in source.signals]
-        if missing:
-            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
-            raise RecipeError(
-                f"the loss 'relations' needs {', '.join(missing)}, which {source.name} lacks; it has {have}. Dump "
-                "again with --relations, name the teacher_layer that is there, or leave the loss out."
-            )
-
-    def check_student(self, source: Source, student: nn.Module) -> None:
-        teacher_widths = {name.partition(".")[0]: source.widths[name] for name in self.signals(source.signals)}
-        student_widths = captured_on_probe(student, self.attention_layer).widths
-        refuse_misfit(self.pairs, self.relation_heads, teacher_widths, student_widths)
-
-    def count(self, batch: dict[str, Any]) -> int:
-        return int(batch["attention_mask"].sum())
-
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        teacher = {name.partition(".")[0]: heard.vectors[name] for name in self.signals(heard.vectors)}
-        return relations_loss(said.attended[self.attention_layer], teacher, self.pairs, self.relation_heads)
-
-
 LossSpec = Annotated[
     KLLoss | LogitsMSELoss | TeacherLabelLoss | GoldLoss | HiddenLoss | RelationLoss, Field(discriminator="kind")
 ]
-
-
-def make_projections(specs: tuple[Loss, ...], source: Source, student: nn.Module) -> nn.ModuleDict:
-    """A linear map for each hidden loss whose widths differ, by the loss's number. Raises RecipeError for a layer that
-    the student does not have."""
-    projections = nn.ModuleDict()
-    wanted = {index: spec.student_layer for index, spec in enumerate(specs) if spec.student_layer is not None}
-    if not wanted:
-        return projections
-    device = next(student.parameters()).device
-    probe = torch.zeros((1, 2), dtype=torch.long, device=device)
-    was_training = student.training
-    with torch.no_grad():
-        student.eval()
-        hidden = student(
-            input_ids=probe, attention_mask=torch.ones_like(probe), output_hidden_states=True
-        ).hidden_states
-        student.train(was_training)
-    for index, layer in wanted.items():
-        if not -len(hidden) <= layer < len(hidden):
-            raise RecipeError(f"loss.{index}.student_layer = {layer}: the student has layers 0 to {len(hidden) - 1}.")
-        student_width, teacher_width = hidden[layer].shape[-1], source.widths[str(specs[index].signal)]
-        if student_width != teacher_width:
-            projections[str(index)] = nn.Linear(student_width, teacher_width)
-    return projections

@@ -1,12 +1,13 @@
 """Recipes: one TOML file that describes one student and how it learns, checked key by key before anything runs."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shared.errors import RecipeError
+from shared.errors import RecipeError, UsageError
 from shared.text.corpus import Columns
 from shared.text.tasks import TASKS, Task
 from student_train.objective import LossSpec
@@ -43,6 +44,22 @@ class ColumnNames(_Section):
         )
 
 
+class ScoredColumns(ColumnNames):
+    """Those of a held-out file, in which a column may name the group of each row: a language, a domain."""
+
+    group_column: str | None = None
+
+    def columns(self, task: Task, labels_required: bool) -> Columns:
+        """With the column of groups. Raises UsageError for a task that is not scored row by row."""
+        if self.group_column is not None and task.classes != "labels":
+            able = ", ".join(each.name for each in TASKS.values() if each.classes == "labels")
+            raise UsageError(
+                f"the group column {self.group_column!r} is for tasks with labels ({able}), and this is {task.name}; "
+                "leave it out."
+            )
+        return replace(super().columns(task, labels_required), group=self.group_column)
+
+
 class DataSection(ColumnNames):
     """[data]: files with gold labels to learn from, in place of a dump.
 
@@ -66,7 +83,7 @@ class DataSection(ColumnNames):
         return self
 
 
-class EvalSection(ColumnNames):
+class EvalSection(ScoredColumns):
     """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement."""
 
     data: tuple[str, ...] = Field(min_length=1)

@@ -26,6 +26,7 @@ from student_train.attention import PARTS, Attended
 from student_train.vectors import TeacherVectors
 
 Pair = Literal["queries", "keys", "values", "attention"]
+Metric = Literal["kl", "mse"]
 _SIDES: dict[str, tuple[str, str]] = {**{part: (part, part) for part in PARTS}, "attention": ("queries", "keys")}
 
 # Numbers of a slice of a relation.
@@ -69,7 +70,11 @@ def refuse_misfit(
 
 
 def relations_loss(
-    student: Attended, teacher: dict[str, TeacherVectors], pairs: Sequence[Pair], heads: int | None
+    student: Attended,
+    teacher: dict[str, TeacherVectors],
+    pairs: Sequence[Pair],
+    heads: int | None,
+    metric: Metric = "kl",
 ) -> Tensor:
     """The sum of `relation_loss` over the pairs; `teacher` has what `parts_of` them names.
 
@@ -88,6 +93,7 @@ def relations_loss(
             student.lengths,
             heads,
             is_causal=pair == "attention" and student.is_causal,
+            metric=metric,
         )
         total = total.to(value.device) + value
     return total
@@ -99,6 +105,7 @@ def relation_loss(
     lengths: Sequence[int],
     heads: int,
     is_causal: bool = False,
+    metric: Metric = "kl",
 ) -> Tensor:
     """KL(teacher || student) of the relations softmax(A B^T / sqrt(D)), mean over tokens and relation heads.
 
@@ -106,13 +113,16 @@ def relation_loss(
     the queries and the keys, whose relation is attention itself: Wang et al. 2020, "MiniLM" (arXiv 2002.10957),
     equation 6. `is_causal` leaves out tokens that come later.
 
+    With the metric "mse" it is the mean squared difference of the relations, over a row's tokens, too: of attention,
+    "XtremeDistilTransformers" (arXiv 2106.04563), as its code (github.com/microsoft/xtreme-distil-transformers) has it.
+
     Args:
         student_TW: (A, B), of any floating type; computed in float32.
         teacher: the same, of another width perhaps.
         lengths: tokens of each row; rows lie one after the other.
         heads: a number that divides all the widths.
     """
-    return _Relation.apply(*student_TW, teacher, lengths, heads, is_causal)
+    return _Relation.apply(*student_TW, teacher, lengths, heads, is_causal, metric)
 
 
 class _Relation(torch.autograd.Function):
@@ -125,6 +135,7 @@ class _Relation(torch.autograd.Function):
         lengths: Sequence[int],
         heads: int,
         is_causal: bool,
+        metric: Metric,
     ) -> Tensor:
         dtype = torch.promote_types(left_TW.dtype, torch.float32)
         total = left_TW.new_zeros((), dtype=dtype)
@@ -139,7 +150,7 @@ class _Relation(torch.autograd.Function):
                 shown = [_cut(_decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
                 grads = [torch.zeros_like(side) for side in student] if grads_TW else []
                 for matrices, tokens in _slices(*student[0].shape[:2]):
-                    total += _slice_of_relation(student, shown, matrices, tokens, is_causal, grads)
+                    total += _slice_of_relation(student, shown, matrices, tokens, is_causal, metric, grads)
                 for grad_TW, grad_MLD in zip(grads_TW, grads, strict=True):
                     grad_TW[index_RL] = grad_MLD.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
         compared = max(1, len(left_TW) * heads)
@@ -154,7 +165,7 @@ class _Relation(torch.autograd.Function):
             (grad_TW * (grad / ctx.compared)).to(dtype)
             for grad_TW, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _slice_of_relation(
@@ -163,26 +174,45 @@ def _slice_of_relation(
     matrices: slice,
     tokens: slice,
     is_causal: bool,
+    metric: Metric,
     grads: list[Tensor],
 ) -> Tensor:
-    """The sum of KL over some matrices and tokens; its gradients are added to `grads`, if there are any.
+    """The sum of the metric over some matrices and tokens; its gradients are added to `grads`, if there are any.
 
-    The sides (A, B) are [M, L, D], M matrices of rows and heads. With S = A B^T / sqrt(D), the gradient for S is
-    softmax(S) minus the teacher's; from there, as S is made: dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
+    The sides (A, B) are [M, L, D], M matrices of rows and heads. `_kl` and `_mse` give the gradient for
+    S = A B^T / sqrt(D); from there, as S is made: dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
     """
     left_GUD, right_GLD = student[0][matrices, tokens], student[1][matrices]
     log_q_GUL = _log_relation(left_GUD, right_GLD, tokens, is_causal)
     log_p_GUL = _log_relation(teacher[0][matrices, tokens], teacher[1][matrices], tokens, is_causal)
+    both = log_p_GUL, log_q_GUL
+    value, grad_GUL = _kl(*both, is_causal) if metric == "kl" else _mse(*both)
+    if grads:
+        grad_GUL.mul_(left_GUD.shape[-1] ** -0.5)
+        grads[0][matrices, tokens] += grad_GUL @ right_GLD
+        grads[1][matrices] += grad_GUL.transpose(1, 2) @ left_GUD
+    return value
+
+
+def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """(the sum of p (log p - log q), its gradient by the scores of q: q - p). Overwrites both arguments."""
     log_ratio_GUL = log_p_GUL - log_q_GUL
     if is_causal:  # 0 * log 0 is 0
         log_ratio_GUL.masked_fill_(log_p_GUL == float("-inf"), 0.0)
     p_GUL = log_p_GUL.exp_()
-    value = torch.dot(p_GUL.flatten(), log_ratio_GUL.flatten())
-    if grads:
-        grad_GUL = log_q_GUL.exp_().sub_(p_GUL).mul_(left_GUD.shape[-1] ** -0.5)
-        grads[0][matrices, tokens] += grad_GUL @ right_GLD
-        grads[1][matrices] += grad_GUL.transpose(1, 2) @ left_GUD
-    return value
+    return torch.dot(p_GUL.flatten(), log_ratio_GUL.flatten()), log_q_GUL.exp_().sub_(p_GUL)
+
+
+def _mse(log_p_GUL: Tensor, log_q_GUL: Tensor) -> tuple[Tensor, Tensor]:
+    """(the sum of (q - p)^2 / L, its gradient by the scores of q). Overwrites both arguments.
+
+    With d = 2 (q - p) / L, the gradient through the softmax is q (d - sum of q d).
+    """
+    q_GUL, length = log_q_GUL.exp_(), log_q_GUL.shape[-1]
+    difference_GUL = q_GUL - log_p_GUL.exp_()
+    value = torch.dot(difference_GUL.flatten(), difference_GUL.flatten()) / length
+    mean_GU1 = (q_GUL * difference_GUL).sum(-1, keepdim=True)
+    return value, difference_GUL.sub_(mean_GU1).mul_(q_GUL).mul_(2 / length)
 
 
 def _log_relation(left_GUD: Tensor, right_GLD: Tensor, tokens: slice, is_causal: bool) -> Tensor:

@@ -17,6 +17,7 @@ from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
 from shared.text.labels import names_from_values
+from shared.text.metrics import LostWords
 from shared.text.rows import row_group
 from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
 
@@ -33,6 +34,7 @@ class Source(ABC):
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
         distribution, vectors: codecs of the teacher's signals; none in files with gold labels.
+        attention_heads: the teacher's, where the source says.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source(ABC):
     positions: str | None
     distribution: DistributionCodec | None = None
     vectors: dict[str, VectorCodec] = field(default_factory=dict)
+    attention_heads: int | None = None
 
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
@@ -115,6 +118,7 @@ class DumpSource(Source):
             positions=manifest.options.positions,
             distribution=manifest.distribution,
             vectors=manifest.vectors,
+            attention_heads=manifest.teacher.attention_heads,
         )
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
@@ -128,7 +132,12 @@ class DumpSource(Source):
 
 
 class TextSource(Source):
-    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token)."""
+    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token).
+
+    Attributes:
+        lost_words: the words that have no recorded position, by the row's number.
+        group_of_row: the group of each row; empty where no column of groups is named.
+    """
 
     def __init__(
         self,
@@ -150,8 +159,13 @@ class TextSource(Source):
         task.check_chats(how)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
         self._groups = []
+        self.lost_words: dict[int, LostWords] = {}
+        self.group_of_row: list[str] = []
         for _, first_row, parse in corpus.blocks(TEXT_GROUP_ROWS):
-            rows = task.tokenize(how, parse(), first_row)
+            examples = parse()
+            self.group_of_row += [example.group for example in examples if example.group is not None]
+            rows = task.tokenize(how, examples, first_row)
+            self.lost_words |= {first_row + at: row.lost for at, row in enumerate(rows) if row.lost is not None}
             self._groups.append(row_group(rows, range(first_row, first_row + len(rows))))
         super().__init__(
             name=", ".join(paths),

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from shared.errors import RecipeError
 from student_train.attention import capture
 from student_train.head import StudentHead, plain_head
+from student_train.intermediate import make_projections
 from student_train.judged import Heard, Said
 from student_train.loader import Batch, TrainingBatches, order_of
-from student_train.objective import make_projections
 from student_train.recipe import Recipe
 from student_train.sources import Source
 from student_train.total import total_loss
@@ -46,8 +46,8 @@ class DistillationTrainer(Trainer):
             spec.check_student(source, student)
         student.add_module(PROJECTIONS, make_projections(recipe.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
-        self._wants_hidden = any(spec.student_layer is not None for spec in recipe.loss)
-        self._attention_layers = {spec.attention_layer for spec in recipe.loss if spec.attention_layer is not None}
+        self._wants_hidden = any(spec.student_layers for spec in recipe.loss)
+        self._attention_layers = {layer for spec in recipe.loss for layer in spec.attention_layers}
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -182,7 +182,8 @@ def said_about(
     real_BL = batch["attention_mask"].bool()
     hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
     attended = {layer: found.at_tokens(real_BL) for layer, found in captured.items()}
-    return Said(logits, hidden_TD, sliced, attended=attended)
+    lengths = tuple(real_BL.sum(dim=1).tolist()) if wants_hidden else ()
+    return Said(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
 
 
 def heard_about(batch: Batch, source: Source) -> Heard:

@@ -161,7 +161,7 @@ def dump(
     relations: Annotated[
         str,
         typer.Option(
-            help="Queries, keys and values to keep, from which attention relations are made: none, last, or a layer."
+            help="Layers whose queries, keys and values are kept, for attention relations: none, last, all, or 5,6."
         ),
     ] = "none",
     embeddings: Annotated[

@@ -95,6 +95,7 @@ def describe(
             architecture=type(teacher.model).__name__,
             parameters=teacher.model.num_parameters(),
             fingerprint=fingerprint(teacher.model),
+            attention_heads=_attention_heads(request, teacher),
         ),
         tokenizer=_tokenizer_facts(how),
         vocabulary=teacher.vocabulary,
@@ -140,6 +141,13 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
     hidden = (Float16Vectors(name=hidden_name(layer), layer=layer, width=teacher.width) for layer in layers)
     return (*distributions, *hidden, *_relations(request, teacher))
+
+
+def _attention_heads(request: Request, teacher: Teacher) -> int | None:
+    """Into how many heads recorded queries are cut; None where none are recorded, or the configuration says nothing."""
+    if not relation_layers(request, teacher.layers):
+        return None
+    return getattr(teacher.model.config.get_text_config(), "num_attention_heads", None)
 
 
 def _relations(request: Request, teacher: Teacher) -> Iterator[Signal]:

@@ -108,7 +108,7 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
 
 
 def relation_layers(request: Request, layers: int) -> list[int]:
-    """--relations none | last | 6: the layers whose queries, keys and values are kept, 1 for the first.
+    """--relations none | last | all | 5,6: the layers whose queries, keys and values are kept, 1 for the first.
 
     Raises:
         UsageError: for a layer that the teacher lacks.
@@ -117,9 +117,15 @@ def relation_layers(request: Request, layers: int) -> list[int]:
         return []
     if request.relations == "last":
         return [layers]
-    if not request.relations.isdecimal() or not 1 <= int(request.relations) <= layers:
-        raise UsageError(f"--relations {request.relations!r}: use none, last, or a layer from 1 to {layers}.")
-    return [int(request.relations)]
+    if request.relations == "all":
+        return list(range(1, layers + 1))
+    named = request.relations.split(",")
+    if not all(part.isdecimal() and 1 <= int(part) <= layers for part in named):
+        raise UsageError(
+            f"--relations {request.relations!r}: use none, last, all, or layers from 1 to {layers} such as "
+            f"{max(1, layers - 1)},{layers}."
+        )
+    return sorted({int(part) for part in named})
 
 
 def hidden_name(layer: int) -> str:

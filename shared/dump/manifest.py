@@ -18,7 +18,7 @@ READABLE_VERSIONS = (1, 2, 3, 4)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
-_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "measured.")
+_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "teacher.attention_heads", "measured.")
 
 
 class _Frozen(BaseModel):
@@ -26,13 +26,17 @@ class _Frozen(BaseModel):
 
 
 class Teacher(_Frozen):
-    """The teacher: its name for people, and a hash of its configuration and every weight for the comparison."""
+    """The teacher: its name for people, and a hash of its configuration and every weight for the comparison.
+
+    `attention_heads` is said where queries, keys and values are recorded.
+    """
 
     name: str
     revision: str | None
     architecture: str
     parameters: int
     fingerprint: str
+    attention_heads: int | None = None
 
 
 class TokenizerFacts(_Frozen):

@@ -31,11 +31,12 @@ Label = str | None
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of a corpus: its text (or words, or messages), the second text of a pair, its gold label (or one tag a
-    word)."""
+    word), and the group that it is scored with; no model sees the group."""
 
     text: str | list[str] | list[Message]
     pair: str | None = None
     label: Label | list[Label] = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,12 @@ class Corpus:
                 yield make
 
     def _check_columns(self, file: str, row: Row) -> None:
-        for column in (self.columns.text, self.columns.pair):
+        for column in (self.columns.text, self.columns.pair, self.columns.group):
             if column is not None and column not in row:
                 raise CorpusError(
                     f"{file}: no column {column!r}; it has {', '.join(map(repr, row))}. Name the right one "
-                    "(--text-column, --pair-column, --tokens-column, --messages-column, or the recipe's keys of these "
-                    "names)."
+                    "(--text-column, --pair-column, --tokens-column, --messages-column, --group-column, or the "
+                    "recipe's keys of these names)."
                 )
 
 
@@ -174,13 +175,14 @@ class _Maker:
         text: Any = read(row, columns.text, where)
         pair = None if columns.pair is None else _string(row, columns.pair, where)
         value = None if columns.label is None else row.get(columns.label)
+        group = None if columns.group is None else _group(row, columns.group, where)
         if not columns.words:
-            return Example(text, pair, _label(value, where))
+            return Example(text, pair, _label(value, where), group)
         if value is None:
-            return Example(text, pair, None)
+            return Example(text, pair, None, group)
         if not isinstance(value, list) or len(value) != len(text):
             raise CorpusError(f"{where}: column {columns.label!r} must hold one tag for each of the {len(text)} words.")
-        return Example(text, pair, [_label(tag, where) for tag in value])
+        return Example(text, pair, [_label(tag, where) for tag in value], group)
 
 
 def _string(row: Row, column: str, where: str) -> str:
@@ -188,6 +190,13 @@ def _string(row: Row, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise CorpusError(f"{where}: column {column!r} holds {value!r}, which is not text; mend or drop this row.")
     return value
+
+
+def _group(row: Row, column: str, where: str) -> str:
+    group = _label(row.get(column), where)
+    if group is None:
+        raise CorpusError(f"{where}: column {column!r} is empty; every row that is scored by group must name its own.")
+    return group
 
 
 def _words(row: Row, column: str, where: str) -> list[str]:

@@ -31,7 +31,7 @@ class Columns:
 
     `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string;
     `chats` that it holds a conversation, a list of messages. An optional label column may be absent from every file
-    (then nothing is labelled); a required one may not.
+    (then nothing is labelled); a required one may not. `group` holds what rows are scored apart by, a language perhaps.
     """
 
     text: str
@@ -40,6 +40,7 @@ class Columns:
     label_required: bool = False
     words: bool = False
     chats: bool = False
+    group: str | None = None
 
     @classmethod
     def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
@@ -176,7 +177,7 @@ def _read_parquet(file: str, columns: Columns) -> LocatedRows:
             compressed = PurePath(file).suffix in COMPRESSIONS
             parquet = pq.ParquetFile(io.BytesIO(stream.read()) if compressed else stream)
             present = parquet.schema_arrow.names
-            read = [name for name in (columns.text, columns.pair, columns.label) if name in present]
+            read = [name for name in (columns.text, columns.pair, columns.label, columns.group) if name in present]
             number = 0
             for batch in parquet.iter_batches(batch_size=1024, columns=read):
                 # The names of all columns stay visible to the check for missing ones.

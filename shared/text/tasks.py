@@ -18,7 +18,7 @@ from shared.errors import CorpusError, UsageError
 from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
 from shared.text.corpus import Example, Message
 from shared.text.labels import label_index
-from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
+from shared.text.metrics import LostWords, Predictions, accuracy_and_f1, entity_f1, perplexity
 
 Int32 = NDArray[np.int32]
 MASK_PROBABILITY = 0.15
@@ -35,12 +35,14 @@ class TokenizedRow:
         token_type_ids: int32 [L], 0 for the first text and 1 for the second; None where the row has no pair.
         positions: int32 [P]; of a distribution over the whole row P is 1 and the position is 0.
         labels: int32 [P], gold labels, -100 where missing.
+        lost: the words with a gold tag that were cut off, or that the tokenizer makes nothing of; None for none.
     """
 
     input_ids: Int32
     token_type_ids: Int32 | None
     positions: Int32
     labels: Int32
+    lost: LostWords | None = None
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,11 @@ def _tokenize_words(how: Tokenizing, examples: Sequence[Example], first_row: int
             if word is not None and (how.positions == "all" or at == 0 or words[at - 1] != word)
         ]
         tags = example.label if isinstance(example.label, list) else [None] * len(example.text)
-        labels = [label_index(tags[words[at]], how.label_names) for at in positions]
-        rows.append(
-            TokenizedRow(np.asarray(ids, np.int32), None, np.asarray(positions, np.int32), np.asarray(labels, np.int32))
-        )
+        word_of_P = np.asarray([words[at] for at in positions], np.int64)
+        gold_W = np.asarray([label_index(tag, how.label_names) for tag in tags], np.int32)
+        lost = LostWords.of(word_of_P, gold_W)
+        found = np.asarray(ids, np.int32), None, np.asarray(positions, np.int32), gold_W[word_of_P], lost
+        rows.append(TokenizedRow(*found))
     return rows
 
 

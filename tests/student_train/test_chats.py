@@ -17,7 +17,7 @@ from shared.text.tasks import TASKS
 from student_train import distill, evaluate, sources
 from student_train.cli import app
 from student_train.loader import collate, in_order
-from student_train.recipe import ColumnNames, Recipe
+from student_train.recipe import Recipe, ScoredColumns
 from student_train.sources import DumpSource, Source, TextSource
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
@@ -173,5 +173,5 @@ def test_a_data_section_needs_chats_for_their_positions(teacher: Path, corpus: P
 
 
 def test_columns_of_a_recipe_are_those_of_chats() -> None:
-    names = ColumnNames(messages_column="talk")
+    names = ScoredColumns(messages_column="talk")
     assert names.columns(TASKS["causal-lm"], True) == Columns("talk", chats=True)

@@ -24,7 +24,7 @@ from shared.dump.storage import only_one
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, UsageError
 from shared.text.tasks import TASKS
 from student_train import distill, evaluate
-from student_train.recipe import ColumnNames, Recipe
+from student_train.recipe import Recipe, ScoredColumns
 from student_train.trainer import DistillationTrainer
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
@@ -583,7 +583,7 @@ def plain_logits(folder: Path, task: str, *text: Any, **options: Any) -> tuple[t
 
 
 def score(folder: Path, data: Path, dump: Path | None = None, **options: Any) -> evaluate.Report:
-    return evaluate.evaluate(folder, [str(data)], ColumnNames(), dump, device="cpu", **options)
+    return evaluate.evaluate(folder, [str(data)], ScoredColumns(), dump, device="cpu", **options)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -705,7 +705,7 @@ def test_a_folder_that_cannot_be_scored_is_refused(
     with pytest.raises(RecipeError, match="a dump of causal-lm, but the model is one for sequence-classification"):
         score(teachers[task], corpora[task], dumps["causal-lm"])
     with pytest.raises(UsageError, match="device 'tpu': not to be used here"):
-        evaluate.evaluate(teachers[task], [str(corpora[task])], ColumnNames(), device="tpu")
+        evaluate.evaluate(teachers[task], [str(corpora[task])], ScoredColumns(), device="tpu")
     bare = tmp_path / "bare"
     shutil.copytree(teachers[task], bare, ignore=shutil.ignore_patterns("token*"))
     with pytest.raises(RecipeError, match="no tokenizer beside this model"):

@@ -499,3 +499,25 @@ def test_no_positions_give_a_zero_that_is_still_part_of_the_graph() -> None:
         assert loss.shape == ()
         assert loss.item() == 0.0
         assert torch.autograd.grad(loss, student)[0].shape == (0, 5)
+
+
+def test_kl_is_soft_cross_entropy_less_the_teachers_entropy_with_the_same_gradient() -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.randn(7, 5).double()
+    probabilities = teacher.softmax(-1)
+    soft = -(probabilities * student.log_softmax(-1)).sum(-1).mean()
+    entropy = -(probabilities * teacher.log_softmax(-1)).sum(-1).mean()
+    found = losses.kl_dense(student, teacher)
+    assert found.item() == pytest.approx((soft - entropy).item(), rel=1e-12)
+    (one,), (other,) = torch.autograd.grad(found, student), torch.autograd.grad(soft, student)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_logits_mse_is_the_mean_over_positions_and_classes_in_float64() -> None:
+    torch.manual_seed(4)
+    student, teacher = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), torch.randn(6, 4).double()
+    value = losses.logits_mse(student, teacher)
+    differences = [student[n, c].item() - teacher[n, c].item() for n in range(6) for c in range(4)]
+    assert value.item() == pytest.approx(sum(each**2 for each in differences) / 24, rel=1e-12)
+    (gradient,) = torch.autograd.grad(value, student)
+    torch.testing.assert_close(gradient, torch.tensor(differences).double().reshape(6, 4) / 12, rtol=1e-6, atol=1e-9)

@@ -14,16 +14,15 @@ from shared.dump.codecs import DenseTargets, Float16Vectors, SparseTargets
 from shared.errors import RecipeError
 from student_train import losses
 from student_train.divergence import Divergence
+from student_train.intermediate import HiddenLoss, make_projections
 from student_train.loader import Batch, collate
 from student_train.objective import (
     GoldLoss,
     Heard,
-    HiddenLoss,
     KLLoss,
     LogitsMSELoss,
     Said,
     TeacherLabelLoss,
-    make_projections,
 )
 from student_train.sources import DumpSource, Source
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
@@ -78,7 +77,7 @@ def batch_of(source: Source, rows: list[int]) -> Batch:
 def loss_of(
     spec: Any, model: PreTrainedModel, projections: nn.ModuleDict, batch: Batch, source: Source
 ) -> torch.Tensor:
-    said = said_about(model, batch, source, wants_hidden=spec.student_layer is not None)
+    said = said_about(model, batch, source, wants_hidden=bool(spec.student_layers))
     return total_loss((spec,), said, heard_about(batch, source), projections)[0]
 
 
@@ -238,7 +237,7 @@ def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metri
     heard, said = Heard(None, coded, torch.zeros(0)), Said(None, layers)
     linear = nn.Linear(4, 6)
     linear.requires_grad_(False)
-    mse = hidden_loss(6, 1).value(said, heard, linear)
+    mse = hidden_loss(6, 1).value(said, heard, nn.ModuleDict({"6": linear}))
     assert float(mse) == pytest.approx(float(losses.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
     cosine = hidden_loss(7, -1, metric="cosine").value(said, heard, None)
     expected = 1 - nn.functional.cosine_similarity(layers[2], vectors["hidden.7"], dim=-1).mean()
@@ -317,7 +316,7 @@ def test_padding_changes_no_loss_and_no_gradient(task: str, student: Any, dumps:
             batch = batch_of(source, rows)
             loss = loss_of(spec, model, projections, batch, source)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            if spec.student_layer is not None:
+            if spec.student_layers:
                 count = int(batch["attention_mask"].sum())
             else:
                 count = int((batch["labels"] != -100).sum()) if spec.kind == "gold" else len(batch["positions"])
@@ -337,13 +336,18 @@ def test_padding_changes_no_loss_and_no_gradient(task: str, student: Any, dumps:
 # ---------------------------------------------------------------- projections
 
 
+def shapes(projections: nn.ModuleDict) -> dict[str, tuple[int, int]]:
+    named = projections.named_modules()
+    return {name: (each.in_features, each.out_features) for name, each in named if isinstance(each, nn.Linear)}
+
+
 def test_a_projection_is_made_only_where_widths_differ(dumps: dict[str, DumpSource], teachers: dict[str, Path]) -> None:
     source = dumps["sequence-classification"]
     specs = (KLLoss(), hidden_loss(0, 0), hidden_loss(2, -1))
     narrow = make_projections(specs, source, student_for(source, TRANSFORMER))
-    assert {name: (p.in_features, p.out_features) for name, p in narrow.items()} == {"1": (16, 32), "2": (16, 32)}  # type: ignore[union-attr]
+    assert shapes(narrow) == {"1.0": (16, 32), "2.2": (16, 32)}
     mixed = make_projections(specs, source, student_for(source, BILSTM))
-    assert {name: p.in_features for name, p in mixed.items()} == {"1": 6, "2": 8}
+    assert shapes(mixed) == {"1.0": (6, 32), "2.2": (8, 32)}
     same = student_for(source, PretrainedStudent(path=str(teachers["sequence-classification"])))
     assert not make_projections(specs, source, same)
     assert not make_projections((KLLoss(),), source, same)

@@ -187,7 +187,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             FROM_DUMP,
             "metric =",
             "metrics =",
-            ["'loss.1.metrics'", "'cosine'", "kind, metric, student_layer, teacher_layer"],
+            ["'loss.1.metrics'", "'cosine'", "at, kind, last, metric, student_layer, teacher_layer"],
         ),
         (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "data, dump, label_column"]),
         (
@@ -203,7 +203,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
         (FROM_DUMP, "heads = 4", "heads = 5", ["student", "hidden_size = 32 cannot be divided among heads = 5"]),
         (FROM_DUMP, "temperature = 2", "temperature = 0", ["loss.0.temperature = 0"]),
         (FROM_DUMP, "weight = 0.5", "weight = -1", ["loss.1.weight = -1"]),
-        (FROM_DUMP, '"cosine"', '"cosinus"', ["loss.1.metric = 'cosinus'", "'mse' or 'cosine'"]),
+        (FROM_DUMP, '"cosine"', '"cosinus"', ["loss.1.metric = 'cosinus'", "'mse', 'cosine' or 'kl'"]),
         (FROM_DUMP, "teacher_layer = 6", "teacher_layer = -2", ["loss.1.teacher_layer = -2"]),
         (FROM_DUMP, "epochs = 1.5", "epochs = 0", ["training.epochs = 0"]),
         (
@@ -224,8 +224,8 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
         # Missing keys.
         (FROM_DUMP, 'output = "out/student"', "", ["'output' is missing"]),
         (FROM_DUMP, "layers = 2", "", ["'student.layers' is missing"]),
-        (FROM_DUMP, "teacher_layer = 6", "", ["'loss.1.teacher_layer' is missing"]),
-        (FROM_DUMP, "student_layer = -1", "", ["'loss.1.student_layer' is missing"]),
+        (FROM_DUMP, "teacher_layer = 6", "", ["loss.1: give either both teacher_layer and student_layer, or last"]),
+        (FROM_DUMP, "student_layer = -1", "", ["loss.1: give either both teacher_layer and student_layer, or last"]),
         (FROM_DATA, '[[loss]]\nkind = "gold"', "", ["'loss' is missing"]),
         (FROM_DATA, "[training]\nmax_steps = 10", "", ["'training' is missing"]),
         (FROM_DATA, 'train = ["train.csv"]', "", ["'data.train' is missing"]),

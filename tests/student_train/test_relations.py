@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def plainly(
     lengths: Sequence[int],
     heads: int,
     is_causal: bool,
+    metric: str = "kl",
 ) -> Tensor:
     """Row by row, head by head, token by token, in float64."""
     a_p, b_p = (vectors.codec.decode(vectors.columns).double() for vectors in teacher)
@@ -50,24 +52,28 @@ def plainly(
                     size = a.shape[1] // heads
                     mine = slice(head * size, (head + 1) * size)
                     log.append(((b[seen, mine] @ a[token, mine]) / math.sqrt(size)).log_softmax(0))
-                total = total + (log[0].exp() * (log[0] - log[1])).sum()
+                if metric == "kl":
+                    total = total + (log[0].exp() * (log[0] - log[1])).sum()
+                else:
+                    total = total + (log[0].exp() - log[1].exp()).square().sum() / (end - first)
                 compared += 1
     return total / compared
 
 
+@pytest.mark.parametrize("metric", ["kl", "mse"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("slice_numbers", [1, 20, 150, 2**20])
 @pytest.mark.parametrize("heads", [1, 2, 12])
 def test_value_and_gradient_are_those_of_the_formula_in_float64(
-    heads: int, slice_numbers: int, is_causal: bool, monkeypatch: pytest.MonkeyPatch
+    heads: int, slice_numbers: int, is_causal: bool, metric: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slice of 1 number: a token at a time; 20: some tokens of a row; 150: some heads, or some rows."""
     monkeypatch.setattr(relations, "SLICE_NUMBERS", slice_numbers)
     queries, keys, teacher = student_part(0), student_part(1), (teacher_part(2), teacher_part(3))
-    value = relation_loss((queries, keys), teacher, LENGTHS, heads, is_causal)
-    expected = plainly((queries, keys), teacher, LENGTHS, heads, is_causal)
+    value = relation_loss((queries, keys), teacher, LENGTHS, heads, is_causal, metric)
+    expected = plainly((queries, keys), teacher, LENGTHS, heads, is_causal, metric)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert value.item() > 0.1
+    assert value.item() > (0.1 if metric == "kl" else 0.01)
     found = torch.autograd.grad(value * 7, (queries, keys))
     wanted = torch.autograd.grad(expected * 7, (queries, keys))
     for one, other in zip(found, wanted, strict=True):
@@ -86,7 +92,8 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
     teacher = teacher_part(3, tokens=4), teacher_part(4, tokens=4)
     torch.manual_seed(0)
     sides = [torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *both: relation_loss(both, teacher, (3, 1), 3), sides)
+    for metric in ("kl", "mse"):
+        assert torch.autograd.gradcheck(lambda *both: relation_loss(both, teacher, (3, 1), 3, False, metric), sides)  # noqa: B023
 
 
 def test_a_student_of_the_teachers_own_queries_is_punished_for_nothing() -> None:
@@ -144,7 +151,7 @@ def test_a_batch_without_tokens_is_a_zero_of_the_graph() -> None:
 
 
 def attended(is_causal: bool = False) -> Attended:
-    return Attended({part: student_part(number) for number, part in enumerate(PARTS)}, LENGTHS, is_causal)
+    return Attended({part: student_part(number) for number, part in enumerate(PARTS)}, LENGTHS, is_causal, heads=2)
 
 
 def test_the_loss_is_the_sum_over_the_pairs_and_only_attention_looks_back_alone() -> None:

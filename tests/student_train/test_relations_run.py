@@ -12,8 +12,8 @@ from transformers import AutoModel, BertConfig
 
 from shared.errors import RecipeError
 from student_train import distill
+from student_train.intermediate import RelationLoss
 from student_train.loader import Batch, collate
-from student_train.objective import RelationLoss
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource
 from student_train.total import total_loss
@@ -63,7 +63,7 @@ def batch_of(source: DumpSource, rows: list[int]) -> Batch:
 
 def loss_of(spec: RelationLoss, model: nn.Module, source: DumpSource, rows: list[int]) -> torch.Tensor:
     batch = batch_of(source, rows)
-    said = said_about(model, batch, source, wants_hidden=False, attention_layers=[spec.attention_layer])
+    said = said_about(model, batch, source, wants_hidden=False, attention_layers=spec.attention_layers)
     return total_loss((spec,), said, heard_about(batch, source), nn.ModuleDict())[0]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shared.dump.codecs import Float16Vectors, Int4Vectors, Int8Vectors, LowRankVectors, VectorCodec
 from shared.dump.codecs.constants import fingerprint
 from student_train import losses, vectors
-from student_train.vectors import TeacherVectors, compared_in_slices
+from student_train.vectors import RowVectors, TeacherVectors, compared_in_slices, one_of_each_row
 
 TOKENS, WIDTH, STUDENT_WIDTH, RANK = 53, 24, 10, 9
 
@@ -42,6 +42,7 @@ CODECS: dict[str, VectorCodec] = {
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": losses.hidden_mse,
     "cosine": losses.hidden_cosine,
+    "kl": losses.hidden_kl,
 }
 
 
@@ -81,6 +82,9 @@ def test_value_and_gradient_in_float64_without_a_projection(metric: str, monkeyp
     student = torch.randn(TOKENS, WIDTH, dtype=torch.float64, requires_grad=True)
     if metric == "mse":
         expected = sum(((student[t] - target[t]) ** 2).sum() for t in range(TOKENS)) / (TOKENS * WIDTH)
+    elif metric == "kl":
+        log_p, log_q = target.log_softmax(1), student.log_softmax(1)
+        expected = sum(log_p[t].exp() @ (log_p[t] - log_q[t]) for t in range(TOKENS)) / TOKENS
     else:
         norms = [student[t].norm() * target[t].norm() for t in range(TOKENS)]
         expected = sum(1 - student[t] @ target[t] / norms[t] for t in range(TOKENS)) / TOKENS
@@ -150,3 +154,72 @@ def test_a_batch_without_tokens_trains_nothing_and_breaks_nothing() -> None:
     assert loss.item() == 0
     assert projection.weight.grad is not None
     assert not projection.weight.grad.any()
+
+
+# ---------------------------------------------------------------- one vector a row
+
+LENGTHS = (5, 1, 17, 30)  # of 53 tokens
+
+
+def plain_rows(vectors_TD: Tensor, of_row: str) -> Tensor:
+    parts = vectors_TD.split(LENGTHS)
+    return torch.stack([part[0] if of_row == "first" else part.sum(0) / len(part) for part in parts])
+
+
+@pytest.mark.parametrize("slice_numbers", [1, 7 * WIDTH, 2**20])
+@pytest.mark.parametrize("of_row", ["first", "mean"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_vector_a_row_is_compared_as_the_formula_has_it(
+    metric: str, of_row: Any, slice_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 on the student's side, through a projection; the teacher's means are made in float32."""
+    monkeypatch.setattr(vectors, "SLICE_NUMBERS", slice_numbers)
+    teacher = encoded(CODECS["int8"])
+    target = plain_rows(teacher.codec.decode(teacher.columns).double(), of_row)
+    student = torch.randn(TOKENS, STUDENT_WIDTH, dtype=torch.float64, requires_grad=True)
+    projection = nn.Linear(STUDENT_WIDTH, WIDTH).double()
+    leaves = [student, *projection.parameters()]
+    rows = one_of_each_row(student, LENGTHS, of_row)
+    found = compared_in_slices(rows, projection, RowVectors(teacher, LENGTHS, of_row), METRICS[metric])
+    expected = METRICS[metric](plain_rows(projection(student), of_row), target)
+    for one, other in zip(value_and_gradients(found, *leaves), value_and_gradients(expected, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("of_row", "tokens"), [("first", len(LENGTHS)), ("mean", TOKENS)])
+def test_rows_decode_what_they_need_once_and_no_more_than_a_slice_at_a_time(
+    of_row: Any, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "SLICE_NUMBERS", 8 * WIDTH)
+    decoded: list[int] = []
+    decode = Int8Vectors.decode
+
+    def counting(self: Int8Vectors, columns: dict[str, Tensor]) -> Tensor:
+        decoded.append(len(next(iter(columns.values()))))
+        return decode(self, columns)
+
+    monkeypatch.setattr(Int8Vectors, "decode", counting)
+    teacher = RowVectors(encoded(CODECS["int8"]), LENGTHS, of_row)
+    student = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    compared_in_slices(one_of_each_row(student, LENGTHS, of_row), None, teacher, losses.hidden_mse).backward()
+    assert max(decoded) <= 8
+    assert sum(decoded) == tokens
+
+
+def test_means_of_half_precision_states_are_made_in_float32() -> None:
+    states = torch.full((3000, 2), 1.001).bfloat16().requires_grad_()
+    mean = one_of_each_row(states, (3000,), "mean")
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, states.detach()[:1].float())
+    mean.sum().backward()
+    assert states.grad is not None
+    assert states.grad.dtype == torch.bfloat16
+
+
+def test_the_kl_of_vectors_is_blind_to_what_all_channels_share_and_points_from_the_teacher() -> None:
+    teacher = torch.tensor([[8.0, 8.0, 0.0, 0.0]])
+    assert float(losses.hidden_kl(teacher + 3, teacher)) == pytest.approx(0, abs=1e-6)
+    # A teacher on two channels: a student on one of them misses half (expensive), one on all four wastes half (log 2).
+    one, all_four = torch.tensor([[8.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 4)
+    assert float(losses.hidden_kl(all_four, teacher)) == pytest.approx(0.69, abs=0.02)
+    assert float(losses.hidden_kl(one, teacher)) > 3

@@ -1,0 +1,261 @@
+"""Losses on layers in between: one or the last k, tokens or rows, attention as the models have it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, BertConfig, PreTrainedModel
+
+from shared.errors import RecipeError
+from student_train import distill, losses
+from student_train.intermediate import HiddenLoss, RelationLoss, make_projections
+from student_train.loader import Batch, collate
+from student_train.recipe import Recipe
+from student_train.sources import DumpSource
+from student_train.total import total_loss
+from student_train.trainer import heard_about, said_about
+
+ROWS = [0, 15, 7, 3]
+ATTENTION = {"pairs": ("attention",), "own_heads": True, "metric": "mse"}
+
+
+@pytest.fixture(scope="module")
+def teacher(make_teacher: Callable[..., Path]) -> Path:
+    return make_teacher("encoder", num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def dump(make_dump: Callable[..., Path], teacher: Path) -> Path:
+    return make_dump("encoder", teacher=teacher, hidden="1,2,3", relations="2,3")
+
+
+@pytest.fixture(scope="module")
+def source(dump: Path) -> DumpSource:
+    return DumpSource(dump)
+
+
+def student_of(layers: int = 2, width: int = 24, heads: int = 4) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=32,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+    return AutoModel.from_config(config, attn_implementation="eager").eval()
+
+
+def batch_of(source: DumpSource, rows: list[int] = ROWS) -> Batch:
+    columns = [column.name for codec in source.vectors.values() for column in codec.columns]
+    return collate({0: source.load(0, columns)}, np.asarray([[0, row] for row in rows]), source)
+
+
+def loss_of(spec: Any, model: nn.Module, projections: nn.ModuleDict, source: DumpSource, batch: Batch) -> Tensor:
+    said = said_about(model, batch, source, bool(spec.student_layers), attention_layers=spec.attention_layers)
+    return total_loss((spec,), said, heard_about(batch, source), projections)[0]
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+# ---------------------------------------------------------------- hidden states
+
+
+@pytest.mark.parametrize("at", ["all", "first", "mean"])
+@pytest.mark.parametrize("metric", ["mse", "cosine", "kl"])
+def test_the_last_layers_meet_each_through_its_own_projection(
+    metric: Any, at: Any, source: DumpSource, teacher: Path
+) -> None:
+    """Against transformers' own hidden states of both models, padded as they are."""
+    model, spec, batch = student_of(), HiddenLoss(last=3, metric=metric, at=at), batch_of(source)
+    projections = make_projections((spec,), source, model)
+    parameters = [*model.parameters(), *projections.parameters()]
+    shown = AutoModel.from_pretrained(teacher).eval()(**inputs_of(batch), output_hidden_states=True).hidden_states
+    said = model(**inputs_of(batch), output_hidden_states=True).hidden_states
+    is_token_BL = batch["attention_mask"].bool()
+    compare = {"mse": losses.hidden_mse, "cosine": losses.hidden_cosine, "kl": losses.hidden_kl}[metric]
+
+    def places(states_BLD: Tensor) -> Tensor:
+        if at == "all":
+            return states_BLD[is_token_BL]
+        if at == "first":
+            return states_BLD[:, 0]
+        return torch.stack([row[own].mean(0) for row, own in zip(states_BLD, is_token_BL, strict=True)])
+
+    own: Any = projections["0"]
+    assert list(own) == ["1", "2", "3"]
+    # The student's embeddings and two layers, the teacher's three layers.
+    expected = sum(compare(places(own[str(layer)](said[layer - 1])), places(shown[layer])) for layer in (1, 2, 3))
+    value = loss_of(spec, model, projections, source, batch)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3)
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        if one is None or other is None:
+            assert one is other
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("at", ["first", "mean"])
+def test_rows_are_counted_where_rows_are_compared(at: Any, source: DumpSource) -> None:
+    """Shares add up: the mean over a batch is that of its rows alone, and padding is no part of it."""
+    model, spec = student_of(), HiddenLoss(teacher_layer=3, student_layer=-1, metric="kl", at=at)
+    projections = make_projections((spec,), source, model)
+    batch = batch_of(source)
+    assert spec.count(batch) == len(ROWS)
+    assert HiddenLoss(teacher_layer=3, student_layer=-1).count(batch) == int(batch["attention_mask"].sum())
+    alone = [loss_of(spec, model, projections, source, batch_of(source, [row])).item() for row in ROWS]
+    together = loss_of(spec, model, projections, source, batch).item()
+    assert together == pytest.approx(sum(alone) / len(ROWS), rel=1e-4)
+
+
+@pytest.mark.parametrize("at", ["first", "mean"])
+def test_a_row_without_tokens_counts_for_nothing(at: Any, make_dump: Callable[..., Path]) -> None:
+    rows = ["the quick brown fox", "", "a lazy dog"]
+    source = DumpSource(make_dump("causal-lm", data=[{"text": text} for text in rows], hidden="2", top_k=3))
+    torch.manual_seed(0)
+    columns = ["hidden.2"]
+    model = AutoModel.from_config(BertConfig(**{**student_of().config.to_dict(), "vocab_size": source.vocabulary}))
+    group, spec = source.load(0, columns), HiddenLoss(teacher_layer=2, student_layer=-1, at=at)
+    lengths = np.diff(group.token_offsets).tolist()
+    assert 0 in lengths
+    batch = collate({0: group}, np.asarray([[0, row] for row in range(3)]), source)
+    assert spec.count(batch) == 2
+    projections = make_projections((spec,), source, model)
+    full = [[0, row] for row in range(3) if lengths[row]]
+    value = loss_of(spec, model.eval(), projections, source, batch)
+    without = loss_of(spec, model, projections, source, collate({0: group}, np.asarray(full), source))
+    assert value.item() == pytest.approx(without.item(), rel=1e-5)
+
+
+def test_the_last_layers_of_a_dump_are_those_that_it_stores(
+    make_dump: Callable[..., Path], teacher: Path, source: DumpSource
+) -> None:
+    spec = HiddenLoss(last=2)
+    assert spec.signals(source.signals) == ("hidden.2", "hidden.3")
+    assert spec.signals(("distribution", "hidden.0", "hidden.12", "hidden.9", "queries.7")) == ("hidden.9", "hidden.12")
+    itself = AutoModel.from_pretrained(teacher).eval()
+    assert not make_projections((spec,), source, itself)
+    assert loss_of(spec, itself, nn.ModuleDict(), source, batch_of(source)).item() < 1e-5
+    assert loss_of(spec, itself, nn.ModuleDict(), source, batch_of(source, [5])).item() < 1e-5
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention_of(model: PreTrainedModel, batch: Batch, layer: int) -> Tensor:
+    attentions_BHLL: Tensor = model(**inputs_of(batch), output_attentions=True).attentions[layer].double()
+    return attentions_BHLL
+
+
+@pytest.mark.parametrize("metric", ["mse", "kl"])
+def test_attention_of_the_last_layers_is_what_both_models_report_head_by_head(
+    metric: Any, source: DumpSource, teacher: Path
+) -> None:
+    model, batch = student_of(), batch_of(source)
+    shown = AutoModel.from_pretrained(teacher, attn_implementation="eager").eval()
+    spec = RelationLoss(last=2, **{**ATTENTION, "metric": metric})
+    total, lengths = torch.zeros((), dtype=torch.float64), batch["attention_mask"].sum(1).tolist()
+    for layer in (-2, -1):
+        p_BHLL, q_BHLL = (attention_of(each, batch, layer) for each in (shown, model))
+        for row, length in enumerate(lengths):
+            p, q = p_BHLL[row, :, :length, :length], q_BHLL[row, :, :length, :length]
+            ours = (p - q).square().sum() / length if metric == "mse" else (p * (p.log() - q.log())).sum()
+            total = total + ours / (sum(lengths) * 4)
+    value = loss_of(spec, model, nn.ModuleDict(), source, batch)
+    assert value.item() == pytest.approx(total.item(), rel=1e-3)
+    parameters = [each for name, each in model.named_parameters() if "self.query" in name or "self.key" in name]
+    found, wanted = torch.autograd.grad(value, parameters), torch.autograd.grad(total, parameters)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+def test_without_a_number_the_topmost_layer_of_the_dump_is_meant(source: DumpSource) -> None:
+    assert RelationLoss(pairs=("values",)).signals(source.signals) == ("values.3",)
+    assert RelationLoss(pairs=("values",), last=2).signals(source.signals) == ("values.2", "values.3")
+    assert RelationLoss().attention_layers == (-1,)
+    assert RelationLoss(last=2).attention_layers == (-2, -1)
+
+
+# ---------------------------------------------------------------- a run, and what is refused before it
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, dump: Path) -> Callable[..., Recipe]:
+    def make(*losses: dict[str, Any], dump: Path = dump, **student: Any) -> Recipe:
+        return Recipe.model_validate(
+            {
+                "output": tmp_path / "student",
+                "dump": dump,
+                "student": {"kind": "transformer", "layers": 2, "hidden_size": 24, "heads": 4} | student,
+                "loss": losses,
+                "training": {"max_steps": 3, "batch_size": 8, "learning_rate": 5e-3, "device": "cpu"},
+            }
+        )
+
+    return make
+
+
+def test_hidden_states_and_attention_of_the_last_layers_are_learnt_together(recipe: Callable[..., Recipe]) -> None:
+    hidden, attention = {"kind": "hidden", "last": 3, "at": "first"}, {"kind": "relations", "last": 2, **ATTENTION}
+    result = distill.run(recipe(hidden, attention, {"kind": "relations", "pairs": ["values"]}), resume=False)
+    model, info = AutoModel.from_pretrained(result.output, output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "student", "sentence"),
+    [
+        (
+            {"kind": "hidden", "last": 4},
+            {},
+            r"last = 4 needs the teacher's hidden states of 4 layers, and .* of 3 \(hidden\.1, hidden\.2, hidden\.3\)",
+        ),
+        ({"kind": "hidden", "last": 3}, {"layers": 1}, r"loss\.0\.last = 3: the student has layers 0 to 1"),
+        ({"kind": "relations", "last": 3}, {}, r"last = 3 needs .* 3 of the teacher's layers, and .* of 2 \(2, 3\)"),
+        ({"kind": "relations", "last": 2}, {"layers": 1}, r"the student has layers 1 to 1"),
+        ({"kind": "relations", **ATTENTION}, {"heads": 2}, r"the student has 2 heads and the teacher 4"),
+    ],
+    ids=["hidden-dump", "hidden-student", "relations-dump", "relations-student", "heads"],
+)
+def test_layers_and_heads_that_are_not_there_are_refused(
+    loss: dict[str, Any], student: dict[str, Any], sentence: str, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        distill.run(recipe(loss, **student), resume=False)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_dump_that_does_not_tell_its_heads_is_refused_only_for_own_heads(source: DumpSource) -> None:
+    """Dumps of earlier versions."""
+    assert source.attention_heads == 4
+    unknown, model = DumpSource(Path(source.name)), student_of()
+    unknown.attention_heads = None
+    RelationLoss(relation_heads=4).check_student(unknown, model)
+    with pytest.raises(RecipeError, match="does not say how many heads its teacher has"):
+        RelationLoss(own_heads=True).check_student(unknown, model)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "sentence"),
+    [
+        (HiddenLoss, {"last": 2, "teacher_layer": 3}, "give either both teacher_layer and student_layer, or last"),
+        (HiddenLoss, {"teacher_layer": 3}, "give either both teacher_layer and student_layer, or last"),
+        (HiddenLoss, {}, "give either both teacher_layer and student_layer, or last"),
+        (RelationLoss, {"last": 2, "student_layer": 1}, "give either teacher_layer and student_layer, or last"),
+        (RelationLoss, {"own_heads": True, "relation_heads": 4}, "leave relation_heads = 4 out"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(loss: Any, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        loss(**options)
