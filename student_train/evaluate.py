@@ -75,7 +75,9 @@ class Report:
         lines.append(("parameters", f"{self.parameters:,}"))
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         for runtime, latency_ms in (("torch", self.latency_ms), ("onnxruntime", self.onnxruntime_latency_ms)):
-            lines += [(f"{runtime}, batch {size}, {threads}", f"{value:.3g} ms") for size, value in latency_ms.items()]
+            for size, value in latency_ms.items():
+                text = f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+                lines.append((f"{runtime}, batch {size}, {threads}", f"{text} ms"))
         return lines
 
 

@@ -17,9 +17,10 @@ from student_train.loader import Batch
 MODEL_FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("logits", "start_logits", "end_logits")
-# Float32 sums in another order: measured differences are 1e-6 to 1e-5, those of a wrong graph 1e-2 and more.
-ABSOLUTE_TOLERANCE = 2e-4
-RELATIVE_TOLERANCE = 2e-4
+# Logits differ by float32 sums in another order. Measured: 1e-6 at usual scales, 3e-4 on random ids through a random
+# head whose logits reach 40. A graph that reads padding is wrong by 1e-2 and more.
+ABSOLUTE_TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 1e-3
 
 
 class Runtime(Protocol):
