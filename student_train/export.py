@@ -1,7 +1,7 @@
 """`distill export`: a model folder as one ONNX file, for which onnxruntime's logits have been found to be torch's.
 
-Batch and length are free. The inputs are input_ids and attention_mask, and token_type_ids where the tokenizer gives
-them and the model reads them; all are int64 [B, L], padded on the right.
+Batch and length are free. The inputs are input_ids and attention_mask, and token_type_ids where the model knows more
+than one type; all are int64 [B, L], padded on the right.
 
 Shapes: B rows, L tokens of the longest.
 """
@@ -193,9 +193,9 @@ def _drawn(
     mask_BL = (torch.arange(longest) < lengths_B[:, None]).long()
     ids_BL = torch.randint(len(tokenizer), (rows, longest), generator=generator)
     drawn: dict[str, Any] = {"input_ids": torch.where(mask_BL == 1, ids_BL, padding), "attention_mask": mask_BL}
-    kinds = getattr(model.config, "type_vocab_size", None)
-    if kinds and "token_type_ids" in tokenizer.model_input_names:
-        types_BL = torch.randint(kinds, (rows, longest), generator=generator)
+    types = getattr(model.config, "type_vocab_size", None) or 0
+    if types > 1:
+        types_BL = torch.randint(types, (rows, longest), generator=generator)
         drawn["token_type_ids"] = types_BL * mask_BL
     return drawn
 
