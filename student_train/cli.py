@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -139,8 +139,38 @@ def run_sweep(
     sweeps.check_outcome(outcome)
 
 
+@app.command("export")
+def export_model(
+    student: Annotated[Path, typer.Argument(help="A model's folder; a teacher's too.")],
+    format_: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default model.onnx in the folder.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Check with these rows, too. Repeat it for more.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+) -> None:
+    """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
+    from student_train.export import export
+    from student_train.recipe import ColumnNames
+
+    names = ColumnNames(text_column=text_column, pair_column=pair_column, tokens_column=tokens_column)
+    exported = export(student, out, task, data or [], names)
+    typer.echo(f"{exported.path}: {exported.path.stat().st_size / 1e6:,.1f} MB of {format_}")
+    typer.echo(
+        f"  {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}: within {exported.difference:.1g} of torch's "
+        f"on {exported.rows} rows in {exported.batches} batches"
+    )
+
+
 def _print(rows: list[tuple[str, str]]) -> None:
-    width = max(28, *(len(name) for name, _ in rows))
+    width = max(34, *(len(name) for name, _ in rows))
     for name, value in rows:
         typer.echo(f"  {name:<{width}}{value:>14}")
 

@@ -1,27 +1,27 @@
 """Scores of any model folder: the task's metrics on held-out files, agreement with a dumped teacher, size, latency."""
 
-import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shared.errors import RecipeError, UsageError
+from shared.errors import LecternError, RecipeError, UsageError
 from shared.text.groups import GroupScores, score_groups
 from shared.text.metrics import Predictions
 from shared.text.tasks import TASKS, Task, task_named
 from student_train import losses
 from student_train.head import plain_head
 from student_train.judged import Heard, Said
+from student_train.latency import first_batches, latencies
 from student_train.loader import Batch, in_order
 from student_train.objective import KLLoss
 from student_train.recipe import ScoredColumns
+from student_train.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.trainer import heard_about, said_about
 
@@ -29,8 +29,6 @@ transformers.utils.logging.disable_progress_bar()
 
 EVAL_ROWS = 32
 DEFAULT_LENGTH = 512
-LATENCY_BATCHES = (1, 32)
-LATENCY_SECONDS = 1.0
 # Architectures whose names do not end in their Auto class's.
 _OTHER_NAMES = {"LMHeadModel": "causal-lm"}
 
@@ -44,7 +42,9 @@ class Report:
         agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
         divergence: mean KL(teacher || student) there, in nats.
         groups: the scores of each group of rows, where a column names groups.
-        latency_ms: batch size -> median milliseconds of a forward pass over so many rows of the data.
+        latency_ms: batch size -> median milliseconds of a forward pass in torch over so many rows of the data.
+        onnxruntime_latency_ms: the same by onnxruntime, from the folder's model.onnx; empty where there is none.
+        threads: of both.
     """
 
     model: str
@@ -58,12 +58,16 @@ class Report:
     agreement: float | None = None
     divergence: float | None = None
     groups: GroupScores | None = None
+    onnxruntime_latency_ms: dict[int, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        latencies = {
+            name: {str(size): value for size, value in getattr(self, name).items()}
+            for name in ("latency_ms", "onnxruntime_latency_ms")
+        }
         groups = self.groups and {**asdict(self.groups), "mean": self.groups.mean}
-        latency_ms = {str(size): value for size, value in self.latency_ms.items()}
-        return {**self.__dict__, "latency_ms": latency_ms, "groups": groups}
+        return {**self.__dict__, **latencies, "groups": groups}
 
     def table(self) -> list[tuple[str, str]]:
         """(name, value) of everything, written out for people."""
@@ -78,7 +82,11 @@ class Report:
         if self.divergence is not None:
             lines.append(("KL to the teacher, nats", f"{abs(self.divergence):.4f}"))
         lines.append(("parameters", f"{self.parameters:,}"))
-        lines += [(f"latency, batch {size}", f"{value:.3g} ms") for size, value in self.latency_ms.items()]
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        for runtime, latency_ms in (("torch", self.latency_ms), ("onnxruntime", self.onnxruntime_latency_ms)):
+            for size, value in latency_ms.items():
+                text = f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+                lines.append((f"{runtime}, batch {size}, {threads}", f"{text} ms"))
         return lines
 
 
@@ -105,9 +113,7 @@ def evaluate(
         raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
     label_names = label_names_of(model) if task.classes == "labels" else None
-    # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
-    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-    length = max_length or min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
+    length = max_length or longest_row(model, tokenizer)
     columns = names.columns(task, labels_required=True)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions)
     predictions = _predict(model, source, [])[0].with_lost_words(source.lost_words)
@@ -120,19 +126,43 @@ def evaluate(
         held_out = open_held_out(dump, task, label_names)
         check_same_tokenizer(model_path, held_out)
         agreement, divergence = agree(model, held_out)
+    latency_ms, *others = _latencies(model, Path(model_path) / MODEL_FILE, source)
     return Report(
         model=str(model_path),
         task=task.name,
         rows=sum(source.group_rows),
         metrics=task.metrics(predictions),
         parameters=model.num_parameters(),
-        latency_ms=latency(model, source),
+        latency_ms=latency_ms,
         device=str(where),
         threads=torch.get_num_threads(),
         agreement=agreement,
         divergence=divergence,
         groups=groups,
+        onnxruntime_latency_ms=others[0] if others else {},
     )
+
+
+def _latencies(model: PreTrainedModel, onnx_file: Path, source: Source) -> list[dict[int, float]]:
+    """Latencies in torch and, where they can be compared (on the CPU), by onnxruntime from the exported file."""
+    runtimes: list[Runtime] = [TorchRuntime(model)]
+    if onnx_file.exists() and has_onnxruntime() and model.device.type == "cpu":
+        exported = OnnxRuntime(onnx_file)
+        largest, is_close = difference(runtimes[0], exported, first_batches(source, EVAL_ROWS, 1)[0])
+        if not is_close:
+            raise LecternError(
+                f"{onnx_file}: its logits differ from those of the weights beside it by up to {largest:.2g}, so it is "
+                "of another model; export it again, or delete it."
+            )
+        runtimes.append(exported)
+    return latencies([(runtime, source) for runtime in runtimes])
+
+
+def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model takes at most, and no more than 512."""
+    # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    return min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
 
 
 def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel, Task]:
@@ -221,34 +251,6 @@ def _positions_per_row(batch: Batch, source: Source) -> np.ndarray:
 
 def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: _to(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}
-
-
-@torch.inference_mode()
-def latency(model: PreTrainedModel, source: Source) -> dict[int, float]:
-    """Batch size -> median milliseconds of a forward pass over the first rows of the data."""
-    result = {}
-    for size in LATENCY_BATCHES:
-        batches = [
-            {
-                key: batch[key].to(model.device)
-                for key in ("input_ids", "attention_mask", "token_type_ids")
-                if key in batch
-            }
-            for _, batch in zip(range(16), in_order(source, [], size), strict=False)
-        ]
-        for batch in batches[:3]:
-            model(**batch)
-        times: list[float] = []
-        start = time.perf_counter()
-        while time.perf_counter() - start < LATENCY_SECONDS or len(times) < 5:
-            batch = batches[len(times) % len(batches)]
-            before = time.perf_counter()
-            model(**batch)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - before))
-        result[size] = statistics.median(times)
-    return result
 
 
 def _task_of(config: Any, path: Path | str) -> str:

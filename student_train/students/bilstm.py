@@ -174,11 +174,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
 
         all_hidden: tuple[Tensor, ...] = (hidden_BLD,)
         for layer in self.layers:
-            # Packed, so that the backward direction begins at a row's last token and not at its padding.
-            packed, _ = layer(
-                pack_padded_sequence(self.dropout(hidden_BLD), lengths_B, batch_first=True, enforce_sorted=False)
-            )
-            hidden_BLD, _ = pad_packed_sequence(packed, batch_first=True, total_length=hidden_BLD.shape[1])
+            hidden_BLD = _read(layer, self.dropout(hidden_BLD), lengths_B)
             all_hidden += (hidden_BLD,)
 
         wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -251,8 +247,47 @@ class BiLSTMForTokenClassification(BiLSTMPreTrainedModel):
         return _as_asked(result, return_dict, self.config)
 
 
+def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+    """What a layer says of rows of these lengths [B, L, D]: its backward direction begins at a row's last token and not
+    at its padding, where the output is zero."""
+    if torch.onnx.is_in_onnx_export():
+        return _read_in_onnx(layer, hidden_BLD, lengths_B)
+    packed, _ = layer(pack_padded_sequence(hidden_BLD, lengths_B, batch_first=True, enforce_sorted=False))
+    return pad_packed_sequence(packed, batch_first=True, total_length=hidden_BLD.shape[1])[0]
+
+
+def _read_in_onnx(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+    """`_read` as ONNX's operator LSTM, which takes the lengths themselves. Nothing in ONNX is like packing.
+
+    Of H units, torch stacks the gates as input, forget, cell, output [4H, ...]; the operator wants input, output,
+    forget, cell, and both directions in one tensor [2, 4H, ...].
+    """
+
+    def both(name: str) -> Tensor:
+        directions = []
+        for suffix in ("", "_reverse"):
+            entry, forget, cell, output = getattr(layer, f"{name}_l0{suffix}").chunk(4)
+            directions.append(torch.cat([entry, output, forget, cell]))
+        return torch.stack(directions)
+
+    recurrent = both("weight_hh")
+    biases = torch.cat([both("bias_ih"), both("bias_hh")], dim=1)
+    rows, length = hidden_BLD.shape[:2]
+    width = recurrent.shape[-1]
+    output_L2BH = torch.onnx.ops.symbolic(
+        "LSTM",
+        (hidden_BLD.transpose(0, 1), both("weight_ih"), recurrent, biases, lengths_B.int()),
+        {"direction": "bidirectional", "hidden_size": width},
+        dtype=hidden_BLD.dtype,
+        shape=(length, 2, rows, width),
+    )
+    return output_L2BH.permute(2, 0, 1, 3).flatten(2)
+
+
 def _lengths(attention_mask_BL: Tensor) -> Tensor:
     """Tokens in each row [B], on the CPU, where packing wants them."""
+    if torch.onnx.is_in_onnx_export():  # A graph has no way to refuse its input.
+        return attention_mask_BL.sum(dim=1)
     mask_BL = attention_mask_BL.cpu().long()
     is_bad_B = (mask_BL[:, 0] == 0) | (mask_BL.diff(dim=1) > 0).any(dim=1)
     if is_bad_B.any():
