@@ -34,10 +34,12 @@ class Variant(_Section):
 
 
 class SweepSpec(_Section):
-    """A sweep file. Its paths, like those of recipes, are seen from where the command runs."""
+    """A sweep file. Its paths, like those of recipes, are seen from where the command runs. `set` overrides keys of the
+    recipes of all runs; what a variant sets goes before it."""
 
     output: Path
     recipe: Path | None = None
+    set: dict[str, Any] = {}
     jobs: Literal["auto"] | int = "auto"
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     grid: Annotated[dict[str, Values], Field(min_length=1)] | None = None
@@ -64,7 +66,7 @@ class SweepSpec(_Section):
         grid, names = self.grid or {}, [variant.name for variant in self.variant]
         if self.seeds is not None and SEED in grid:
             raise ValueError(f'give either seeds or "{SEED}" in [grid]')
-        for keys in (grid, *(variant.set for variant in self.variant)):
+        for keys in (grid, self.set, *(variant.set for variant in self.variant)):
             if "output" in keys:
                 raise ValueError("'output' cannot vary: every run has a folder of its own in the sweep's")
         for variant in self.variant:
@@ -149,7 +151,7 @@ def _runs(spec: SweepSpec) -> Iterator[Run]:
         for values in itertools.product(*own.values()):
             point = dict(zip(own, values, strict=True))
             name = name_of(prefix, point, axes)
-            overrides = [override(key, value) for key, value in {**fixed, **point}.items()]
+            overrides = [override(key, value) for key, value in {**spec.set, **fixed, **point}.items()]
             overrides.append(override("output", str(spec.output / RUNS / name)))
             try:
                 recipe = read_recipe(recipe_path, overrides)

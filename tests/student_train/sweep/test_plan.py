@@ -83,6 +83,21 @@ def test_seeds_alone_and_one_variant_alone_are_sweeps() -> None:
     assert (only.name, only.group) == ("labels", "labels")
 
 
+def test_what_a_sweep_sets_holds_for_all_runs_and_what_a_variant_sets_goes_before_it() -> None:
+    made = sweep(
+        """
+        set = { dump = "out/other", "student.hidden_size" = 32 }
+        [[variant]]
+        name = "wide"
+        [[variant]]
+        name = "narrow"
+        set = { "student.hidden_size" = 16 }
+        """
+    )
+    assert [run.recipe.dump for run in made.runs] == [Path("out/other")] * 2
+    assert [run.recipe.student.hidden_size for run in made.runs] == [32, 16]
+
+
 def test_values_may_be_texts_lists_and_tables() -> None:
     made = sweep(
         """
