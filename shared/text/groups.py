@@ -6,6 +6,7 @@ per-language F1); the scores over all rows (micro) count every row alike.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from shared.text.labels import MISSING
 from shared.text.metrics import Predictions
@@ -30,7 +31,7 @@ class GroupScores:
         """The mean over the groups of each metric."""
         scores = list(self.metrics.values())
         names = scores[0] if scores else {}
-        return {name: sum(each[name] for each in scores) / len(scores) for name in names}
+        return {name: fmean(each[name] for each in scores) for name in names}
 
     def table(self) -> list[str]:
         """Lines of one group each below a line of names, in columns, for people."""

@@ -48,10 +48,11 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
     axes.set_xscale("log")
     members = [found[index] for index in on_front]
     axes.step([*map(cost, members)], [one.score for one in members], where="post", color="#7fb2c9", lw=2, zorder=1)
-    for number, one in reversed(list(enumerate(found, 1))):  # the best on top
+    for number, one in enumerate(found, 1):
+        layer = 3 - number / len(found)  # the best on top, and each number on its own mark alone
         mark, colour, _ = MARKS[one.kind]
         is_on_front, is_baseline = number - 1 in on_front, one.kind == "baseline"
-        axes.errorbar(cost(one), one.score, yerr=one.deviation, color=colour, capsize=3, lw=1, zorder=2)
+        axes.errorbar(cost(one), one.score, yerr=one.deviation, color=colour, capsize=3, lw=1, zorder=1.5)
         axes.scatter(
             cost(one),
             one.score,
@@ -59,14 +60,14 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
             marker=mark,
             facecolor=colour if is_on_front or is_baseline else "white",
             edgecolor=colour,
-            zorder=3,
+            zorder=layer,
         )
         if is_baseline:
             axes.axhline(one.score, color=colour, linestyle="--", lw=1, zorder=0)
             axes.annotate(one.name, (cost(one), one.score), (0, 12), textcoords="offset points", ha="center")
         else:
             text = {"color": "white" if is_on_front else colour, "fontsize": 7.5, "ha": "center", "va": "center"}
-            axes.annotate(str(number), (cost(one), one.score), zorder=4, **text)
+            axes.annotate(str(number), (cost(one), one.score), zorder=layer + 0.5 / len(found), **text)
     _widen(axes, [cost(one) for one in found])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#eeeeee", zorder=-1)

@@ -48,7 +48,7 @@ def models(make_teacher: Callable[..., Path]) -> dict[str, Path]:
 
 
 def first_pieces(folder: Path, words: list[str], max_length: int) -> dict[int, str]:
-    """word -> tag that the model gives its first piece, by transformers alone; what it does not see is not in."""
+    """word -> tag that the model gives its first piece, by transformers alone; words it does not see are not in."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForTokenClassification.from_pretrained(folder)
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length, return_tensors="pt")
     with torch.no_grad():
