@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
@@ -15,7 +16,7 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
-from shared.text.labels import names_from_values
+from shared.text.labels import MISSING, names_from_values
 from shared.text.rows import row_group
 from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
 
@@ -53,6 +54,12 @@ class Source(ABC):
     @abstractmethod
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """Sizes of all row groups with the codecs' columns named."""
+
+    def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(numbers of a row group's rows [R], whether each has a gold label anywhere [R])."""
+        loaded = self.load(group, [])
+        labelled = np.concatenate([[0], np.cumsum(loaded.labels != MISSING)])
+        return loaded.rows, np.diff(labelled[loaded.position_offsets]) > 0
 
     def columns_of(self, signals: Collection[str]) -> list[str]:
         """The columns of the signals named, those of vectors first."""
@@ -113,6 +120,9 @@ class DumpSource(Source):
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         return self._reader.sizes(columns)
+
+    def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return self._reader.gold(group)
 
 
 class TextSource(Source):
