@@ -77,9 +77,10 @@ def train(lesson: Lesson, student: PreTrainedModel, recipe: Recipe, journal: Jou
         trainer.resume_or_train(checkpoint)
         trainer.release()
     result = _result(trainer)
-    # What wraps the student (DistributedDataParallel) goes before the next stage wraps it anew.
-    del trainer
-    gc.collect()
+    if ranks.count() > 1:
+        # What wraps the student (DistributedDataParallel) goes before the next stage wraps it anew.
+        del trainer
+        gc.collect()
     return result
 
 
