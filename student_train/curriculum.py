@@ -38,17 +38,18 @@ def lessons_of(recipe: Recipe, source: Source, student: PreTrainedModel) -> list
     """
     section = recipe.validation
     split = Split(source, section.share if section else 0.0, recipe.training.seed)
-    lessons = []
+    lessons, was_training = [], student.training
     for stage in stages_of(recipe, student):
         rows = split.to_train(stage.rows)
         # What the checks draw must not change what the student's training draws later.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             _check(stage, rows, student)
             validation = Validation.of(section, stage, split) if section else None
             if validation:
                 with _named(f"{stage.where}metric" if stage.where else "validation.metric"):
                     validation.check(student)
         lessons.append(Lesson(stage, rows, validation))
+    student.train(was_training)
     return lessons
 
 
