@@ -4,6 +4,7 @@ from pathlib import Path
 
 from shared.dump.storage import write_text_atomically
 from student_train.evaluate import Report
+from student_train.objective import LossSpec
 from student_train.recipe import Recipe
 from student_train.sources import Source
 
@@ -11,7 +12,8 @@ from student_train.sources import Source
 def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
     """Write README.md into the student's folder."""
     learnt_from = "a teacher's record (a Lectern dump)" if recipe.dump else "gold labels"
-    losses = ", ".join(f"{spec.label} x {spec.weight:g}" for spec in recipe.loss)
+    phases = {"": recipe.loss} if recipe.loss else {f"{stage.name}: ": stage.loss for stage in recipe.stage}
+    losses = "; ".join(name + ", ".join(_weighed(spec) for spec in specs) for name, specs in phases.items())
     training = recipe.training
     batch = f"{training.batch_size} rows" if training.batch_size else f"about {training.batch_tokens:,} tokens"
     scores = "".join(f"| {name} | {value} |\n" for name, value in report.table()) if report else "| not scored | |\n"
@@ -30,3 +32,7 @@ Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} 
 |---|---|
 {scores}""",
     )
+
+
+def _weighed(spec: LossSpec) -> str:
+    return f"{spec.label} x {spec.weight:g}"

@@ -1,4 +1,4 @@
-"""The main path of `distill run`: recipe -> source -> student -> training -> saved student -> scores."""
+"""The main path of `distill run`: recipe -> source -> student -> stages -> saved student -> scores."""
 
 import json
 import os
@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
@@ -19,20 +17,17 @@ from shared.text.corpus import Corpus
 from shared.text.tasks import Tokenizing, task_named
 from student_train import ranks
 from student_train.card import write_card
+from student_train.curriculum import Lesson, lessons_of
 from student_train.evaluate import Report, evaluate, open_held_out
-from student_train.loader import order_of
+from student_train.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
+from student_train.lesson import train
 from student_train.recipe import Recipe
 from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.students import PretrainedStudent, build_student
-from student_train.trainer import DistillationTrainer, detach_projections
-from student_train.training_log import LogAtTheEnd, ProgressReport
 from student_train.vocabulary import kept_ids, word_embeddings
 
 transformers.utils.logging.disable_progress_bar()
 
-CHECKPOINTS = "checkpoints"
-TRACKED = "runs"
-RECIPE = "recipe.json"
 METRICS = "metrics.json"
 STAGING = "student.tmp"
 
@@ -54,14 +49,15 @@ def run(recipe: Recipe, resume: bool) -> Result:
     """
     ranks.join(recipe.training.device)
     with ranks.agreed():
-        source, student = _prepare(recipe)
+        source, student, lessons = _prepare(recipe)
+    journal = Journal(recipe)
     with ExitStack() as held:
         ranks.first_does(lambda: _hold(recipe.output, held))
         try:
-            return _train_and_save(recipe, source, student, resume)
+            return _train_and_save(recipe, source, student, lessons, journal, resume)
         except LecternError:
             if ranks.is_first():
-                _leave_no_trace(recipe.output)
+                journal.leave_no_trace()
             raise
 
 
@@ -70,14 +66,12 @@ def check(recipe: Recipe) -> int:
     return int(_prepare(recipe)[1].num_parameters())
 
 
-def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel]:
-    """What to learn from, and the untrained student. Raises whatever can be known before the first step."""
+def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[Lesson]]:
+    """What to learn from, the untrained student, and its stages. Raises whatever can be known before the first step."""
     if is_finished(recipe.output):
         raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
     _check_trackers(recipe)
     source = open_source(recipe)
-    for spec in recipe.loss:
-        spec.check(source)
     if isinstance(recipe.student, PretrainedStudent):
         check_same_tokenizer(recipe.student.path, source)
     _check_eval(recipe, source)
@@ -94,9 +88,7 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel]:
         unknown_id=source.tokenizer.unk_token_id,
         word_embeddings_VD=word_embeddings(recipe.student, source),
     )
-    if recipe.training.freeze_embeddings:
-        student.get_input_embeddings().requires_grad_(False)
-    return source, student
+    return source, student, lessons_of(recipe, source, student)
 
 
 def _hold(output: Path, held: ExitStack) -> None:
@@ -104,30 +96,29 @@ def _hold(output: Path, held: ExitStack) -> None:
     held.enter_context(only_one(output))
 
 
-def _train_and_save(recipe: Recipe, source: Source, student: PreTrainedModel, resume: bool) -> Result:
-    checkpoints = recipe.output / CHECKPOINTS
-    checkpoint = ranks.first_does(lambda: _last_checkpoint(recipe, checkpoints, resume))
-    steps = _steps(recipe, source)
-    first_step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
-    with ranks.agreed():
-        trainer = DistillationTrainer(recipe, source, student, _arguments(recipe, checkpoints, steps), first_step)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LogAtTheEnd())
-    _keep_tracked(trainer, recipe.output)
+def _train_and_save(
+    recipe: Recipe, source: Source, student: PreTrainedModel, lessons: list[Lesson], journal: Journal, resume: bool
+) -> Result:
+    ranks.first_does(lambda: journal.open(resume))
+    results = ranks.first_does(journal.results)
     if ranks.is_first():
-        trainer.add_callback(ProgressReport(recipe.output.name, steps, first_step))
-        write_text_atomically(recipe.output / RECIPE, _recipe_json(recipe))
-    trainer.resume_or_train(checkpoint, is_trained=first_step >= steps)
+        write_text_atomically(recipe.output / RECIPE, recipe_json(recipe))
+    if results:
+        journal.load(student, results[-1].name)
+    for number, lesson in enumerate(lessons[len(results) :], len(results)):
+        results.append(train(lesson, student, recipe, journal, is_first=number == 0))
+        ranks.first_does(lambda: journal.end(results, student))
+    steps = sum(result.steps for result in results)
     if not ranks.is_first():
         return Result(recipe.output, steps, None)
-    detach_projections(student)
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
     _save(student, source.tokenizer, staging)
+    write_text_atomically(staging / STAGES, stages_json(results))
     report = _score(recipe, staging)
     write_card(staging, recipe, source, steps, report)
     _commit(staging, recipe.output)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(recipe.output / CHECKPOINTS, ignore_errors=True)
     return Result(recipe.output, steps, report)
 
 
@@ -183,86 +174,6 @@ def _check_trackers(recipe: Recipe) -> None:
                 f"training.report_to = {name!r}: no such tracker is installed here (there is "
                 f"{', '.join(available) or 'none'}); install it, or leave it out."
             )
-
-
-def _keep_tracked(trainer: DistillationTrainer, output: Path) -> None:
-    """TensorBoard's files go beside the student, and not among the checkpoints, which are deleted."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(output / TRACKED)
-
-
-def _steps(recipe: Recipe, source: Source) -> int:
-    training = recipe.training
-    if training.max_steps is not None:
-        return training.max_steps
-    assert training.epochs is not None
-    batches = order_of(recipe, source)[0].batches(training.epochs)
-    return max(1, round(batches / training.gradient_accumulation))
-
-
-def _arguments(recipe: Recipe, checkpoints: Path, steps: int) -> TrainingArguments:
-    training = recipe.training
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.scheduler,
-        warmup_steps=round(training.warmup * steps),
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=training.precision == "bf16",
-        fp16=training.precision == "fp16",
-        use_cpu=ranks.runs_on_cpu(training.device),
-        seed=training.seed,
-        save_steps=training.save_steps,
-        save_total_limit=1,
-        logging_steps=training.log_steps,
-        report_to=list(training.report_to) or "none",
-        run_name=recipe.output.name,
-        disable_tqdm=True,
-        # The loader itself starts at the step to resume from.
-        ignore_data_skip=True,
-        remove_unused_columns=False,
-    )
-    # One process trains on one device; several devices take torchrun. (Left alone, Trainer would use DataParallel.)
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def _last_checkpoint(recipe: Recipe, checkpoints: Path, resume: bool) -> str | None:
-    """The checkpoint to go on from. Raises RecipeError where one is in the way, or is another recipe's."""
-    for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        # The Trainer writes its state last: without it, the run was killed while it wrote the checkpoint.
-        if not (folder / TRAINER_STATE_NAME).exists():
-            shutil.rmtree(folder)
-    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if checkpoint is None:
-        return None
-    if not resume:
-        raise RecipeError(
-            f"{recipe.output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
-        )
-    if (recipe.output / RECIPE).read_text(encoding="utf-8") != _recipe_json(recipe):
-        raise RecipeError(f"{recipe.output}: the unfinished run there has another recipe; choose another output.")
-    return str(checkpoint)
-
-
-def _leave_no_trace(output: Path) -> None:
-    """Remove what a run that failed before its first checkpoint has written."""
-    checkpoints = output / CHECKPOINTS
-    if not any(checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-        for folder in (checkpoints, output / TRACKED):
-            shutil.rmtree(folder, ignore_errors=True)
-        (output / RECIPE).unlink(missing_ok=True)
-        if not any(output.iterdir()):
-            output.rmdir()
-
-
-def _recipe_json(recipe: Recipe) -> str:
-    return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
 
 
 def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

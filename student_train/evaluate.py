@@ -209,6 +209,11 @@ def agree(model: PreTrainedModel, source: DumpSource) -> tuple[float, float]:
     return agreed, divergence
 
 
+def predictions_of(model: PreTrainedModel, source: Source) -> Predictions:
+    """What the model, in evaluation mode, says of every row."""
+    return _predict(model, source, [])[0]
+
+
 @torch.inference_mode()
 def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> tuple[Predictions, float, float]:
     """Predictions for every row; with a dump's columns also (agreement, mean KL) with its teacher."""
@@ -220,7 +225,7 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
     measure = KLLoss(tail="class" if has_exact_ids else None)
     head = plain_head(model) if source.task.classes == "vocabulary" else None
     for host_batch in in_order(source, columns, EVAL_ROWS, by_length=True):
-        batch = _to(host_batch, model.device)
+        batch = to_device(host_batch, model.device)
         heard = heard_about(batch, source) if columns else Heard(None, {}, batch["labels"])
         guesses = []
         for part, logits_NV in said_about(model, batch, source, False, head).parts():
@@ -249,8 +254,11 @@ def _positions_per_row(batch: Batch, source: Source) -> np.ndarray:
     return np.bincount((batch["positions"] // length).cpu().numpy(), minlength=rows)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: _to(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch's tensors on a device."""
+    return {
+        name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()
+    }
 
 
 def _task_of(config: Any, path: Path | str) -> str:

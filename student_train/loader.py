@@ -18,9 +18,10 @@ from torch.utils.data import IterableDataset
 from shared.ahead import ahead
 from shared.dump.rowgroup import RowGroup, to_flat
 from student_train.gather import Rows
+from student_train.judged import Loss
 from student_train.order import Order, Window
-from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.stages import Stage
 
 # What the trainer moves to the device: inputs for the student, and where and what it is asked.
 #   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
@@ -33,10 +34,14 @@ Batch = dict[str, Any]
 READY_BATCHES = 4
 
 
-def order_of(recipe: Recipe, source: Source) -> tuple[Order, list[str]]:
-    """(the order of a recipe's batches, the codecs' columns that its losses read)."""
-    training = recipe.training
-    columns = source.columns_of({name for spec in recipe.loss for name in spec.signals(source.signals)})
+def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
+    """The codecs' columns that some losses read."""
+    return source.columns_of({name for spec in losses for name in spec.signals(source.signals)})
+
+
+def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
+    """(the order of a stage's batches, the codecs' columns that its losses read)."""
+    training, columns = stage.training, columns_of(stage.loss, source)
     return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
 
 

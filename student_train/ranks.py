@@ -57,7 +57,7 @@ def agreed() -> Iterator[None]:
         yield
     except LecternError as raised:
         error = raised
-    for other in _gathered(error):
+    for other in gathered(error):
         if other is not None:
             _end_with(other)
 
@@ -68,14 +68,24 @@ def first_does(work: Callable[[], Value]) -> Value:
     with agreed():
         if is_first():
             value = work()
-    return _gathered(value)[0]
+    return gathered(value)[0]
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _is_alone() -> bool:
-    return not dist.is_initialized() or dist.get_world_size() == 1
+    return count() == 1
 
 
-def _gathered(value: Any) -> list[Any]:
+def gathered(value: Any) -> list[Any]:
     """Every rank's value, in their order."""
     if _is_alone():
         return [value]

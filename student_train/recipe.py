@@ -3,22 +3,19 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.errors import RecipeError, UsageError
 from shared.text.corpus import Columns
 from shared.text.tasks import TASKS, Task
 from student_train.objective import LossSpec
+from student_train.schedule import Section, StageSection, TrainingSection, ValidationSection
 from student_train.students import StudentSpec
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnNames(_Section):
+class ColumnNames(Section):
     """Which columns of a file hold what; the same names as the options of `dump`."""
 
     text_column: str = "text"
@@ -91,63 +88,49 @@ class EvalSection(ScoredColumns):
     dump: Path | None = None
 
 
-class TrainingSection(_Section):
-    """[training]: either `epochs` over the rows or `max_steps`; a batch has `batch_size` rows (32 where nothing is
-    said) or about `batch_tokens` tokens, on all ranks together.
+class Recipe(Section):
+    """One student and how it learns. With `dump` it learns from a teacher's record, with `data` from gold labels.
 
-    `report_to` names trackers that the Trainer knows and that are installed: "tensorboard", "wandb", ...
+    `loss` is for a single stage of training, `stage` for several.
     """
-
-    epochs: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    batch_tokens: int | None = Field(default=None, ge=1, description="tokens of a batch, padding not counted")
-    gradient_accumulation: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=5e-5, gt=0)
-    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    freeze_embeddings: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: Literal["auto", "cpu"] = "auto"
-    seed: int = Field(default=0, ge=0)
-    log_steps: int = Field(default=50, ge=1)
-    report_to: tuple[str, ...] = ()
-    save_steps: int = Field(default=500, ge=1, description="a checkpoint to resume from, every so many steps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_batch(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        has_rows, has_tokens = (values.get(key) is not None for key in ("batch_size", "batch_tokens"))
-        if has_rows and has_tokens:
-            raise ValueError("give either batch_size (rows) or batch_tokens")
-        return values if has_rows or has_tokens else {**values, "batch_size": 32}
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("give either epochs or max_steps")
-        return self
-
-
-class Recipe(_Section):
-    """One student and how it learns. With `dump` it learns from a teacher's record, with `data` from gold labels."""
 
     output: Path
     dump: Path | None = None
     data: DataSection | None = None
     student: StudentSpec
-    loss: tuple[LossSpec, ...] = Field(min_length=1)
+    loss: tuple[LossSpec, ...] = ()
+    stage: tuple[StageSection, ...] = ()
     eval: EvalSection | None = None
     training: TrainingSection
+    validation: ValidationSection | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.dump is None) == (self.data is None):
             raise ValueError("give either dump (a folder that `dump` filled) or [data] (files with gold labels)")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_or_stages(self) -> Self:
+        if not self.loss and not self.stage:
+            raise ValueError("the key 'loss' is missing (or 'stage', for several phases with losses of their own)")
+        if self.loss and self.stage:
+            raise ValueError("give either [[loss]] or [[stage]], each with its own loss")
+        names = [stage.name for stage in self.stage]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"stage.{index}.name = {name!r}: another stage has this name; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if not self.stage and not self.training.has_length:
+            raise ValueError("training: give either epochs or max_steps")
+        for index, stage in enumerate(self.stage):
+            if not stage.of(self.training).has_length:
+                raise ValueError(f"stage.{index}: give either epochs or max_steps, here or in [training]")
+            if self.validation is None and (stage.metric is not None or stage.patience is not None):
+                raise ValueError(f"stage.{index}: metric and patience need a section [validation]; add one")
         return self
 
 
@@ -206,7 +189,7 @@ def _sentence(problem: Any) -> str:
         context = problem["ctx"]
         return f"{key}.kind = {context['tag']!r}: the valid ones are {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
-        kinds = [model.model_fields["kind"].default for model in _models(Recipe.model_fields[location[0]].annotation)]
+        kinds = [model.model_fields["kind"].default for model in _models_at(location)]
         return f"the key '{key}.kind' is missing; the valid ones are {', '.join(map(repr, kinds))}"
     value = "" if isinstance(problem["input"], (dict, list)) else f" = {problem['input']!r}"
     return f"{key}{value}: {message}" if key else message
@@ -214,20 +197,25 @@ def _sentence(problem: Any) -> str:
 
 def _is_tag(location: list[Any], index: int) -> bool:
     after_student = location[0] == "student" and index == 1
-    return after_student or (location[0] == "loss" and index == 2)
+    return after_student or (index >= 2 and location[index - 2] == "loss" and isinstance(location[index - 1], int))
 
 
 def _valid_keys(location: list[Any]) -> str:
     """The keys of the section in which an unknown one was found."""
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if part in section.model_fields:
-            models = _models(section.model_fields[part].annotation)
-            # One model for a plain section; several for a union, among which the next part, its tag, decides.
-            section = models[0]
-        elif not isinstance(part, int):
-            section = next(model for model in models if model.model_fields["kind"].default == part)
+    (section,) = _models_at(location[:-1])
     return ", ".join(sorted(field.alias or name for name, field in section.model_fields.items()))
+
+
+def _models_at(location: list[Any]) -> list[type[BaseModel]]:
+    """What may stand at a place: one model for a plain section, several for a union whose tag is not said."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        if len(models) == 1 and part in models[0].model_fields:
+            models = _models(models[0].model_fields[part].annotation)
+        elif not isinstance(part, int):
+            # Of a union, the next part, its tag, decides.
+            models = [model for model in models if model.model_fields["kind"].default == part]
+    return models
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

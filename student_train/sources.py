@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
-from shared.text.labels import names_from_values
+from shared.text.labels import MISSING, names_from_values
 from shared.text.metrics import LostWords
 from shared.text.rows import row_group
 from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
@@ -64,6 +65,12 @@ class Source(ABC):
             "student.embeddings = 'svd' begins from a teacher's word embeddings, which a dump may keep (dump "
             "--embeddings) and files with gold labels have not; learn from a dump, or leave the key out."
         )
+
+    def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(numbers of a row group's rows [R], whether each has a gold label anywhere [R])."""
+        loaded = self.load(group, [])
+        labelled = np.concatenate([[0], np.cumsum(loaded.labels != MISSING)])
+        return loaded.rows, np.diff(labelled[loaded.position_offsets]) > 0
 
     def columns_of(self, signals: Collection[str]) -> list[str]:
         """The columns of the signals named, those of vectors first."""
@@ -129,6 +136,9 @@ class DumpSource(Source):
 
     def word_embeddings(self) -> Tensor:
         return self._dump.word_embeddings()
+
+    def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return self._reader.gold(group)
 
 
 class TextSource(Source):

@@ -8,46 +8,56 @@ over ranks once. The Trainer's own ways to divide (by accumulated batches, by `n
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import RecipeError
 from student_train.attention import capture
 from student_train.head import StudentHead, plain_head
 from student_train.intermediate import make_projections
-from student_train.judged import Heard, Said
+from student_train.judged import Heard, Loss, Said
 from student_train.loader import Batch, TrainingBatches, order_of
-from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.stages import Stage
 from student_train.total import total_loss
 from student_train.training_log import LOSS_PREFIX, Account, look
 from student_train.vectors import TeacherVectors
+
+if TYPE_CHECKING:
+    from student_train.validation import Validation  # It asks what is said in here.
 
 PROJECTIONS = "distillation_projections"
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student on a source by the losses of a recipe.
+    """Trains a student on a source by the losses of a stage, scored on held-out rows where there is a `validation`.
 
     The projections of hidden-state losses live inside the student while it trains, so that the optimizer, checkpoints
-    and data parallelism treat them as its own; `detach_projections` takes them out before the student is saved.
+    and data parallelism treat them as its own; `release` takes them out.
     """
 
+    control: TrainerControl
+
     def __init__(
-        self, recipe: Recipe, source: Source, student: PreTrainedModel, arguments: TrainingArguments, first_step: int
+        self,
+        stage: Stage,
+        source: Source,
+        student: PreTrainedModel,
+        arguments: TrainingArguments,
+        first_step: int,
+        validation: "Validation | None" = None,
     ) -> None:
-        self.recipe, self.source = recipe, source
-        for spec in recipe.loss:
-            spec.check_student(source, student)
-        student.add_module(PROJECTIONS, make_projections(recipe.loss, source, student))
+        self.stage, self.source, self.validation = stage, source, validation
+        student.add_module(PROJECTIONS, make_projections(stage.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
-        self._wants_hidden = any(spec.student_layers for spec in recipe.loss)
-        self._attention_layers = {layer for spec in recipe.loss for layer in spec.attention_layers}
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -64,7 +74,7 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches come ready made, each process taking its own rows."""
-        order, columns = order_of(self.recipe, self.source)
+        order, columns = order_of(self.stage, self.source)
         self.batches = TrainingBatches(
             self.source,
             columns,
@@ -86,7 +96,7 @@ class DistillationTrainer(Trainer):
         self._account.waited_seconds += time.monotonic() - start
         self._account.tokens += sum(int(batch["attention_mask"].sum()) for batch in batches if not batch["is_spare"])
         counts = torch.tensor(
-            [[0 if batch["is_spare"] else spec.count(batch) for spec in self.recipe.loss] for batch in batches]
+            [[0 if batch["is_spare"] else spec.count(batch) for spec in self.stage.loss] for batch in batches]
         )
         # Left on the device, so that nothing waits for it.
         totals = self._sum_over_ranks(counts.sum(0).to(device)).clamp(min=1)
@@ -102,9 +112,9 @@ class DistillationTrainer(Trainer):
         return loss * self.args.world_size
 
     def _loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        said = said_about(student, batch, self.source, self._wants_hidden, self._head, self._attention_layers)
+        said = said_by(student, batch, self.source, self.stage.loss, self._head)
         heard = heard_about(batch, self.source)
-        loss, parts = total_loss(self.recipe.loss, said, heard, getattr(student, PROJECTIONS), batch["shares"])
+        loss, parts = total_loss(self.stage.loss, said, heard, getattr(student, PROJECTIONS), batch["shares"])
         self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
         if said.has_logits and heard.targets is not None:
             seen = look(said, heard.targets)
@@ -127,12 +137,56 @@ class DistillationTrainer(Trainer):
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
 
-    def resume_or_train(self, checkpoint: str | None, is_trained: bool) -> None:
-        """Train from the checkpoint on, if there is one. A run that has taken its last step takes no other."""
-        if is_trained and checkpoint is not None:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The score on the held-out rows: a better one is worth a checkpoint, too many others end the stage."""
+        assert self.validation is not None
+        start = time.monotonic()
+        score = self.validation.score(self.model)
+        self._account.leave_out(time.monotonic() - start)
+        if self.validation.is_better(score, self.state.best_metric):
+            self.control.should_save = True
+        elif self._has_waited_enough(self.state):
+            self.control.should_training_stop = True
+        metrics = {f"eval_{self.validation.metric}": score}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _has_waited_enough(self, state: TrainerState) -> bool:
+        if self.validation is None or self.validation.patience is None:
+            return False
+        return state.global_step - (state.best_global_step or 0) >= self.validation.patience * self.args.eval_steps
+
+    def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
+        """The folder of a run may have moved since its state was written."""
+        counts: tuple[int, int] = super()._init_training_state(*arguments)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = self._best_checkpoint()
+        return counts
+
+    def _best_checkpoint(self) -> str:
+        return str(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+
+    def resume_or_train(self, checkpoint: str | None) -> None:
+        """Train from the checkpoint on, if there is one, and end with the best weights where they are scored.
+
+        A run that has taken its last step takes no other.
+        """
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)) if checkpoint else None
+        if state and (state.global_step >= self.args.max_steps or self._has_waited_enough(state)):
+            self.state = state
+            self._load_callback_state()
             self._load_from_checkpoint(checkpoint)
         else:
             self.train(resume_from_checkpoint=checkpoint)
+        if self.state.best_global_step:
+            self._load_from_checkpoint(self._best_checkpoint())
+
+    def release(self) -> PreTrainedModel:
+        """The student without what the training has put into and around it."""
+        student: PreTrainedModel = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        delattr(student, PROJECTIONS)
+        return student
 
 
 def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], Tensor]) -> Tensor:
@@ -186,6 +240,15 @@ def said_about(
     return Said(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
 
 
+def said_by(
+    model: nn.Module, batch: Batch, source: Source, losses: Sequence[Loss], head: StudentHead | None = None
+) -> Said:
+    """What a student says about a batch, as far as some losses look at it."""
+    wants_hidden = any(spec.student_layers for spec in losses)
+    attention_layers = {layer for spec in losses for layer in spec.attention_layers}
+    return said_about(model, batch, source, wants_hidden, head, attention_layers)
+
+
 def heard_about(batch: Batch, source: Source) -> Heard:
     """What the teacher said: distributions decoded on the batch's device, vectors still encoded."""
     columns = batch["columns"]
@@ -200,8 +263,3 @@ def heard_about(batch: Batch, source: Source) -> Heard:
         },
         batch["labels"],
     )
-
-
-def detach_projections(student: PreTrainedModel) -> None:
-    """Take the projections out again: they served the training and are no part of the student."""
-    delattr(student, PROJECTIONS)

@@ -23,7 +23,7 @@ LOOK_POSITIONS = 64
 
 AGREEMENT = "agreement"
 SPARSE_MEASURES = ("kept_mass", "teacher_tail", "student_tail")
-LOSS_PREFIX = "loss/"
+LOSS_PREFIX, SCORE_PREFIX = "loss/", "eval_"
 TOKENS_PER_SECOND, LOADER_SHARE = "tokens_per_second", "loader_share"
 
 # Sums of whatever is looked at, by name.
@@ -74,6 +74,10 @@ class Account:
         self._sums = {name: torch.zeros_like(value) for name, value in self._sums.items()}
         self.tokens, self.waited_seconds, self._start = 0, 0.0, time.monotonic()
 
+    def leave_out(self, seconds: float) -> None:
+        """Count so many seconds for nothing: they went into something other than training."""
+        self._start += seconds
+
     def add(self, sums: Sums) -> None:
         """Add to the sums by name."""
         for name, value in sums.items():
@@ -123,8 +127,12 @@ class ProgressReport(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """Say how it goes."""
+        for name in logs:
+            if name.startswith(SCORE_PREFIX):
+                score = f"held-out {name.removeprefix(SCORE_PREFIX)} {logs[name]:.4f}"
+                self._progress.say(f"{self._label}  step {state.global_step}/{self._steps}  {score}")
         if TOKENS_PER_SECOND not in logs:
-            return  # The Trainer's summary at the end.
+            return  # A score, or the Trainer's summary at the end.
         left = (time.monotonic() - self._start) / (state.global_step - self._first_step)
         left *= self._steps - state.global_step
         self._progress.say(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -91,6 +92,30 @@ class GroupReader:
                 shard, f"row group {within}: {len(found.rows)} rows, but its receipt says {self.group_rows[group]}"
             )
         return found
+
+    def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(row numbers [R], whether each has a gold label [R]) of row group `group`, from its smallest columns alone.
+
+        Raises:
+            DumpError: for damage, naming the file and the row group within it.
+        """
+        shard, within = self._groups[group]
+        kind = self._manifest.gold
+        names = {"row": ["label"], "listed": ["labels"]}.get(kind, [])
+        try:
+            table = self._file(shard).read_row_group(within, columns=["row", *names], use_threads=False)
+            rows = table["row"].to_numpy()
+            if not names:
+                # The text itself is what a language model learns from.
+                return rows, np.full(len(rows), kind != "none")
+            column = table[names[0]].combine_chunks()
+            if kind == "row":
+                return rows, column.is_valid().to_numpy(zero_copy_only=False)
+            labelled = np.concatenate([[0], np.cumsum(column.flatten().is_valid().to_numpy(zero_copy_only=False))])
+            ends = np.concatenate([[0], np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))])
+            return rows, np.diff(labelled[ends]) > 0
+        except _DAMAGE as error:
+            raise self._damaged(shard, f"row group {within}: {error}") from None
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard in self._open:

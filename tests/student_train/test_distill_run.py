@@ -180,13 +180,13 @@ def test_the_seed_decides_and_nothing_else(dumps: dict[str, Path], tmp_path: Pat
 
 def test_a_projection_is_trained_along(dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    original = distill.detach_projections
+    original = DistillationTrainer.release
 
-    def look(student: Any) -> None:
-        seen.append(student.distillation_projections["0"].weight.detach().clone())
-        original(student)
+    def look(self: Any) -> Any:
+        seen.append(self.model.distillation_projections["0"].weight.detach().clone())
+        return original(self)
 
-    monkeypatch.setattr(distill, "detach_projections", look)
+    monkeypatch.setattr(DistillationTrainer, "release", look)
     for name, rate in (("still", 1e-12), ("moved", 1e-2)):
         made = recipe(tmp_path / name, TRANSFORMER, HIDDEN, dump=dumps["encoder"], training={"learning_rate": rate})
         distill.run(made, resume=False)
@@ -338,7 +338,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_an_undisturbed_one(
     interrupted(killed, monkeypatch, call, at)
     assert not distill.is_finished(killed.output)
     if kept is not None:
-        assert (killed.output / "checkpoints" / kept / "trainer_state.json").exists()
+        assert (killed.output / "checkpoints" / "training" / kept / "trainer_state.json").exists()
         with pytest.raises(RecipeError, match="an unfinished run is there; add --resume"):
             distill.run(killed, resume=False)
         other = killed.model_copy(update={"student": killed.student.model_copy(update={"dropout": 0.3})})
@@ -368,10 +368,10 @@ def test_a_run_killed_after_its_last_step_takes_no_other(
     undisturbed = weights(distill.run(made("undisturbed"), resume=False).output)
     killed = made("killed")
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "_save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(DistillationTrainer, "release", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             distill.run(killed, resume=False)
-    assert (killed.output / "checkpoints" / "checkpoint-4").exists()
+    assert (killed.output / "checkpoints" / "training" / "checkpoint-4").exists()
     distill.run(killed, resume=True)
     assert are_equal(undisturbed, weights(killed.output))
 

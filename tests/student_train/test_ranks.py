@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from shared.dump.storage import only_one
 from shared.errors import LecternError, RecipeError
 from shared.text.tasks import TASKS
-from student_train import distill, ranks, training_log
+from student_train import distill, lesson, ranks, training_log
 from student_train.cli import app
 from student_train.recipe import Recipe
 from student_train.trainer import DistillationTrainer
@@ -67,7 +67,7 @@ class Recorder(TrainerCallback):
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(distill, "ProgressReport", lambda label, *_: Recorder(tmp_path / f"{label}.jsonl"))
+    monkeypatch.setattr(lesson, "ProgressReport", lambda label, *_: Recorder(tmp_path / f"{label}.jsonl"))
 
 
 def logs(made: Recipe) -> list[dict[str, float]]:
@@ -241,7 +241,7 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_to_the_same_weights(
     assert first == 1
     assert second == -signal.SIGKILL
     checkpoints = made("killed").output / "checkpoints"
-    assert [path.parent.name for path in checkpoints.glob("*/trainer_state.json")] == [kept]
+    assert [path.parent.name for path in checkpoints.glob("*/*/trainer_state.json")] == [kept]
     assert on_ranks(2, lambda: distill.run(made("killed"), resume=False)) == [2, 2]
     assert on_ranks(2, lambda: distill.run(made("killed"), resume=True)) == [0, 0]
     assert distance(made("undisturbed"), made("killed"), TASK) == 0.0

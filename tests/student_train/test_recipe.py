@@ -174,7 +174,12 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
     ("content", "old", "new", "expected"),
     [
         # Unknown keys, in every section.
-        (FROM_DUMP, "dump =", 'dmup = "x"\ndump =', ["'dmup'", "'x'", "data, dump, eval, loss, output, student"]),
+        (
+            FROM_DUMP,
+            "dump =",
+            'dmup = "x"\ndump =',
+            ["'dmup'", "'x'", "data, dump, eval, loss, output, stage, student"],
+        ),
         (FROM_DUMP, "layers = 2", "layers = 2\ndepth = 3", ["'student.depth'", "3", "heads, hidden_size, intermed"]),
         (FROM_DATA, 'path = "MiniLM"', 'path = "MiniLM"\nrevision = "x"', ["'student.revision'", "kind, path"]),
         (
