@@ -70,7 +70,8 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
             axes.annotate(str(number), (cost(one), one.score), zorder=layer + 0.5 / len(found), **text)
     _widen(axes, [cost(one) for one in found])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#eeeeee", zorder=-1)
+    axes.set_axisbelow(True)
+    axes.grid(color="#eeeeee")
 
 
 def _widen(axes: Any, costs: list[float]) -> None:
