@@ -27,7 +27,7 @@ from student_train.objective import (
 from student_train.sources import DumpSource, Source
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
 from student_train.total import total_loss
-from student_train.trainer import PROJECTIONS, detach_projections, heard_about, said_about
+from student_train.trainer import heard_about, said_about
 from student_train.vectors import TeacherVectors
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
@@ -369,16 +369,6 @@ def test_a_layer_that_the_student_lacks_is_refused(dumps: dict[str, DumpSource],
     model = student_for(source, TRANSFORMER)
     with pytest.raises(RecipeError, match=rf"loss\.1\.student_layer = {layer}: the student has layers 0 to 1"):
         make_projections((KLLoss(), hidden_loss(2, layer)), source, model)
-
-
-def test_projections_leave_no_trace_in_the_saved_student(dumps: dict[str, DumpSource], tmp_path: Path) -> None:
-    source = dumps["sequence-classification"]
-    model = student_for(source, TRANSFORMER)
-    names = set(model.state_dict())
-    model.add_module(PROJECTIONS, make_projections((hidden_loss(2, 1),), source, model))
-    assert set(model.state_dict()) != names
-    detach_projections(model)
-    assert set(model.state_dict()) == names
 
 
 # ---------------------------------------------------------------- what a source must have
