@@ -20,11 +20,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_recipe_is_valid(tmp_path: Path) -> None:
-    (block,) = blocks("toml")
-    (tmp_path / "recipe.toml").write_text(block)
-    recipe = read_recipe(tmp_path / "recipe.toml", [])
-    assert [spec.label for spec in recipe.loss] == ["kl", "hidden.6"]
+def test_the_recipes_are_valid(tmp_path: Path) -> None:
+    found = []
+    for block in blocks("toml"):
+        (tmp_path / "recipe.toml").write_text(block)
+        found.append(read_recipe(tmp_path / "recipe.toml", []))
+    plain, staged = found
+    assert [spec.label for spec in plain.loss] == ["kl", "hidden.6"]
+    assert [stage.name for stage in staged.stage] == ["representation", "logits", "gold"]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda path: path.stem)
