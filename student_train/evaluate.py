@@ -29,6 +29,7 @@ transformers.utils.logging.disable_progress_bar()
 
 EVAL_ROWS = 32
 DEFAULT_LENGTH = 512
+LATENCY_SECONDS = 1.0  # for each runtime and size of batch
 # Architectures whose names do not end in their Auto class's.
 _OTHER_NAMES = {"LMHeadModel": "causal-lm"}
 
@@ -155,7 +156,7 @@ def _latencies(model: PreTrainedModel, onnx_file: Path, source: Source) -> list[
                 "of another model; export it again, or delete it."
             )
         runtimes.append(exported)
-    return latencies([(runtime, source) for runtime in runtimes])
+    return latencies([(runtime, source) for runtime in runtimes], LATENCY_SECONDS)
 
 
 def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -19,10 +19,9 @@ from student_train.sources import Source
 # Batch size -> number of batches, so that both sizes see as many lengths as one turn can afford.
 LATENCY_BATCHES = {1: 16, 32: 2}
 LEAST_TURNS = 5
-SECONDS = 1.0
 
 
-def latencies(runners: Sequence[tuple[Runtime, Source]], seconds: float = SECONDS) -> list[dict[int, float]]:
+def latencies(runners: Sequence[tuple[Runtime, Source]], seconds: float) -> list[dict[int, float]]:
     """Batch size -> median milliseconds of a forward pass, for each runtime and the source of its inputs.
 
     After a turn of warming up, all of them take turns for about `seconds` times their number, and at least five.

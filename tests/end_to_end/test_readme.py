@@ -21,15 +21,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_recipe_is_valid(tmp_path: Path) -> None:
-    block, _ = blocks("toml")
-    (tmp_path / "recipe.toml").write_text(block)
-    recipe = read_recipe(tmp_path / "recipe.toml", [])
-    assert [spec.label for spec in recipe.loss] == ["kl", "hidden.6"]
+def test_the_recipes_are_valid(tmp_path: Path) -> None:
+    found = []
+    for block in blocks("toml")[:2]:
+        (tmp_path / "recipe.toml").write_text(block)
+        found.append(read_recipe(tmp_path / "recipe.toml", []))
+    plain, staged = found
+    assert [spec.label for spec in plain.loss] == ["kl", "hidden.6"]
+    assert [stage.name for stage in staged.stage] == ["representation", "logits", "gold"]
 
 
 def test_the_sweep_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, sweep = blocks("toml")
+    recipe, _, sweep = blocks("toml")
     monkeypatch.chdir(tmp_path)
     Path("bilstm.toml").write_text(recipe)
     Path("bilstm-labels.toml").write_text(recipe.replace('"kl"', '"teacher-label"').replace("temperature = 2.0", ""))

@@ -21,7 +21,7 @@ from shared.errors import LecternError, UsageError
 from shared.text.tasks import TASKS
 from student_train import cli, export, runtimes
 from student_train.evaluate import evaluate
-from student_train.recipe import ColumnNames
+from student_train.recipe import ColumnNames, ScoredColumns
 from student_train.students import BiLSTMConfig, bilstm
 
 LABELS = ("negative", "neutral", "positive")
@@ -246,7 +246,7 @@ def held_out(
 def test_eval_times_the_exported_file_beside_torch(
     bilstm_folder: Path, held_out: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = evaluate(bilstm_folder, held_out, ColumnNames(), device="cpu")
+    report = evaluate(bilstm_folder, held_out, ScoredColumns(), device="cpu")
     plain = report.as_dict()
     assert set(plain["latency_ms"]) == set(plain["onnxruntime_latency_ms"]) == {"1", "32"}
     assert json.loads(json.dumps(plain)) == plain
@@ -254,14 +254,14 @@ def test_eval_times_the_exported_file_beside_torch(
     assert {"torch, batch 1, 1 thread", "onnxruntime, batch 32, 1 thread"} <= set(names)
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert evaluate(bilstm_folder, held_out, ColumnNames(), device="cpu").onnxruntime_latency_ms == {}
+    assert evaluate(bilstm_folder, held_out, ScoredColumns(), device="cpu").onnxruntime_latency_ms == {}
 
 
 def test_eval_refuses_a_file_of_other_weights(
     make_model: Callable[..., Path], bilstm_folder: Path, held_out: list[str]
 ) -> None:
     other = make_model("bilstm-1", "sequence-classification", seed=1)
-    assert evaluate(other, held_out, ColumnNames(), device="cpu").onnxruntime_latency_ms == {}
+    assert evaluate(other, held_out, ScoredColumns(), device="cpu").onnxruntime_latency_ms == {}
     (other / "model.onnx").write_bytes((bilstm_folder / "model.onnx").read_bytes())
     with pytest.raises(LecternError, match=r"model\.onnx: its logits differ .* export it again"):
-        evaluate(other, held_out, ColumnNames(), device="cpu")
+        evaluate(other, held_out, ScoredColumns(), device="cpu")

@@ -202,6 +202,34 @@ def test_accumulated_batches_are_one_big_batch(task: str, dumps: dict[str, Path]
         assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names}, rel=1e-4)
 
 
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_ranks_go_through_the_stages_of_one(metric: str, dumps: dict[str, Path], tmp_path: Path) -> None:
+    """Held-out rows divided among them, one more for one than for the other; the same best step on all of them."""
+
+    def made(name: str) -> Recipe:
+        plain = recipe(tmp_path / name, dumps[TASK], KL, max_steps=4, batch_size=8).model_dump(by_alias=True)
+        stages = [
+            {"name": "representation", "loss": [HIDDEN]},
+            {"name": "logits", "loss": [KL], "trainable": 1},
+            {"name": "gold", "loss": [GOLD], "rows": "labelled"},
+        ]
+        validation = {"share": 0.3, "every_steps": 1, "metric": metric}
+        return Recipe.model_validate({**plain, "loss": (), "stage": stages, "validation": validation})
+
+    alone, together = made("alone"), made("together")
+    distill.run(alone, resume=False)
+    assert on_ranks(2, lambda: distill.run(together, resume=False)) == [0, 0]
+    assert distance(alone, together, TASK) < NOISE
+    one, other = (json.loads((each.output / "stages.json").read_text()) for each in (alone, together))
+    for first, second in zip(one, other, strict=True):
+        assert (first["name"], first["steps"], first["best_step"]) == (
+            second["name"],
+            second["steps"],
+            second["best_step"],
+        )
+        assert first["best_score"] == pytest.approx(second["best_score"], rel=1e-4)
+
+
 # ---------------------------------------------------------------- failing, resuming
 
 

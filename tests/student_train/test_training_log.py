@@ -19,7 +19,7 @@ from shared.dump.codecs import DenseTargets, SparseTargets
 from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.text.tasks import TASKS
-from student_train import distill, evaluate, training_log
+from student_train import distill, evaluate, lesson, training_log
 from student_train.judged import Said
 from student_train.loader import TrainingBatches
 from student_train.recipe import Recipe
@@ -60,7 +60,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str
     def run(made: Recipe) -> list[dict[str, float]]:
         tracker = Tracker()
         with monkeypatch.context() as patch:
-            patch.setattr(distill, "ProgressReport", lambda *_: tracker)
+            patch.setattr(lesson, "ProgressReport", lambda *_: tracker)
             distill.run(made, resume=False)
         return [seen for seen in tracker.seen if "loss" in seen]
 
@@ -216,7 +216,7 @@ def test_waiting_for_batches_is_the_loaders_share(
     clock = [0.0]
     for module in ("trainer", "training_log"):
         monkeypatch.setattr(f"student_train.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    batches, losses = TrainingBatches.__iter__, distill.DistillationTrainer.compute_loss
+    batches, losses = TrainingBatches.__iter__, lesson.DistillationTrainer.compute_loss
 
     def slow_batches(self: TrainingBatches) -> Iterator[Any]:
         for batch in batches(self):
@@ -228,7 +228,7 @@ def test_waiting_for_batches_is_the_loaders_share(
         return losses(*arguments, **options)
 
     monkeypatch.setattr(TrainingBatches, "__iter__", slow_batches)
-    monkeypatch.setattr(distill.DistillationTrainer, "compute_loss", slow_loss)
+    monkeypatch.setattr(lesson.DistillationTrainer, "compute_loss", slow_loss)
     made = recipe(tmp_path / "a", dumps[TASK], KL, gradient_accumulation=2, batch_size=60)
     source = DumpSource(dumps[TASK])
     tokens = sum(len(source.load(group, []).input_ids) for group in range(len(source.group_rows)))

@@ -180,7 +180,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(folder: Path, request: py
     command = [sys.executable, "-m", "student_train.cli", "sweep", str(made)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not list((run.recipe.output / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+    while not list((run.recipe.output / "checkpoints").glob("*/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
