@@ -3,10 +3,10 @@
     python benchmarks/two_ranks.py
 
 Student: a transformer of 2 layers, 128 wide, with embeddings of 30,000 words (4.2 million weights); batches of 128 rows
-of some 100 tokens, KL against four classes. Every run is a `distill run`, one as typed by hand and one as torchrun
-starts it; between two lines of its log lie ten steps, of which the first ten do not count. Start-up does not count.
-Losses of every ten steps must agree to a part in 10,000. Medians of interleaved runs; CPU seconds are those of the
-busier rank: a rank that waits for another uses none. With QUICK=1: fewer steps. Writes benchmarks/out/two_ranks.json.
+of some 100 tokens, KL against four classes. Every run is what `distill run` does, alone or as torchrun starts it. Its
+log has a line every ten steps; time runs from the first line to the last, so that start-up does not count. The losses
+of each line must agree to a part in 10,000. Medians of interleaved runs; CPU seconds are those of the busier rank, of
+which a rank that waits for another uses none. With QUICK=1: fewer steps. Writes benchmarks/out/two_ranks.json.
 
 The figure by wall time means nothing on a machine with fewer than two idle cores.
 """
@@ -102,11 +102,13 @@ def rank() -> None:
     """One rank's `distill run`. Writes down the losses of its log, and its time between the first line and the last."""
     import torch
 
+    from shared.memory import keep_freed_memory
     from student_train import distill
     from student_train.recipe import Recipe
     from student_train.trainer import DistillationTrainer
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `distill` does
     lines: list[tuple[float, float, float]] = []
     log_line = DistillationTrainer.log
 
