@@ -57,7 +57,10 @@ bench-dump: setup
     python benchmarks/dump_selection.py
     python benchmarks/dump_stages.py
 
-# What training costs beside the student: reading, and the losses of a large vocabulary.
+# What training costs beside the student: reading, the losses of a large vocabulary, the teacher in the loop, two ranks.
 bench-train: setup
     python benchmarks/reader.py
+    python benchmarks/loaders.py
+    python benchmarks/online.py
+    python benchmarks/two_ranks.py
     python benchmarks/fused_kl.py

@@ -1,0 +1,251 @@
+"""Reading packed batches of codes: our loader against `datasets`, streaming Parquet, and against litdata.
+
+    pip install 'lectern[bench]'
+
+gets both; one that is not there is left out, with a sentence. The codes are those of reader.py: top-64 of 152,000 ids,
+next-token labels, ids and lengths as skewed as text's. Ours are a dump with its default compression, checksums on, read
+in the shuffled order that training has. The others read the same numbers in the order in which they were written, which
+costs them least. All give the same batches of 32 rows as flat tensors; a first epoch, not counted, checks that their
+sums agree.
+
+datasets, numpy: a list of entries for each position, as most would store them (Snappy, row groups as ours).
+datasets, numpy, flat: the same, with one list of all entries a row.
+datasets, arrow, flat: as Arrow tables, whose buffers are taken by hand: its fastest way.
+litdata, zstd: chunks of 64 MB, one numpy array a row for each field, compressed as the dump is.
+litdata: not compressed, so that nothing is decoded nor, as always there, checked.
+
+Medians of interleaved epochs on one thread, files in the page cache; thousand tokens per CPU second of this process,
+all its threads counted, and per second. With QUICK=1 fewer rows and runs. Writes benchmarks/out/loaders.json.
+"""
+
+import importlib
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import reader
+import torch
+from numpy.typing import NDArray
+from reader import BATCH_ROWS, LARGE, QUICK, SHARDS, TOP, Drawn
+from report import Figure, write_figures
+from torch import Tensor
+
+from shared.dump.codecs import Sparse, TopK
+from shared.dump.rowgroup import Lists, RowGroup, Values
+from shared.memory import keep_freed_memory
+
+WORK = Path(__file__).parent / "out" / "loaders"
+RUNS = 2 if QUICK else 5
+CHUNK_BYTES = "64MB"
+OURS = "dump"
+# What is compared, and how many times as fast we are to be.
+TARGETS = {
+    "datasets, numpy": 8.0,
+    "datasets, numpy, flat": 1.0,
+    "datasets, arrow, flat": 1.0,
+    "litdata, zstd": 2.0,
+    "litdata": 2.0,
+}
+
+# The fields of one row.
+Fields = dict[str, NDArray[Any]]
+Batches = Iterator[list[Tensor]]
+
+
+def main() -> None:
+    """Write the three stores, measure, print, write."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    reader.WORK = WORK  # where its drawn dumps go
+    shutil.rmtree(WORK, ignore_errors=True)
+    codec = Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=LARGE)
+    drawn = Drawn(codec, "top-64", SHARDS, np.random.default_rng(0))
+    groups = [fields_of(group) for group in drawn.mapped]
+    makers: dict[str, Callable[[], Batches]] = {OURS: our_epochs(drawn)}
+    if is_there("datasets"):
+        nested, flat = (parquet(groups, drawn.folder / f"{nested}.parquet", nested) for nested in (True, False))
+        makers["datasets, numpy"] = lambda: by_datasets(nested, "numpy", numpy_batch)
+        makers["datasets, numpy, flat"] = lambda: by_datasets(flat, "numpy", numpy_batch)
+        makers["datasets, arrow, flat"] = lambda: by_datasets(flat, "arrow", arrow_batch)
+    if is_there("litdata"):
+        zstd, plain = (litdata_chunks(groups, drawn.folder / f"litdata-{how}", how) for how in ("zstd", None))
+        makers["litdata, zstd"] = lambda: by_litdata(zstd)
+        makers["litdata"] = lambda: by_litdata(plain)
+    check(makers)
+    figures = compared(measured(makers))
+    if figures:
+        write_figures("loaders", figures)
+    shutil.rmtree(WORK)
+
+
+def is_there(package: str) -> bool:
+    """Whether it can be imported. Says so where it cannot."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        print(f"not compared with {package}: {error}. pip install 'lectern[bench]' gets it.")
+        return False
+    return True
+
+
+def fields_of(group: RowGroup) -> list[Fields]:
+    """Each row's fields: token ids [T] and the codec's columns [P] or [P, width]. Labels are the next token's."""
+    columns = {name: positionwise(values) for name, values in group.columns.items()}
+    tokens, positions = group.token_offsets, group.position_offsets
+    return [
+        {"input_ids": group.input_ids[tokens[row] : tokens[row + 1]]}
+        | {name: values[positions[row] : positions[row + 1]] for name, values in columns.items()}
+        for row in range(len(group.rows))
+    ]
+
+
+def positionwise(values: Values) -> NDArray[Any]:
+    """[P] or [P, width]: every position keeps as many ids."""
+    return values.values.reshape(len(values), -1) if isinstance(values, Lists) else values
+
+
+def our_epochs(drawn: Drawn) -> Callable[[], Batches]:
+    """One stream for all epochs, as in training."""
+    batches = drawn.batches(0)
+    stream, epoch = batches.gathered(), int(batches.order.batches(1))
+    return lambda: (our_batch(rows) for rows in islice(stream, epoch))
+
+
+def our_batch(rows: RowGroup) -> list[Tensor]:
+    """The tensors of all sides: token ids, rows' lengths, labels, the codec's columns."""
+    columns = [values.values if isinstance(values, Lists) else values.reshape(-1) for values in rows.columns.values()]
+    return tensors([rows.input_ids, np.diff(rows.token_offsets), rows.labels, *columns])
+
+
+def by_datasets(file: Path, kind: str, batch: Callable[[Any], list[Tensor]]) -> Batches:
+    """An epoch of `datasets`, streaming."""
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+    return (batch(part) for part in rows.with_format(kind).iter(BATCH_ROWS))
+
+
+def numpy_batch(part: dict[str, Any]) -> list[Tensor]:
+    """From an array a row."""
+    ids, *columns = part.values()
+    lengths = np.asarray([len(row) for row in ids])
+    labels = np.concatenate([row[1:] for row in ids])
+    return tensors([np.concatenate(ids), lengths, labels, *(flattened(column) for column in columns)])
+
+
+def flattened(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """All numbers of a column, of rows that are arrays of numbers or of the positions' arrays."""
+    flat = np.concatenate(column)
+    return np.concatenate(flat) if flat.dtype == object else flat.reshape(-1)
+
+
+def arrow_batch(part: pa.Table) -> list[Tensor]:
+    """From the buffers of an Arrow table."""
+    ids, *columns = (column.combine_chunks() for column in part.columns)
+    lengths = ids.value_lengths().to_numpy()
+    flat = ids.flatten().to_numpy()
+    is_label = np.ones(len(flat), bool)
+    is_label[np.cumsum(lengths) - lengths] = False
+    return tensors([flat, lengths, flat[is_label], *(column.flatten().to_numpy() for column in columns)])
+
+
+def by_litdata(folder: Path) -> Batches:
+    """An epoch of litdata."""
+    import litdata
+
+    # Not its own iterator, which begins anew whenever it is iterated over.
+    rows = (row for row in litdata.StreamingDataset(str(folder), shuffle=False, drop_last=False))
+    while part := list(islice(rows, BATCH_ROWS)):
+        yield numpy_batch({name: [row[name] for row in part] for name in part[0]})
+
+
+def parquet(groups: list[list[Fields]], file: Path, nested: bool) -> Path:
+    """One Parquet file: for each field a list a row, of numbers or, if `nested`, of the positions' lists."""
+    with pq.ParquetWriter(file, arrow_table(groups[0], nested).schema) as writer:
+        for group in groups:
+            writer.write_table(arrow_table(group, nested))
+    return file
+
+
+def arrow_table(rows: list[Fields], nested: bool) -> pa.Table:
+    """Rows as a table of list columns."""
+    columns = {}
+    for name in rows[0]:
+        joined = np.concatenate([row[name] for row in rows])
+        values, each = pa.array(joined.reshape(-1)), joined.size // len(joined)
+        if nested and joined.ndim > 1:
+            values, each = lists(values, np.full(len(joined), each)), 1
+        columns[name] = lists(values, np.asarray([len(row[name]) * each for row in rows]))
+    return pa.table(columns)
+
+
+def lists(values: pa.Array, counts: NDArray[Any]) -> pa.Array:
+    """So many of the values in each list."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
+
+
+def litdata_chunks(groups: list[list[Fields]], folder: Path, compression: str | None) -> Path:
+    """The same rows as litdata's chunks."""
+    from litdata.streaming.cache import Cache
+
+    cache = Cache(str(folder), chunk_bytes=CHUNK_BYTES, compression=compression)
+    for index, row in enumerate(row for group in groups for row in group):
+        cache[index] = {name: np.array(values.reshape(-1)) for name, values in row.items()}
+    cache.done()
+    cache.merge()
+    return folder
+
+
+def tensors(arrays: list[NDArray[Any]]) -> list[Tensor]:
+    """Without a copy, but for memory that is not ours to write to."""
+    return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
+
+
+def check(makers: dict[str, Callable[[], Batches]]) -> None:
+    """An epoch of each gives the same: as many batches, and the same sums of every tensor."""
+    found = {}
+    for side, epoch in makers.items():
+        sums = [[float(tensor.double().sum()) for tensor in batch] for batch in epoch()]
+        found[side] = (len(sums), [sum(each) for each in zip(*sums, strict=True)])
+        assert found[side] == found[OURS], f"{side} reads other numbers: {found[side]}, not {found[OURS]}"
+
+
+def measured(makers: dict[str, Callable[[], Batches]]) -> dict[str, tuple[float, ...]]:
+    """Median thousand tokens per CPU second and per second of each side."""
+    rates: dict[str, list[tuple[float, float]]] = {side: [] for side in makers}
+    for _ in range(RUNS):
+        for side, epoch in makers.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = sum(len(batch[0]) for batch in epoch())
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            rates[side].append((tokens / spent[0] / 1000, tokens / spent[1] / 1000))
+    return {side: tuple(statistics.median(clock) for clock in zip(*each, strict=True)) for side, each in rates.items()}
+
+
+def compared(rates: dict[str, tuple[float, ...]]) -> list[Figure]:
+    """Ours against each that was there."""
+    return [
+        Figure(
+            figure=f"top-{TOP} + labels / {side}, by {clock} time",
+            value=rates[OURS][index],
+            baseline=rates[side][index],
+            target=TARGETS[side],
+            higher_is_better=True,
+            unit="thousand tokens/s",
+            runs=RUNS,
+        )
+        for side in rates
+        if side != OURS
+        for index, clock in enumerate(("CPU", "wall"))
+    ]
+
+
+if __name__ == "__main__":
+    main()

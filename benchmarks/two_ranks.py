@@ -1,0 +1,184 @@
+"""Two processes that train one student together (DDP over gloo, a core and a thread each) against one.
+
+    python benchmarks/two_ranks.py
+
+Student: a transformer of 2 layers, 128 wide, with embeddings of 30,000 words (4.2 million weights); batches of 128 rows
+of some 100 tokens, KL against four classes. Every run is what `distill run` does, alone or as torchrun starts it. Its
+log has a line every ten steps; time runs from the first line to the last, so that start-up does not count. The losses
+of each line must agree to a part in 10,000. Medians of interleaved runs; CPU seconds are those of the busier rank, of
+which a rank that waits for another uses none. With QUICK=1: fewer steps. Writes benchmarks/out/two_ranks.json.
+
+The figure by wall time means nothing on a machine with fewer than two idle cores.
+"""
+
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from memory import dump_command
+from report import Figure, write_figures
+
+QUICK = os.environ.get("QUICK") == "1"
+WORK = Path(__file__).parent / "out" / "two_ranks"
+RANKS = 2
+WORDS, ROWS, BATCH = 30_000, 1024, 128
+LINE_STEPS = 10
+LINES = 2 if QUICK else 5
+RUNS = 1 if QUICK else 5
+TARGET = 0.9 * RANKS
+TOLERANCE = 1e-4
+
+
+def main() -> None:
+    """Make a dump, train with one and with two in turn, compare."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    make_teacher(WORK / "teacher")
+    make_corpus(WORK / "rows.jsonl")
+    command = dump_command(WORK / "teacher", WORK / "rows.jsonl", WORK / "dump")
+    subprocess.run([*command, "--max-length", "256"], check=True, capture_output=True)
+    speeds: dict[int, list[tuple[float, float]]] = {1: [], RANKS: []}
+    losses: dict[int, list[float]] = {}
+    for _ in range(RUNS):
+        for count, found in speeds.items():
+            logs = trained(count)
+            losses[count] = logs[0]["losses"]
+            steps = LINE_STEPS * (LINES - 1)
+            found.append((steps / max(log["cpu"] for log in logs), steps / logs[0]["wall"]))
+            print(
+                f"{count} at work: {1 / found[-1][1]:.3f} s a step, CPU seconds a step of each "
+                f"{[round(log['cpu'] / steps, 3) for log in logs]}, losses {[f'{loss:.6f}' for loss in losses[count]]}",
+                flush=True,
+            )
+    apart = max(abs(one - two) / one for one, two in zip(losses[1], losses[RANKS], strict=True))
+    print(f"losses differ by a part of {apart:.1e} at most")
+    if apart > TOLERANCE:
+        sys.exit(f"error: {RANKS} ranks learn otherwise than one: losses {losses[RANKS]}, not {losses[1]}")
+    medians = {
+        count: [statistics.median(clock) for clock in zip(*found, strict=True)] for count, found in speeds.items()
+    }
+    write_figures(
+        "two_ranks",
+        [
+            Figure(
+                figure=f"{RANKS} ranks against one, 2 x 128, {WORDS:,} words, by {clock} time",
+                value=medians[RANKS][index],
+                baseline=medians[1][index],
+                target=TARGET,
+                higher_is_better=True,
+                unit="steps/s",
+                runs=RUNS,
+            )
+            for index, clock in enumerate(("CPU", "wall"))
+        ],
+    )
+    shutil.rmtree(WORK)
+
+
+def trained(count: int) -> list[dict[str, Any]]:
+    """What each rank of so many has written down."""
+    shutil.rmtree(WORK / "student", ignore_errors=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, "rank"],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"error: a run of {count} failed:\n{done.stderr}")
+    return [json.loads((WORK / f"rank-{rank}.json").read_text()) for rank in range(count)]
+
+
+def rank() -> None:
+    """One rank's `distill run`. Writes down the losses of its log, and its time between the first line and the last."""
+    import torch
+
+    from shared.memory import keep_freed_memory
+    from student_train import distill
+    from student_train.recipe import Recipe
+    from student_train.trainer import DistillationTrainer
+
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as `distill` does
+    lines: list[tuple[float, float, float]] = []
+    log_line = DistillationTrainer.log
+
+    def log(trainer: DistillationTrainer, logs: dict[str, float], *rest: Any) -> None:
+        log_line(trainer, logs, *rest)
+        if "loss/kl" in logs:
+            lines.append((logs["loss/kl"], time.process_time(), time.monotonic()))
+
+    DistillationTrainer.log = log  # type: ignore[method-assign]
+    distill.run(Recipe.model_validate(recipe()), resume=False)
+    (loss, first_cpu, first_wall), (*_, last_cpu, last_wall) = lines[0], lines[-1]
+    found = {
+        "losses": [loss, *(line[0] for line in lines[1:])],
+        "cpu": last_cpu - first_cpu,
+        "wall": last_wall - first_wall,
+    }
+    (WORK / f"rank-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))
+
+
+def recipe() -> dict[str, Any]:
+    """Of every run."""
+    return {
+        "output": WORK / "student",
+        "dump": WORK / "dump",
+        "student": {"kind": "transformer", "layers": 2, "hidden_size": 128, "heads": 4, "dropout": 0.0},
+        "loss": [{"kind": "kl"}],
+        "training": {
+            "max_steps": LINES * LINE_STEPS,
+            "batch_size": BATCH,
+            "learning_rate": 1e-3,
+            "log_steps": LINE_STEPS,
+            "save_steps": 10 * LINES * LINE_STEPS,
+            "device": "cpu",
+        },
+    }
+
+
+def make_corpus(path: Path) -> None:
+    """Rows of 50 to 150 words, frequent ones more often."""
+    draw = random.Random(0)
+    words, weights = range(WORDS), [1 / (place + 10) for place in range(WORDS)]
+    with path.open("w") as file:
+        for _ in range(ROWS):
+            text = " ".join(f"w{word}" for word in draw.choices(words, weights, k=draw.randint(50, 150)))
+            file.write(json.dumps({"text": text, "label": draw.randrange(4)}) + "\n")
+
+
+def make_teacher(path: Path) -> None:
+    """A tiny classifier with random weights and a tokenizer of whole words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *(f"w{i}" for i in range(WORDS))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=256,
+        num_labels=4,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(path)
+
+
+if __name__ == "__main__":
+    rank() if sys.argv[1:] == ["rank"] else main()
