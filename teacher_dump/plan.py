@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from typing import cast, get_args
 
 from shared.dump.codecs import Float16Vectors, Signal
 from shared.dump.manifest import (
     FORMAT_VERSION,
+    Compression,
     CorpusFacts,
     Manifest,
     Options,
@@ -113,7 +115,14 @@ def describe(
             hidden_rank=request.hidden_rank,
         ),
         signals=_signals(request, task, blueprint, teacher),
+        compression=_compression(request),
     )
+
+
+def _compression(request: Request) -> Compression:
+    if request.compression not in get_args(Compression):
+        raise UsageError(f"--compression {request.compression!r}: use {', '.join(get_args(Compression))}.")
+    return cast(Compression, request.compression)
 
 
 def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
