@@ -186,7 +186,7 @@ def dump(
     compression: Annotated[
         str,
         typer.Option(
-            help="zstd, lz4 or none, of shards: the larger they are, the less of a processor reading takes. Vectors are "
+            help="Of shards: zstd, lz4 or none. The larger they are, the less of a processor reading takes. Vectors are "
             "never compressed."
         ),
     ] = "zstd",

@@ -23,7 +23,7 @@ _LEAST_BYTES = 2 * FAR
 def crc32(message: NDArray[np.uint8]) -> int:
     """The CRC-32 of bytes [n], as zlib.crc32 gives it."""
     if len(message) < _LEAST_BYTES:
-        return zlib.crc32(message)
+        return zlib.crc32(message.data)
     end = len(message) - FAR
     lead = end % BLOCK
     # Zeros ahead of a message change nothing where the register begins with zeros. A CRC's begins with ones, which is
@@ -44,4 +44,4 @@ def crc32(message: NDArray[np.uint8]) -> int:
     tail[:NEAR] ^= before[_INTO:]
     tail[NEAR:] ^= last
     # zlib inverts what it is given to go on from: this is a register of zeros.
-    return zlib.crc32(tail, 0xFFFFFFFF)
+    return zlib.crc32(tail.data, 0xFFFFFFFF)

@@ -10,6 +10,7 @@ whether a row begins with it and whether there is one at all (each as a length a
 Shapes: R rows, N values of all rows.
 """
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _CODECS = {"UNCOMPRESSED": None, "ZSTD": "zstd", "LZ4": "lz4_raw"}
 _PLAIN, _BYTE_STREAM_SPLIT = 0, 9
 # Of values and of levels.
 _ENCODINGS = {"PLAIN", "BYTE_STREAM_SPLIT", "RLE"}
+# Smaller pieces are copied. (Each that is mapped takes a file descriptor; two windows of the trainer's have some 128.)
+_LEAST_MAPPED = 2**18
 # What the bits of a byte are, the lowest first, a byte each.
 _BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
@@ -67,17 +70,23 @@ class GroupPages:
         try:
             pages = list(_pages(self._bytes(chunk), _CODECS[chunk.compression], depth))
             offsets = self._rows(pages) if depth else None
-            parts = [_numbers(page, stored) for page in pages]
+            parts = [_numbers(page, stored, column.dtype) for page in pages]
         except (LookupError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise ValueError(f"column {column.name!r}: {error}") from None
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if len(values) != (sum(page.values for page in pages) if offsets is None else offsets[-1]):
+        number = sum(page.values for page in pages)
+        if number != chunk.num_values or len(values) != (number if offsets is None else offsets[-1]):
             raise ValueError(f"column {column.name!r}: its values are not as many as its pages say")
         return Flat(values.astype(column.dtype, copy=False), offsets)
 
     def _bytes(self, chunk: pq.ColumnChunkMetaData) -> NDArray[np.uint8]:
         start, size = chunk.data_page_offset, chunk.total_compressed_size
-        return np.frombuffer(os.pread(self._file.fileno(), size, start), np.uint8)
+        if _CODECS[chunk.compression] is not None or size < _LEAST_MAPPED:
+            return np.frombuffer(os.pread(self._file.fileno(), size, start), np.uint8)
+        before = start % mmap.ALLOCATIONGRANULARITY
+        # Mapped for as long as something looks at it.
+        mapped = mmap.mmap(self._file.fileno(), before + size, access=mmap.ACCESS_READ, offset=start - before)
+        return np.frombuffer(mapped, np.uint8)[before:]
 
     def _rows(self, pages: list[_Page]) -> Offsets:
         key = tuple((page.values, page.levels) for page in pages)
@@ -86,7 +95,9 @@ class GroupPages:
                 np.concatenate([_bits(page.levels[which], page.values) for page in pages]) for which in (0, 1)
             )
             ends = np.append(np.flatnonzero(begins_N == 0), len(begins_N))
-            self._offsets[key] = np.concatenate([[0], np.cumsum(is_there_N, dtype=np.int64)])[ends]
+            if not is_there_N.all():
+                ends = np.concatenate([[0], np.cumsum(is_there_N, dtype=np.int64)])[ends]
+            self._offsets[key] = ends
         return self._offsets[key]
 
 
@@ -108,7 +119,7 @@ def _pages(chunk: NDArray[np.uint8], codec: str | None, depth: int) -> Iterator[
     Raises:
         ValueError, or something else of that sort, where the bytes make no sense.
     """
-    data, at = memoryview(chunk), 0
+    data, at = chunk.data, 0
     while at < len(data):
         head, at = _struct(data, at)
         # 2 and 3: bytes before and after compression; 4: the checksum; 5: of a data page, 1 and 2: values and encoding.
@@ -127,11 +138,14 @@ def _pages(chunk: NDArray[np.uint8], codec: str | None, depth: int) -> Iterator[
         yield _Page(head[5][1], head[5][2], tuple(levels), body)
 
 
-def _numbers(page: _Page, stored: np.dtype[Any]) -> NDArray[Any]:
-    """A page's values, [N] or [N, width]."""
+def _numbers(page: _Page, stored: np.dtype[Any], dtype: str) -> NDArray[Any]:
+    """A page's values, [N] or [N, width], of the type `stored`, or of `dtype` already where that is easier."""
     body = page.body
     if page.encoding == _BYTE_STREAM_SPLIT:
-        body = np.ascontiguousarray(body.reshape(stored.itemsize, -1).T).ravel()
+        planes = body.reshape(stored.itemsize, -1)
+        if dtype == "uint8":  # whose other planes are zeros
+            return planes[0]
+        body = np.ascontiguousarray(planes.T).ravel()
     elif page.encoding != _PLAIN:
         raise ValueError(f"a page has encoding {page.encoding}")
     # Values may lie anywhere in a file; numpy and torch want them at multiples of their size.
@@ -143,15 +157,14 @@ def _bits(runs: bytes, count: int) -> NDArray[np.uint8]:
     parts, at, missing = [], 0, count
     while missing > 0:
         head, at = _varint(runs, at)
+        number = head >> 1
         if head & 1:
-            packed = runs[at : at + (head >> 1)]
-            parts += [_BITS[byte] for byte in packed]
-            at += len(packed)
-            missing -= 8 * (head >> 1)
+            parts += [_BITS[byte] for byte in runs[at : at + number]]
+            at, number = at + number, 8 * number
         else:
-            parts.append(runs[at : at + 1] * (head >> 1))
+            parts.append(runs[at : at + 1] * number)
             at += 1
-            missing -= head >> 1
+        missing -= number
     found = np.frombuffer(b"".join(parts), np.uint8)[:count]
     if len(found) != count:
         raise ValueError("a page's levels are cut short")
@@ -184,9 +197,9 @@ def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[at]) & 128:
-        value |= (byte & 127) << shift
-        shift += 7
+    value, shift = data[at], 7
+    while value >> shift:
         at += 1
-    return value | byte << shift, at + 1
+        value += data[at] - 1 << shift
+        shift += 7
+    return value, at + 1

@@ -149,7 +149,9 @@ def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
     leaves = {name: _leaf(name, schema.field(name).type) for name in schema.names}
     planes = [name for name in schema.names if name not in few_values and _is_whole(schema.field(name).type)]
     compressed = [] if manifest.compression == "none" else [name for name in schema.names if name not in vectors]
-    levels = {leaves[name]: 3 for name in compressed} if manifest.compression == "zstd" else {}
+    # Our own byte planes take fewest bytes at level 1 (of top-64: 85.7 a position against 88.8 at 3).
+    split = {column.name for signal in manifest.signals for column in signal.columns if column.dtype == "uint8"}
+    levels = {leaves[name]: 1 if name in split else 3 for name in compressed} if manifest.compression == "zstd" else {}
     return {
         "compression": {leaves[name]: manifest.compression if name in compressed else "none" for name in schema.names},
         "compression_level": levels or None,

@@ -138,7 +138,8 @@ _RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
 
 
 def _check_lengths(name: str, flat: Mapping[str, Flat], expected: Offsets) -> None:
-    if not np.array_equal(_offsets(flat[name]), expected):
+    found = _offsets(flat[name])
+    if found is not expected and not np.array_equal(found, expected):
         raise ValueError(f"the lists of column {name!r} have other lengths than their rows")
 
 

@@ -79,7 +79,7 @@ def test_the_manifest_the_card_and_the_schema_say_what_is_recorded(chat_dump: Pa
     dump = Dump(chat_dump)
     assert (dump.manifest.recorded, dump.manifest.gold) == ("listed-next-token", "listed-next-token")
     assert dump.manifest.options.positions == "completion"
-    assert dump.manifest.format_version == 3
+    assert dump.manifest.format_version == 4
     names = dump.scan().collect_schema().names()
     assert "positions" in names
     assert "labels" not in names, "the next token is there already"

@@ -137,8 +137,8 @@ class Sparse(DistributionCodec):
         """How to read the columns without Lectern."""
         factor, name = 2**self.code_bits, self._entries.name
         lines = [
-            f"The entries of a position are `{name}_0 + 256 * {name}_1 + 65536 * {name}_2`, and so on, of as many columns "
-            "as there are."
+            f"The entries of a position are `{name}_0 + 256 * {name}_1 + 65536 * {name}_2`, and so on over all of these "
+            "columns."
         ] * bool(self._planes)
         lines += [
             f"An entry of `{name}` is one id: `entry // {factor}` ids were skipped since the one before it, so that "
