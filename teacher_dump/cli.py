@@ -186,8 +186,8 @@ def dump(
     compression: Annotated[
         str,
         typer.Option(
-            help="Of shards: zstd, lz4 or none. The larger they are, the less of a processor reading takes. Vectors are "
-            "never compressed."
+            help="Of shards: zstd, lz4 or none. The larger they are, the less of a processor reading takes. Vectors "
+            "are never compressed."
         ),
     ] = "zstd",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,

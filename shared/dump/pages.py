@@ -74,8 +74,8 @@ class GroupPages:
         except (LookupError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise ValueError(f"column {column.name!r}: {error}") from None
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        number = sum(page.values for page in pages)
-        if number != chunk.num_values or len(values) != (number if offsets is None else offsets[-1]):
+        count = sum(page.values for page in pages)
+        if count != chunk.num_values or len(values) != (count if offsets is None else offsets[-1]):
             raise ValueError(f"column {column.name!r}: its values are not as many as its pages say")
         return Flat(values.astype(column.dtype, copy=False), offsets)
 

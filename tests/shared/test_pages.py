@@ -131,8 +131,7 @@ def test_a_flipped_bit_of_a_page_is_never_read_as_another_number(compression: st
             try:
                 with FileIO(path) as raw:
                     found = GroupPages(raw, metadata, 0).read(column)
-            except ValueError as error:
-                assert name in str(error)
+            except ValueError:
                 refused += 1
             else:
                 assert wanted is not None

@@ -42,9 +42,9 @@ class Sparse(DistributionCodec):
     apart from the next, within 1.5 / levels); so does the mass outside, with 255 levels, or 65,535 where `levels` is
     above 250. A sampled id weighs exactly the threshold, a drawn one exactly how often it was drawn.
 
-    Columns: `entries`, or `entries_0`, `entries_1`, ... where `in_planes` (top-k alone; version 4); `tail`; `floor`, the position's smallest code, where the rule does not bound it (top-k, top-p);
-    `log_sums` where temperatures are declared, float16; `entropy` of the whole distribution in nats where it is asked
-    for, float16.
+    Columns: `entries`, or `entries_0`, `entries_1`, ... where they are `in_planes` (top-k alone); `tail`; `floor`, the
+    position's smallest code, where the rule does not bound it (top-k, top-p); `log_sums` where temperatures are
+    declared, float16; `entropy` of the whole distribution in nats where it is asked for, float16.
     """
 
     codec: Literal["sparse"] = "sparse"
@@ -137,8 +137,8 @@ class Sparse(DistributionCodec):
         """How to read the columns without Lectern."""
         factor, name = 2**self.code_bits, self._entries.name
         lines = [
-            f"The entries of a position are `{name}_0 + 256 * {name}_1 + 65536 * {name}_2`, and so on over all of these "
-            "columns."
+            f"The entries of a position are `{name}_0 + 256 * {name}_1 + 65536 * {name}_2`, and so on over all of "
+            "these columns."
         ] * bool(self._planes)
         lines += [
             f"An entry of `{name}` is one id: `entry // {factor}` ids were skipped since the one before it, so that "
