@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from shard_of import manifest_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Codec, Int8Vectors, Sparse, TopK, VectorCodec
+from shared.dump.codecs.planes import split
+from shared.dump.manifest import Compression
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values
 from shared.dump.shards import read_receipt, receipt_path, row_group_sizes, shard_path, write_shard
@@ -49,15 +51,20 @@ def main() -> None:
     keep_freed_memory()  # as `distill` does
     shutil.rmtree(WORK, ignore_errors=True)
     draw = np.random.default_rng(0)
-    top_64 = Drawn(Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=LARGE), "top-64", SHARDS, draw)
+    large = Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=LARGE, in_planes=True)
+    top_64 = {how: Drawn(large, f"top-64-{how}", SHARDS, draw, how) for how in get_args(Compression)}
     hidden = Drawn(Int8Vectors(name="hidden.6", layer=6, width=WIDTH), "int8", SHARDS, draw)
-    small = Drawn(Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=SMALL), "small", 1, draw)
+    small = Drawn(large.model_copy(update={"vocabulary": SMALL}), "small", 1, draw)
     figures = [
-        *reading(top_64, f"top-{TOP} + labels, default compression", 0.25),
+        *(
+            figure
+            for how, target in (("zstd", 0.25), ("lz4", 0.25), ("none", 0.5))
+            for figure in reading(top_64[how], f"top-{TOP} + labels, {how}", target)
+        ),
         *reading(hidden, f"an int8 hidden layer of {WIDTH}", 0.5),
         streaming(small),
-        *padding(top_64),
-        *resuming(top_64),
+        *padding(top_64["zstd"]),
+        *resuming(top_64["zstd"]),
     ]
     write_figures("reader", figures)
     for name in ("datasets", "litdata", "streaming"):
@@ -72,8 +79,11 @@ class Drawn:
     class tokenizer:
         pad_token_id = 0
 
-    def __init__(self, codec: Codec, name: str, shards: int, draw: np.random.Generator) -> None:
-        self.codec, self.manifest, self.folder = codec, manifest_of(codec), WORK / name
+    def __init__(
+        self, codec: Codec, name: str, shards: int, draw: np.random.Generator, compression: Compression = "zstd"
+    ) -> None:
+        self.codec, self.folder = codec, WORK / name
+        self.manifest = manifest_of(codec).model_copy(update={"compression": compression})
         self.names = [column.name for column in codec.columns]
         self.is_vector = isinstance(codec, VectorCodec)
         self.vector_columns = set(self.names) if self.is_vector else set()
@@ -122,7 +132,8 @@ class Drawn:
             flat["input_ids"].append(group.input_ids)
             for name in self.names:
                 values = group.columns[name]
-                flat[name].append(values.values if isinstance(values, Lists) else values)
+                assert not isinstance(values, Lists)
+                flat[name].append(values)
         mapped = {}
         for name, parts in flat.items():
             np.save(self.folder / f"{name}.npy", np.concatenate(parts))
@@ -138,10 +149,7 @@ class Drawn:
                 pieces[name] = mapped[name][first[name] : first[name] + size]
                 first[name] += size
             group.input_ids = pieces.pop("input_ids")
-            group.columns = {
-                name: Lists(pieces[name], held.offsets) if isinstance(held, Lists) else pieces[name]
-                for name, held in group.columns.items()
-            }
+            group.columns = pieces
             self.mapped.append(group)
 
 
@@ -163,9 +171,10 @@ def drawn_ids(codec: Codec, positions: int, draw: np.random.Generator) -> dict[s
     assert isinstance(codec, Sparse)
     gaps = draw.exponential(np.geomspace(0.01, codec.vocabulary / 16, TOP), (positions, TOP)).astype(np.int64)
     codes = np.minimum(draw.exponential(6, (positions, TOP)), 60).astype(np.int64)
-    entries, *small = codec.columns
-    values = (gaps % codec.vocabulary << codec.code_bits | codes).astype(entries.dtype)
-    columns: dict[str, Values] = {entries.name: Lists.of_counts(values.ravel(), np.full(positions, TOP))}
+    planes = [column for column in codec.columns if column.width == TOP]
+    entries = torch.from_numpy((gaps % codec.vocabulary << codec.code_bits | codes).ravel())
+    columns: dict[str, Values] = {name: plane.numpy() for name, plane in split(entries, planes).items()}
+    small = codec.columns[len(planes) :]
     return columns | {column.name: draw.integers(0, 60, positions).astype(column.dtype) for column in small}
 
 
@@ -238,9 +247,6 @@ def streaming(drawn: Drawn) -> Figure:
                 step(batch)
             if run:
                 rates[kind].append(STEPS / (time.perf_counter() - begun))
-    print(
-        f"the student waited {1000 * from_disk.starved_seconds / (STEPS * (STEP_RUNS + 1)):.2f} ms a step for batches"
-    )
     disk, memory = (statistics.median(rates[kind]) for kind in ("disk", "memory"))
     return Figure("student 2 x 128: from disk / in memory", disk, memory, 0.98, True, "steps/s", STEP_RUNS)
 

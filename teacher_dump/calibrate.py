@@ -90,9 +90,11 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
             return old if same_vectors and (old.layer, old.width) == (signal.layer, signal.width) else signal
         if isinstance(signal, Exact) and isinstance(old, Exact) and old.states == signal.states:
             return signal.model_copy(update={"outlier_channels": old.outlier_channels})
-        if same_budget and isinstance(signal, Sparse) and isinstance(old, Sparse):
+        if isinstance(signal, Sparse) and isinstance(old, Sparse):
             rules = old.selection, signal.selection
-            if all(isinstance(rule, Threshold) for rule in rules):
+            if rules[0] == rules[1]:
+                return signal.model_copy(update={"in_planes": old.in_planes})
+            if same_budget and all(isinstance(rule, Threshold) for rule in rules):
                 moved = signal.selection.model_copy(update={"threshold": getattr(old.selection, "threshold", None)})
                 return signal.model_copy(update={"selection": moved})
         return signal

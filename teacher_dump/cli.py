@@ -191,6 +191,13 @@ def dump(
         ),
     ] = "none",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows a shard: the unit of work that a kill can cost.")] = 4096,
+    compression: Annotated[
+        str,
+        typer.Option(
+            help="Of shards: zstd, lz4 or none. The larger they are, the less of a processor reading takes. Vectors "
+            "are never compressed."
+        ),
+    ] = "zstd",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random (masked positions, ids).")] = 0,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.", show_default=False)] = None,

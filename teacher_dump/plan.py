@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from typing import cast, get_args
 
 from shared.dump.codecs import Float16Vectors, Signal
 from shared.dump.embeddings import WordEmbeddings
 from shared.dump.manifest import (
     FORMAT_VERSION,
+    Compression,
     CorpusFacts,
     Manifest,
     Options,
@@ -116,7 +118,14 @@ def describe(
         ),
         signals=_signals(request, task, blueprint, teacher),
         embeddings=WordEmbeddings.of(teacher.model.get_input_embeddings().weight) if request.embeddings else None,
+        compression=_compression(request),
     )
+
+
+def _compression(request: Request) -> Compression:
+    if request.compression not in get_args(Compression):
+        raise UsageError(f"--compression {request.compression!r}: use {', '.join(get_args(Compression))}.")
+    return cast(Compression, request.compression)
 
 
 def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:

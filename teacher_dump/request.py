@@ -50,6 +50,7 @@ class Request:
     device: str = "auto"
     device_map: str = "none"
     shard_rows: int = 4096
+    compression: str = "zstd"
     limit: int | None = None
     seed: int = 0
     revision: str | None = None

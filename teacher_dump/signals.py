@@ -74,6 +74,7 @@ def distribution(request: Request, classes: int | None, head: VocabularyHead | N
     options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures), "entropy": request.entropy}
     if levels is not None:
         options["levels"] = levels
+    options["in_planes"] = isinstance(selection, TopK)
     return (_checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options)),)
 
 

@@ -9,6 +9,7 @@ of a shard, all but six changed nothing that is read or were found; these made o
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shared.dump.manifest import Manifest
+from shared.dump.pages import GroupPages
 from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema
-from shared.dump.shards import Receipt, open_shard, read_row_group, shard_path
+from shared.dump.shards import Receipt, open_shard, shard_path
+from shared.dump.unpack import Flat, columns_of, flat_columns, from_columns
 from shared.errors import DumpError
 
 # Files that are open at once: opening one takes some 0.2 ms, and systems allow a process 1,024, often fewer.
-MOST_OPEN = 128
+MOST_OPEN = 64
 # What a row group has in memory and not in the file, for each token: int32 positions and labels.
 _MORE_BYTES_PER_TOKEN = 8
 # What pyarrow raises for bytes that make no sense.
@@ -55,7 +58,9 @@ class GroupReader:
             (shard, within) for shard in sorted(receipts) for within in range(len(receipts[shard].row_groups))
         ]
         self._schema = shard_schema(manifest)
+        self._columns = columns_of(manifest)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._raw: dict[int, FileIO] = {}
         self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
@@ -84,7 +89,7 @@ class GroupReader:
         """
         shard, within = self._groups[group]
         try:
-            found = read_row_group(self._manifest, self._file(shard), within, columns)
+            found = from_columns(self._manifest, self._flat(shard, within, columns), columns)
         except _DAMAGE as error:
             raise self._damaged(shard, f"row group {within}: {error}") from None
         if len(found.rows) != self.group_rows[group]:
@@ -117,12 +122,25 @@ class GroupReader:
         except _DAMAGE as error:
             raise self._damaged(shard, f"row group {within}: {error}") from None
 
+    def _flat(self, shard: int, within: int, columns: Sequence[str]) -> dict[str, Flat]:
+        file = self._file(shard)
+        pages = GroupPages(self._raw[shard], file.metadata, within)
+        names = [name for name in (*PLAIN, *columns) if name in self._schema.names]
+        found = {name: pages.read(self._columns[name]) for name in names if name in self._columns}
+        flat = {name: column for name, column in found.items() if column is not None}
+        left = [name for name in names if name not in flat]
+        if left:
+            flat |= flat_columns(self._manifest, file.read_row_group(within, columns=left, use_threads=False))
+        return flat
+
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         if len(self._open) >= MOST_OPEN:
-            self._open.popitem(last=False)[1].close()
+            closing, file = self._open.popitem(last=False)
+            file.close()
+            self._raw.pop(closing).close()
         try:
             file = open_shard(self._folder, shard)
         except _DAMAGE as error:
@@ -132,6 +150,7 @@ class GroupReader:
         if file.num_row_groups != len(self._receipts[shard].row_groups):
             raise self._damaged(shard, "its row groups are not those of its receipt")
         self._open[shard] = file
+        self._raw[shard] = FileIO(shard_path(self._folder, shard))
         return file
 
     def _damaged(self, shard: int, what: str) -> DumpError:

@@ -22,6 +22,8 @@ from shared.dump.unpack import from_table
 from shared.errors import DumpError
 
 ROW_GROUP_BYTES = 2 * 2**20
+# More than a row group has, unless a single row is that large.
+MOST_PAGE_BYTES = 2**26
 
 
 class Receipt(BaseModel):
@@ -140,17 +142,22 @@ def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, column
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
     """Vectors and states hardly compress, so they are stored as they are; whole numbers in byte planes, which ZSTD
     finds easy, at level 3 (some 2% smaller than at 1 where ids are sampled; beyond it little is won); statistics of
-    lists serve nobody."""
+    lists serve nobody. A row group's column is one page, so that it can be read as one array."""
     vectors = {column.name for signal in manifest.signals if not signal.compresses for column in signal.columns}
     # Measured on WNUT-17: ids take 10% fewer bytes in planes than in a dictionary, positions 27%; labels 6% more.
     few_values = {name for name in schema.names if name in ("token_type_ids", "labels", "label")}
     leaves = {name: _leaf(name, schema.field(name).type) for name in schema.names}
     planes = [name for name in schema.names if name not in few_values and _is_whole(schema.field(name).type)]
+    compressed = [] if manifest.compression == "none" else [name for name in schema.names if name not in vectors]
+    # Our own byte planes take fewest bytes at level 1 (of top-64: 85.7 a position against 88.8 at 3).
+    split = {column.name for signal in manifest.signals for column in signal.columns if column.dtype == "uint8"}
+    levels = {leaves[name]: 1 if name in split else 3 for name in compressed} if manifest.compression == "zstd" else {}
     return {
-        "compression": {leaves[name]: "none" if name in vectors else "zstd" for name in schema.names},
-        "compression_level": {leaves[name]: 3 for name in schema.names if name not in vectors},
+        "compression": {leaves[name]: manifest.compression if name in compressed else "none" for name in schema.names},
+        "compression_level": levels or None,
         "use_dictionary": [leaves[name] for name in sorted(few_values)],
         "column_encoding": {leaves[name]: "BYTE_STREAM_SPLIT" for name in planes},
+        "data_page_size": MOST_PAGE_BYTES,
         "write_statistics": ["row"],
         "write_page_checksum": True,
     }

@@ -114,9 +114,11 @@ def rules(draw: st.DrawFn, vocabulary: int) -> Selection:
 
 @st.composite
 def codecs(draw: st.DrawFn, vocabulary: int) -> Sparse:
+    selection = draw(rules(vocabulary))
     return Sparse(
         name="d",
-        selection=draw(rules(vocabulary)),
+        selection=selection,
+        in_planes=isinstance(selection, TopK) and draw(st.booleans()),
         vocabulary=vocabulary,
         levels=draw(st.sampled_from([8, 130, 250, 251, 4000, 65_000])),
         temperatures=draw(st.sampled_from([(), (2.0,), (0.5, 2.0, 4.0)])),

@@ -196,6 +196,16 @@ def test_columns_declare_what_is_stored() -> None:
     assert declared(fine) == [entries, ("d.tail", "uint16", 1), ("d.floor", "uint16", 1), ("d.log_sums", "float16", 2)]
     one = Sparse(name="d", selection=Draws(draws=3), vocabulary=50, levels=250, temperatures=(2.0,))
     assert declared(one) == [entries, tail, ("d.log_sums", "float16", 1)]
+    for vocabulary, levels, count in ((50, 130, 2), (256, 130, 2), (257, 130, 3), (152_064, 130, 4), (152_064, 999, 5)):
+        planes = Sparse(name="d", selection=TopK(k=9), vocabulary=vocabulary, levels=levels, in_planes=True)
+        assert declared(planes)[:-2] == [(f"d.entries_{plane}", "uint8", 9) for plane in range(count)]
+        assert planes.bytes_per_position == 9 * count + 2 * (1 if levels == 130 else 2)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if not isinstance(rule, TopK)], ids=str)
+def test_planes_are_for_rules_that_keep_as_many_ids_everywhere(rule: Selection) -> None:
+    with pytest.raises(ValidationError, match="same number of ids everywhere"):
+        Sparse(name="d", selection=rule, vocabulary=50, in_planes=True)
 
 
 def test_bytes_a_position_count_the_ids_that_are_expected() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dump.codecs import Selection, Sparse, SparseTargets
+from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import open_shard, read_row_group, shard_path, write_shard
@@ -82,10 +82,18 @@ def group_of(columns: Columns, rows: range, row_positions: Sequence[int]) -> Row
 
 
 @pytest.mark.parametrize("levels", [130, 65_000])
-@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.describe())
-def test_sparse_comes_back_from_a_shard_by_torch_and_by_polars(rule: Selection, levels: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "in_planes"),
+    [*((rule, False) for rule in EVERY_RULE), (TopK(k=7), True), (TopK(k=1), True), (TopK(k=300), True)],
+    ids=str,
+)
+def test_sparse_comes_back_from_a_shard_by_torch_and_by_polars(
+    rule: Selection, in_planes: bool, levels: int, tmp_path: Path
+) -> None:
     """Two row groups; rows without positions at the start, in the middle and at the end."""
-    codec = Sparse(name="d", selection=rule, vocabulary=200, levels=levels, temperatures=(0.5, 2.0))
+    codec = Sparse(
+        name="d", selection=rule, vocabulary=200, levels=levels, temperatures=(0.5, 2.0), in_planes=in_planes
+    )
     lengths = [[0, 3, 0, 0, 4, 1], [0, 2, 0]]
     logits = random_logits(5, 10, 200)
     columns = stored(codec, logits)

@@ -210,6 +210,23 @@ def test_a_dump_of_an_earlier_version_goes_on_in_it(make_dump: Any, texts: list[
     assert b'"format_version":2' in dump.open_shard(1).schema_arrow.metadata[b"lectern"]
 
 
+def test_a_dump_that_was_begun_with_lists_of_ids_goes_on_with_them(
+    make_dump: Any, texts: list[str], make_teacher: Any
+) -> None:
+    options: dict[str, Any] = {"teacher": make_teacher("causal-lm"), "data": texts[:40], "top_k": 3}
+    out = make_dump("causal-lm", **options)
+    assert Dump(out).distribution.in_planes
+    wanted = Dump(out).positions().collect()
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["signals"][0]["in_planes"], manifest["compression"]
+    (out / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    for file in (out / "shards").iterdir():
+        file.unlink()
+    make_dump("causal-lm", out=out, **options)
+    assert "distribution.entries" in Dump(out).scan().collect_schema()
+    assert Dump(out).positions().collect().equals(wanted)
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -2,7 +2,8 @@
 
 Every kept id is one entry: `gap * 2 ** code_bits + code`. Ids rise within a position, and a gap is how many ids were
 skipped, so that a set of ids costs about what there are sets to choose from, and no order is paid for. A code is the
-probability on a power scale (see power.py). Parquet splits the entries into byte planes, which ZSTD then finds easy.
+probability on a power scale (see power.py). The entries are stored in byte planes, which ZSTD then finds easy: by
+Parquet where positions differ in how many they have, else by us (see planes.py).
 
 Where the tail is sampled, the sampled ids come after the exact ones; the first of their gaps goes round the end of the
 vocabulary, so that in every case `ids = (running sum of (gap + 1) - 1) mod vocabulary`.
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from shared.dump.codecs import power
+from shared.dump.codecs import planes, power
 from shared.dump.codecs.base import Column, DistributionCodec, NotFiniteError, counts_of
 from shared.dump.codecs.selection import Draws, Kept, Selection, Threshold, TopK, TopP, owners_and_ranks
 from shared.dump.codecs.softmax import Softmax
@@ -41,9 +42,9 @@ class Sparse(DistributionCodec):
     apart from the next, within 1.5 / levels); so does the mass outside, with 255 levels, or 65,535 where `levels` is
     above 250. A sampled id weighs exactly the threshold, a drawn one exactly how often it was drawn.
 
-    Columns: `entries`; `tail`; `floor`, the position's smallest code, where the rule does not bound it (top-k, top-p);
-    `log_sums` where temperatures are declared, float16; `entropy` of the whole distribution in nats where it is asked
-    for, float16.
+    Columns: `entries`, or `entries_0`, `entries_1`, ... where they are `in_planes` (top-k alone); `tail`; `floor`, the
+    position's smallest code, where the rule does not bound it (top-k, top-p); `log_sums` where temperatures are
+    declared, float16; `entropy` of the whole distribution in nats where it is asked for, float16.
     """
 
     codec: Literal["sparse"] = "sparse"
@@ -52,9 +53,12 @@ class Sparse(DistributionCodec):
     levels: int = Field(default=DEFAULT_LEVELS, ge=8, le=MOST_LEVELS)
     temperatures: tuple[float, ...] = ()
     entropy: bool = False
+    in_planes: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Sparse":
+        if self.in_planes and self._fixed_count is None:
+            raise ValueError("planes are for rules that keep the same number of ids everywhere")
         if any(not 0 < value < math.inf or value == 1 for value in self.temperatures):
             raise ValueError("temperatures are positive numbers other than 1")
         return self
@@ -73,9 +77,24 @@ class Sparse(DistributionCodec):
         return not isinstance(self.selection, Draws)
 
     @property
+    def _below(self) -> int:
+        """What every entry is smaller than."""
+        return self.vocabulary << self.code_bits
+
+    @property
     def _entries(self) -> Column:
-        fits = self.vocabulary << self.code_bits <= 2**31
-        return Column(f"{self.name}.entries", "int32" if fits else "int64", None)
+        return Column(f"{self.name}.entries", "int32" if self._below <= 2**31 else "int64", None)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.int32 if self._entries.dtype == "int32" else torch.int64
+
+    @property
+    def _planes(self) -> tuple[Column, ...]:
+        """The columns in place of `_entries`, if any."""
+        if not self.in_planes or self._fixed_count is None:
+            return ()
+        return planes.plane_columns(self._entries.name, self._below, self._fixed_count)
 
     @property
     def _small(self) -> str:
@@ -99,12 +118,14 @@ class Sparse(DistributionCodec):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        all_columns = (self._entries, self._tail, self._floor, self._log_sums, self._entropy)
+        entries = self._planes or (self._entries,)
+        all_columns = (*entries, self._tail, self._floor, self._log_sums, self._entropy)
         return tuple(column for column in all_columns if column)
 
     @property
     def bytes_per_position(self) -> int:
-        return super().bytes_per_position + self._entries.bytes_per_position * (self.selection.expected_ids - 1)
+        more_ids = 0 if self._planes else self.selection.expected_ids - 1
+        return super().bytes_per_position + self._entries.bytes_per_position * more_ids
 
     def describe(self) -> str:
         extra = f", log-sum-exp at T = {', '.join(f'{t:g}' for t in self.temperatures)}" if self.temperatures else ""
@@ -116,6 +137,10 @@ class Sparse(DistributionCodec):
         """How to read the columns without Lectern."""
         factor, name = 2**self.code_bits, self._entries.name
         lines = [
+            f"The entries of a position are `{name}_0 + 256 * {name}_1 + 65536 * {name}_2`, and so on over all of "
+            "these columns."
+        ] * bool(self._planes)
+        lines += [
             f"An entry of `{name}` is one id: `entry // {factor}` ids were skipped since the one before it, so that "
             f"ids are `(running sum of (entry // {factor} + 1) - 1) % {self.vocabulary}`, and `entry % {factor}` is "
             "its code."
@@ -175,13 +200,15 @@ class Sparse(DistributionCodec):
             elif self.samples:
                 # 0 says that an id is sampled.
                 codes_E = torch.where(ranks_E < kept.exact_N.index_select(0, owners_E), codes_E + 1, 0)
-        wide = torch.int32 if self._entries.dtype == "int32" else torch.int64
-        ids_E = kept.ids_E.to(wide)
+        ids_E = kept.ids_E.to(self._wide)
         before_E = torch.where(ranks_E > 0, ids_E.roll(1), -1)
         gaps_E = ids_E - before_E - 1
         gaps_E = torch.where(gaps_E < 0, gaps_E + self.vocabulary, gaps_E)
-        columns[self._entries.name] = (gaps_E << self.code_bits) | codes_E.to(wide)
-        columns[counts_of(self._entries.name)] = counts_N.int()
+        entries_E = (gaps_E << self.code_bits) | codes_E.to(self._wide)
+        if self._planes:
+            columns |= planes.split(entries_E, self._planes)
+        else:
+            columns |= {self._entries.name: entries_E, counts_of(self._entries.name): counts_N.int()}
         tail_N = power.to_codes(kept.tail_N, _TAIL_LEVELS[self.code_bits])
         columns[self._tail.name] = tail_N.to(_torch_small(self.code_bits))
         return columns
@@ -199,8 +226,9 @@ class Sparse(DistributionCodec):
         return codes_E + (is_best_E & (codes_E == second_E)).int()
 
     def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
-        entries_E = columns[self._entries.name]
-        counts_N = columns[counts_of(self._entries.name)].long()
+        entries_E = (
+            planes.join(columns, self._planes, self._wide).flatten() if self._planes else columns[self._entries.name]
+        )
         codes_E = entries_E & ((1 << self.code_bits) - 1)
         steps_E = (entries_E >> self.code_bits) + 1
         floor_N = columns[self._floor.name].to(codes_E.dtype) if self._floor is not None else None
@@ -210,6 +238,7 @@ class Sparse(DistributionCodec):
             ids_NK = steps_E.view(-1, fixed).cumsum(1, dtype=torch.int64) - 1
             log_probs_NK = self._log_probs(codes_E.view(-1, fixed) + floor_N[:, None])
         else:
+            counts_N = columns[counts_of(self._entries.name)].long()
             owners_E, ranks_E = owners_and_ranks(counts_N)
             running_E = steps_E.cumsum(0, dtype=torch.int64)
             # What the running sum was before each position's first entry.
@@ -262,7 +291,8 @@ class Sparse(DistributionCodec):
         """list[i64] a position, most probable first: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
         entry, factor = pl.element().cast(pl.Int64), 2**self.code_bits
         ids = ((entry // factor + 1).cum_sum() - 1) % self.vocabulary
-        keys = self._entries.expr().list.eval(entry % factor * _ID_LIMIT + (_ID_LIMIT - 1) - ids)
+        entries = planes.join_expr(self._planes) if self._planes else self._entries.expr()
+        keys = entries.list.eval(entry % factor * _ID_LIMIT + (_ID_LIMIT - 1) - ids)
         if self._floor is not None:
             keys = keys + self._floor.expr().cast(pl.Int64) * _ID_LIMIT
         return keys.list.sort(descending=True)
