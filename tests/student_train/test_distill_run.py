@@ -183,7 +183,8 @@ def test_a_projection_is_trained_along(dumps: dict[str, Path], tmp_path: Path, m
     original = DistillationTrainer.release
 
     def look(self: Any) -> Any:
-        seen.append(self.model.distillation_projections["0"].weight.detach().clone())
+        (projection,) = self.model.distillation_projections["0"].values()
+        seen.append(projection.weight.detach().clone())
         return original(self)
 
     monkeypatch.setattr(DistillationTrainer, "release", look)
