@@ -15,13 +15,15 @@ from transformers import AutoConfig, PreTrainedModel
 from shared.errors import RecipeError, UsageError
 from shared.text.metrics import Predictions
 from shared.text.tasks import TASKS, Task, task_named
+from shared.text.tokenized import DEFAULT_STRIDE
 from student_train import losses
 from student_train.head import plain_head
 from student_train.judged import Heard, Said
 from student_train.loader import Batch, in_order
 from student_train.objective import KLLoss
 from student_train.recipe import ColumnNames
-from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.spans import best_answers
 from student_train.trainer import heard_about, said_about
 
 transformers.utils.logging.disable_progress_bar()
@@ -81,6 +83,7 @@ def evaluate(
     device: str = "auto",
     max_length: int | None = None,
     positions: str | None = None,
+    stride: int = DEFAULT_STRIDE,
 ) -> Report:
     """Score the model in a folder on files with gold labels, and against a dump where one is given.
 
@@ -94,13 +97,15 @@ def evaluate(
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
-    label_names = label_names_of(model) if task.classes == "labels" else None
+    label_names = label_names_of(model) if task.classes == "labels" else task.label_names
     # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
     length = max_length or min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
     columns = names.columns(task, labels_required=True)
-    source = TextSource(task, data, columns, tokenizer, length, label_names, positions)
-    predictions, _, _ = _predict(model, source, [])
+    source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
+    is_about_spans = task.classes == "spans"
+    predictions, _, _ = _predict(model, source, [OFFSETS] if is_about_spans else [])
+    predictions.examples = list(source.examples()) if is_about_spans else []
     assert task.metrics is not None
     agreement = divergence = None
     if dump is not None:
@@ -186,6 +191,8 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
             predictions.negative_log_likelihood += float(nats) * labelled
             predictions.labelled += labelled
             guesses.append(logits_NV.argmax(-1))
+            if OFFSETS in batch["columns"]:
+                predictions.spans |= best_answers(logits_NV, batch)
             if heard_here.targets is not None:
                 agreed += int((guesses[-1] == heard_here.targets.argmax()).sum())
                 positions += len(logits_NV)

@@ -21,10 +21,12 @@ from student_train.gather import Rows
 from student_train.order import Order, Window
 from student_train.recipe import Recipe
 from student_train.sources import Source
+from student_train.spans import span_batch
 
 # What the trainer moves to the device: inputs for the student, and where and what it is asked.
 #   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
 #   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
+#   (of questions, labels are others, and two entries more say whose the positions are: `spans.span_batch`)
 #   columns: what the codecs decode, as stored
 #   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
 Batch = dict[str, Any]
@@ -145,6 +147,8 @@ def padded(rows: RowGroup, source: Source) -> Batch:
     firsts = np.repeat(np.arange(len(lengths)) * longest, np.diff(rows.position_offsets))
     batch["positions"] = torch.from_numpy(rows.positions + firsts)
     batch["labels"] = torch.from_numpy(rows.labels.astype(np.int64))
+    if source.recorded == "spans":
+        batch |= span_batch(rows)
     batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()}
     return batch
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shared.errors import RecipeError
 from shared.text.corpus import Columns
+from shared.text.formats import ANSWERS
 from shared.text.tasks import TASKS, Task
+from shared.text.tokenized import DEFAULT_STRIDE
 from student_train.objective import LossSpec
 from student_train.students import StudentSpec
 
@@ -26,11 +28,19 @@ class ColumnNames(_Section):
     label_column: str = "label"
     tokens_column: str = "tokens"
     tags_column: str = "tags"
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = ANSWERS
+    starts_column: str = "answer_starts"
+    impossible_column: str = "is_impossible"
 
     def columns(self, task: Task, labels_required: bool) -> Columns:
         """The columns that `task` reads. Raises UsageError for chats and texts at once."""
         if self.messages_column is not None:
             return Columns.of_chats(self.messages_column, self.text_column, self.pair_column)
+        if task.windows is not None:
+            names = self.question_column, self.context_column, self.answers_column, self.starts_column
+            return Columns.of_questions(*names, self.impossible_column, label_required=labels_required)
         label = self.tags_column if task.words else self.label_column
         text = self.tokens_column if task.words else self.text_column
         needs_labels = task.classes == "labels"
@@ -47,7 +57,7 @@ class DataSection(ColumnNames):
     """[data]: files with gold labels to learn from, in place of a dump.
 
     `labels` are the label names in order (by default those that occur, sorted); `tokenizer` is a folder or hub id, by
-    default that of a pretrained student.
+    default that of a pretrained student. `stride` is by how many tokens the windows of a question's context overlap.
     """
 
     task: str
@@ -56,6 +66,7 @@ class DataSection(ColumnNames):
     tokenizer: str | None = None
     max_length: int = Field(default=512, ge=2)
     positions: str | None = None
+    stride: int = Field(default=DEFAULT_STRIDE, ge=0)
     limit: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -67,10 +78,12 @@ class DataSection(ColumnNames):
 
 
 class EvalSection(ColumnNames):
-    """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement."""
+    """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement. `stride`
+    is by how many tokens the windows of a question's context overlap."""
 
     data: tuple[str, ...] = Field(min_length=1)
     positions: str | None = None
+    stride: int = Field(default=DEFAULT_STRIDE, ge=0)
     dump: Path | None = None
 
 

@@ -2,11 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.text.corpus import Example
 from shared.text.labels import MISSING
+
+if TYPE_CHECKING:
+    from shared.text.answers import BestSpan
 
 
 @dataclass
@@ -19,6 +24,8 @@ class Predictions:
         labels: one integer array a row, the gold labels there, -100 where missing.
         negative_log_likelihood: the sum over positions with a gold label, in nats.
         labelled: how many such positions there are.
+        spans: of questions, the best answer in each row, by the row's number.
+        examples: these rows, in order.
     """
 
     names: tuple[str, ...] = ()
@@ -26,6 +33,8 @@ class Predictions:
     labels: list[NDArray[np.integer]] = field(default_factory=list)
     negative_log_likelihood: float = 0.0
     labelled: int = 0
+    spans: dict[int, "BestSpan"] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
 
 
 def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
