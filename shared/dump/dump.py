@@ -91,7 +91,7 @@ class Dump:
 
         A dump of questions has two distributions a row, over its positions: its columns are row, question, position,
         token_id, token, label (1 where the gold answer starts, 2 where it ends, 3 for both, else 0), start_logit,
-        end_logit, start_log_prob and end_log_prob. 
+        end_logit, start_log_prob and end_log_prob.
 
         Raises:
             DumpError: when no distribution is recorded.

@@ -45,7 +45,9 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
     ]
     if manifest.corpus.questions is not None:
         overlap = f"windows of their contexts overlap by {options.stride} tokens"
-        lines.append(("questions", f"{manifest.corpus.questions:,} rows of the files, each one row or more here; {overlap}"))
+        lines.append(
+            ("questions", f"{manifest.corpus.questions:,} rows of the files, each one row or more here; {overlap}")
+        )
     if manifest.label_names is not None:
         lines.append(("labels", ", ".join(manifest.label_names)))
         lines.append(("gold labels", f"in {manifest.corpus.labelled_rows:,} of {manifest.corpus.rows:,} rows"))

@@ -35,7 +35,9 @@ def span_lists(raw: pl.LazyFrame, codec: DistributionCodec, has_gold: bool) -> p
     value = pl.element().cast(pl.Float64)
     shifted = value - value.max()
     log_prob = shifted - shifted.exp().sum().log()
-    return frame.with_columns(pl.col(f"{name}_logit").list.eval(log_prob).alias(f"{name}_log_prob") for name in ENDPOINTS)
+    return frame.with_columns(
+        pl.col(f"{name}_logit").list.eval(log_prob).alias(f"{name}_log_prob") for name in ENDPOINTS
+    )
 
 
 def span_certainty(lists: pl.LazyFrame) -> pl.LazyFrame:

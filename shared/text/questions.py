@@ -76,8 +76,8 @@ def _windows(how: Tokenizing, question: str, context: str) -> list[Any]:
             "for its context; raise max_length, or drop this row."
         )
     told.truncate(room, stride=min(how.stride, room // 2))
-    whole = backend.post_process(asked, told)
-    return [whole, *whole.overflowing]
+    # One by one: of several at once, all but the first would lose which text their tokens are of.
+    return [backend.post_process(asked, window) for window in (told, *told.overflowing)]
 
 
 def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> TokenizedRow:

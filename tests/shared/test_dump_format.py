@@ -339,8 +339,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def test_another_format_version_is_refused(copy: Path) -> None:
-    edit(copy, format_version=4, something_new=[1])
-    with pytest.raises(DumpError, match=r"manifest\.json: format version 4, .* reads versions 1 to 3; upgrade Lectern"):
+    edit(copy, format_version=5, something_new=[1])
+    with pytest.raises(DumpError, match=r"manifest\.json: format version 5, .* reads versions 1 to 4; upgrade Lectern"):
         Dump(copy)
     edit(copy, format_version=0)
     with pytest.raises(DumpError, match=r"format version 0, .* dump again"):

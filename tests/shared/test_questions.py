@@ -28,7 +28,9 @@ def rows_of(how: Tokenizing, *examples: Example) -> list[TokenizedRow]:
     return TASK.tokenize(how, windows, 0)
 
 
-def corpus(write_corpus: Any, path: Path, how: Tokenizing, rows: list[dict[str, Any]], limit: int | None = None) -> Corpus:
+def corpus(
+    write_corpus: Any, path: Path, how: Tokenizing, rows: list[dict[str, Any]], limit: int | None = None
+) -> Corpus:
     return corpus_of(TASK, how, [str(write_corpus(path, rows))], COLUMNS, limit)
 
 
@@ -61,7 +63,9 @@ def test_windows_are_those_that_transformers_cuts(tiny_tokenizer: Any, max_lengt
     found = rows_of(Tokenizing(tiny_tokenizer, max_length, stride=stride), Example(QUESTION, CONTEXT))
 
     assert [row.input_ids.tolist() for row in found] == expected["input_ids"]
-    assert [row.token_type_ids.tolist() for row in found if row.token_type_ids is not None] == expected["token_type_ids"]
+    assert [row.token_type_ids.tolist() for row in found if row.token_type_ids is not None] == expected[
+        "token_type_ids"
+    ]
 
 
 def test_recorded_are_cls_and_every_context_token_of_the_window(tiny_tokenizer: Any) -> None:
@@ -92,7 +96,7 @@ def test_windows_cover_every_token_of_the_context_and_overlap_by_the_stride_or_h
 
 
 def test_the_gold_answer_is_marked_in_every_window_that_holds_all_of_it(tiny_tokenizer: Any) -> None:
-    how = Tokenizing(tiny_tokenizer, 20, stride=6)
+    how = Tokenizing(tiny_tokenizer, 14, stride=3)
 
     found = answered(how, "lazy dog")
 
@@ -160,20 +164,23 @@ GOOD = {"question": QUESTION, "context": CONTEXT, "answer_texts": ["lazy dog"], 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"answer_starts": [3]}, "line 2: the answer 'lazy dog' is not at character 3 of its context .there is 'e quick "),
+        (
+            {"answer_starts": [3]},
+            "line 2: the answer 'lazy dog' is not at character 3 of its context .there is 'e quick ",
+        ),
         ({"answer_starts": [-1]}, "line 2: the answer 'lazy dog' is not at character -1"),
         ({"answer_texts": [" "], "answer_starts": [0]}, "line 2: an answer is empty"),
         ({"answer_starts": []}, "line 2: there are 1 answers in 'answer_texts' and 0 starts"),
         ({"answer_starts": ["34"]}, "line 2: column 'answer_starts' must hold a list of whole numbers"),
         ({"answer_texts": "lazy dog"}, "line 2: column 'answer_texts' must hold a list of answers"),
-        ({"question": CONTEXT}, "line 2: the question ' the quick .* tokens, which leaves none of a row's 24 for its"),
+        ({"question": CONTEXT}, "line 2: the question ' the quick .* tokens, which leaves none of a row's 20 for its"),
         ({"context": None}, "line 2: column 'context' holds None"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(
     tmp_path: Path, write_corpus: Any, tiny_tokenizer: Any, changed: dict[str, Any], message: str
 ) -> None:
-    how = Tokenizing(tiny_tokenizer, 24)
+    how = Tokenizing(tiny_tokenizer, 20)
     opened = corpus(write_corpus, tmp_path / "a.jsonl", how, [GOOD, GOOD | changed])
     with pytest.raises(CorpusError, match=message):
         opened.survey(check=lambda example: TASK.check_row(how, example))
