@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
-from shared.dump.spans import span_lists
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
+from shared.dump.spans import span_lists
 from shared.dump.storage import sha256_of
 from shared.dump.verification import verify
 from shared.dump.weights import load_weights

@@ -1,5 +1,6 @@
-"""Questions and contexts as rows: windows as transformers cuts them, gold answers where they are, errors that say so."""
+"""Questions and contexts as rows: windows as transformers cuts them, gold answers where they are, errors named."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_windows_cover_every_token_of_the_context_and_overlap_by_the_stride_or_h
 
     assert sorted({span for window in spans for span in window}) == [tuple(o) for o in whole[0].offsets[1:].tolist()]
     assert all(len(row.input_ids) <= 24 for row in rows)
-    overlaps = [len(set(one) & set(other)) for one, other in zip(spans, spans[1:], strict=False)]
+    overlaps = [len(set(one) & set(other)) for one, other in pairwise(spans)]
     assert set(overlaps) == {min(stride, len(spans[0]) // 2)}
 
 
