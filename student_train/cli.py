@@ -110,7 +110,7 @@ def evaluate_model(
         impossible_column=impossible_column,
     )
     report = evaluate(student, data, names, dump, task, device, max_length, positions, stride)
-    typer.echo(f"{report.model}: {report.task}, {report.rows:,} rows, {report.device}, {report.threads} threads")
+    typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())
     if json is not None:
         write_text_atomically(json, dumps(report.as_dict(), indent=2) + "\n")

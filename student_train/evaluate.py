@@ -41,6 +41,8 @@ class Report:
     """Scores of one model.
 
     Attributes:
+        rows: of the data; of questions, windows of their contexts.
+        questions: how many questions these are of, where they are of any.
         metrics: the task's, the main one first.
         agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
         divergence: mean KL(teacher || student) there, in nats.
@@ -57,6 +59,13 @@ class Report:
     threads: int
     agreement: float | None = None
     divergence: float | None = None
+    questions: int | None = None
+
+    @property
+    def counted(self) -> str:
+        """How many rows it was scored on, of what."""
+        of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
+        return f"{self.rows:,} rows{of}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -123,6 +132,7 @@ def evaluate(
         threads=torch.get_num_threads(),
         agreement=agreement,
         divergence=divergence,
+        questions=source.questions,
     )
 
 

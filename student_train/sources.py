@@ -14,7 +14,8 @@ from shared.dump.manifest import Recorded
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
-from shared.text.corpus import Columns, Corpus, Example
+from shared.text.corpus import Columns, Corpus
+from shared.text.examples import Example
 from shared.text.labels import names_from_values
 from shared.text.rows import row_group
 from shared.text.tasks import Task, check_tokenizer, corpus_of, task_named
@@ -119,7 +120,8 @@ class DumpSource(Source):
 
 
 class TextSource(Source):
-    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token)."""
+    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token). Where rows are windows of
+    questions' contexts, `questions` says of how many."""
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class TextSource(Source):
         task.check_chats(how)
         self._corpus = corpus = corpus_of(task, how, paths, columns, limit)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
+        self.questions = survey.examples if task.windows is not None else None
         self._groups = []
         for _, first_row, parse in corpus.blocks(TEXT_GROUP_ROWS):
             rows = task.tokenize(how, parse(), first_row)

@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.text.corpus import Answers, Example
+from shared.text.examples import Answers, Example
 from shared.text.metrics import Predictions
 
 MOST_ANSWER_TOKENS = 30
@@ -74,7 +74,7 @@ def answer_scores(predictions: Predictions) -> dict[str, float]:
         has_answer = np.asarray([bool(gold.texts) for gold, _, _ in found])
         for name, chosen in (("f1_with_answer", has_answer), ("f1_without_answer", ~has_answer)):
             result |= {name: float(scores_Q2[chosen, 0].mean())} if chosen.any() else {}
-    return result | {"questions": float(len(found))}
+    return result
 
 
 def _answered(predictions: Predictions) -> Iterable[tuple[Answers | None, str, bool]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.text.corpus import Example
+from shared.text.examples import Example
 from shared.text.labels import MISSING
 
 if TYPE_CHECKING:

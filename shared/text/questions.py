@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import CorpusError
-from shared.text.corpus import Answers, Example
+from shared.text.examples import Answers, Example
 from shared.text.labels import MISSING
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
 

@@ -18,7 +18,8 @@ from shared.dump.manifest import Recorded
 from shared.errors import CorpusError, UsageError
 from shared.text.answers import answer_scores
 from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
-from shared.text.corpus import Answers, Columns, Corpus, Example, Message
+from shared.text.corpus import Columns, Corpus
+from shared.text.examples import Answers, Example, Message
 from shared.text.labels import label_index
 from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
 from shared.text.questions import SPAN_LABELS, check_answers, count_windows, tokenize_questions

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from shared.errors import CorpusError
-from shared.text.corpus import Answers, Corpus, Example
+from shared.text.corpus import Corpus
+from shared.text.examples import Answers, Example
 from shared.text.formats import Columns
 from shared.text.tasks import corpus_of, task_named
 from shared.text.tokenized import TokenizedRow, Tokenizing
