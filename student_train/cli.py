@@ -75,6 +75,16 @@ def evaluate_model(
             show_default=False,
         ),
     ] = None,
+    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
+    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
+    answers_column: Annotated[str, typer.Option(help="Column of lists of gold answers.")] = "answer_texts",
+    starts_column: Annotated[str, typer.Option(help="Column of lists: where each answer begins.")] = "answer_starts",
+    impossible_column: Annotated[
+        str, typer.Option(help="Column that is true for questions without an answer, where there is one.")
+    ] = "is_impossible",
+    stride: Annotated[
+        int, typer.Option(min=0, help="Tokens by which the windows of a long context overlap (question-answering).")
+    ] = 128,
     positions: Annotated[
         str | None,
         typer.Option(help="Where it is scored; the choices and defaults of dump --positions.", show_default=False),
@@ -105,9 +115,14 @@ def evaluate_model(
         tokens_column=tokens_column,
         tags_column=tags_column,
         group_column=group_column,
+        question_column=question_column,
+        context_column=context_column,
+        answers_column=answers_column,
+        starts_column=starts_column,
+        impossible_column=impossible_column,
     )
-    report = evaluate(student, data, names, dump, task, device, max_length, positions)
-    typer.echo(f"{report.model}: {report.task}, {report.rows:,} rows, {report.device}, {report.threads} threads")
+    report = evaluate(student, data, names, dump, task, device, max_length, positions, stride)
+    typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())
     _print_groups(report.groups)
     if json is not None:

@@ -13,8 +13,8 @@ from transformers.integrations import get_available_reporting_integrations
 
 from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
-from shared.text.corpus import Corpus
-from shared.text.tasks import Tokenizing, task_named
+from shared.text.tasks import corpus_of, task_named
+from shared.text.tokenized import Tokenizing
 from student_train import ranks
 from student_train.card import write_card
 from student_train.curriculum import Lesson, lessons_of
@@ -147,6 +147,7 @@ def open_source(recipe: Recipe) -> Source:
         data.positions,
         data.limit,
         recipe.training.seed,
+        data.stride,
     )
 
 
@@ -159,9 +160,10 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
         raise RecipeError(f"the section 'eval' has nothing to score, as the task is {task.name}; leave it out.")
     columns, positions = recipe.eval.columns(task, labels_required=True), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
-    how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats)
+    stride = recipe.eval.stride
+    how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats, stride=stride)
     task.check_chats(how)
-    Corpus(recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
+    corpus_of(task, how, recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
     if recipe.eval.dump is not None:
         open_held_out(recipe.eval.dump, task, source.label_names)
 
@@ -187,7 +189,15 @@ def _score(recipe: Recipe, folder: Path) -> Report | None:
     if recipe.eval is None:
         return None
     section, device = recipe.eval, recipe.training.device
-    report = evaluate(folder, section.data, section, section.dump, device=device, positions=section.positions)
+    report = evaluate(
+        folder,
+        section.data,
+        section,
+        section.dump,
+        device=device,
+        positions=section.positions,
+        stride=section.stride,
+    )
     report = replace(report, model=str(recipe.output))
     write_text_atomically(folder / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")
     return report

@@ -13,7 +13,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from shared.errors import LecternError, RecipeError, UsageError
 from shared.text.groups import GroupScores, score_groups
 from shared.text.metrics import Predictions
+from shared.text.questions import SPAN_LABELS
 from shared.text.tasks import TASKS, Task, task_named
+from shared.text.tokenized import DEFAULT_STRIDE
 from student_train import losses
 from student_train.head import plain_head
 from student_train.judged import Heard, Said
@@ -22,7 +24,8 @@ from student_train.loader import Batch, in_order
 from student_train.objective import KLLoss
 from student_train.recipe import ScoredColumns
 from student_train.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
-from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.spans import PLACES, best_answers
 from student_train.trainer import heard_about, said_about
 
 transformers.utils.logging.disable_progress_bar()
@@ -39,6 +42,8 @@ class Report:
     """Scores of one model.
 
     Attributes:
+        rows: of the data; of questions, windows of their contexts.
+        questions: how many questions these are of, where they are of any.
         metrics: the task's, the main one first.
         agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
         divergence: mean KL(teacher || student) there, in nats.
@@ -60,6 +65,13 @@ class Report:
     divergence: float | None = None
     groups: GroupScores | None = None
     onnxruntime_latency_ms: dict[int, float] = field(default_factory=dict)
+    questions: int | None = None
+
+    @property
+    def counted(self) -> str:
+        """How many rows it was scored on, of what."""
+        of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
+        return f"{self.rows:,} rows{of}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -100,6 +112,7 @@ def evaluate(
     device: str = "auto",
     max_length: int | None = None,
     positions: str | None = None,
+    stride: int = DEFAULT_STRIDE,
 ) -> Report:
     """Score the model in a folder on files with gold labels, and against a dump where one is given.
 
@@ -113,11 +126,14 @@ def evaluate(
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
-    label_names = label_names_of(model) if task.classes == "labels" else None
+    label_names = label_names_of(model) if task.classes == "labels" else task.label_names
     length = max_length or longest_row(model, tokenizer)
     columns = names.columns(task, labels_required=True)
-    source = TextSource(task, data, columns, tokenizer, length, label_names, positions)
-    predictions = _predict(model, source, [])[0].with_lost_words(source.lost_words)
+    source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
+    is_about_spans = task.classes == "spans"
+    predictions = _predict(model, source, [OFFSETS] if is_about_spans else [])[0].with_lost_words(source.lost_words)
+    if is_about_spans:
+        predictions.examples = dict(enumerate(source.examples()))
     assert task.metrics is not None
     groups = None
     if names.group_column is not None:
@@ -141,6 +157,7 @@ def evaluate(
         divergence=divergence,
         groups=groups,
         onnxruntime_latency_ms=others[0] if others else {},
+        questions=source.questions,
     )
 
 
@@ -236,20 +253,24 @@ def _predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> 
             predictions.negative_log_likelihood += float(nats) * labelled
             predictions.labelled += labelled
             guesses.append(logits_NV.argmax(-1))
+            if OFFSETS in batch["columns"]:
+                predictions.spans |= best_answers(logits_NV, batch)
             if heard_here.targets is not None:
                 agreed += int((guesses[-1] == heard_here.targets.argmax()).sum())
                 positions += len(logits_NV)
                 divergence += float(measure.value(said, heard_here, None)) * len(logits_NV)
-        if source.task.classes == "labels":
-            counts = _positions_per_row(batch, source)
+        if source.task.classes != "vocabulary":
+            counts = _distributions_per_row(batch, source)
             predictions.rows += batch["rows"].tolist()
             predictions.predicted += np.split(torch.cat(guesses).cpu().numpy(), np.cumsum(counts)[:-1])
             predictions.labels += np.split(batch["labels"].cpu().numpy(), np.cumsum(counts)[:-1])
     return predictions, agreed / max(positions, 1), divergence / max(positions, 1)
 
 
-def _positions_per_row(batch: Batch, source: Source) -> np.ndarray:
+def _distributions_per_row(batch: Batch, source: Source) -> np.ndarray:
     rows, length = batch["input_ids"].shape
+    if PLACES in batch:
+        return np.full(rows, len(SPAN_LABELS))
     if source.recorded == "row":
         return np.ones(rows, np.int64)
     return np.bincount((batch["positions"] // length).cpu().numpy(), minlength=rows)

@@ -63,16 +63,18 @@ class Said:
 
 @dataclass(frozen=True)
 class Heard:
-    """What it should have said: the teacher's distributions, its vectors (by signal, still codes), gold labels_N."""
+    """What it should have said: the teacher's distributions, its vectors (by signal, still codes), gold labels_N.
+    `is_ragged`: distributions have different numbers of classes, filled up with -inf (see spans.py)."""
 
     targets: Targets | None
     vectors: dict[str, TeacherVectors]
     labels_N: Tensor
+    is_ragged: bool = False
 
     def part(self, positions: slice) -> "Heard":
         """The distributions and labels of some positions."""
         targets = None if self.targets is None else self.targets.part(positions)
-        return Heard(targets, {}, self.labels_N[positions])
+        return Heard(targets, {}, self.labels_N[positions], self.is_ragged)
 
 
 class Loss(BaseModel, ABC):

@@ -21,11 +21,13 @@ from student_train.gather import Rows
 from student_train.judged import Loss
 from student_train.order import Order, Window
 from student_train.sources import Source
+from student_train.spans import span_batch
 from student_train.stages import Stage
 
 # What the trainer moves to the device: inputs for the student, and where and what it is asked.
 #   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
 #   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
+#   (of questions, labels are others, and an entry more says whose the positions are: `spans.span_batch`)
 #   columns: what the codecs decode, as stored;  rows: int64 [B], the rows' numbers in the corpus
 #   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
 Batch = dict[str, Any]
@@ -151,6 +153,8 @@ def padded(rows: RowGroup, source: Source) -> Batch:
     batch["positions"] = torch.from_numpy(rows.positions + firsts)
     batch["labels"] = torch.from_numpy(rows.labels.astype(np.int64))
     batch["rows"] = torch.from_numpy(rows.rows)
+    if source.recorded == "spans":
+        batch |= span_batch(rows)
     batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()}
     return batch
 

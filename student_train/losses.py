@@ -154,6 +154,18 @@ def logits_mse(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
     return _mean((_at_least_float32(student_logits_NV) - _at_least_float32(teacher_logits_NV)).square())
 
 
+def logits_mse_ragged(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> Tensor:
+    """The same where distributions have different numbers of classes, the others being -inf on both sides: the mean
+    over each one's classes, then over all of them, so that each counts once."""
+    is_class_NV = teacher_logits_NV != NO_MASS
+    # Masked before the difference, so that no NaN reaches the gradient either.
+    student_NV, teacher_NV = (
+        _at_least_float32(logits_NV).masked_fill(~is_class_NV, 0.0)
+        for logits_NV in (student_logits_NV, teacher_logits_NV)
+    )
+    return _mean((student_NV - teacher_NV).square().sum(1) / is_class_NV.sum(1).clamp(min=1))
+
+
 def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor, overwrite: bool = False) -> Tensor:
     """Cross-entropy with gold labels, averaged over the positions that have one (label -100: none)."""
     has_label_N1 = labels_N[:, None] != MISSING_LABEL

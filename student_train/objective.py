@@ -125,7 +125,8 @@ class LogitsMSELoss(Loss):
     def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
         assert isinstance(heard.targets, DenseTargets)
         assert said.logits_NV is not None
-        return losses.logits_mse(said.logits_NV, heard.targets.logits_NV)
+        compare = losses.logits_mse_ragged if heard.is_ragged else losses.logits_mse
+        return compare(said.logits_NV, heard.targets.logits_NV)
 
 
 class TeacherLabelLoss(Loss):

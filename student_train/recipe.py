@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.errors import RecipeError, UsageError
 from shared.text.corpus import Columns
+from shared.text.formats import ANSWERS
 from shared.text.tasks import TASKS, Task
+from shared.text.tokenized import DEFAULT_STRIDE
 from student_train.objective import LossSpec
 from student_train.schedule import Section, StageSection, TrainingSection, ValidationSection
 from student_train.students import StudentSpec
@@ -24,11 +26,19 @@ class ColumnNames(Section):
     label_column: str = "label"
     tokens_column: str = "tokens"
     tags_column: str = "tags"
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = ANSWERS
+    starts_column: str = "answer_starts"
+    impossible_column: str = "is_impossible"
 
     def columns(self, task: Task, labels_required: bool) -> Columns:
         """The columns that `task` reads. Raises UsageError for chats and texts at once."""
         if self.messages_column is not None:
             return Columns.of_chats(self.messages_column, self.text_column, self.pair_column)
+        if task.windows is not None:
+            names = self.question_column, self.context_column, self.answers_column, self.starts_column
+            return Columns.of_questions(*names, self.impossible_column, label_required=labels_required)
         label = self.tags_column if task.words else self.label_column
         text = self.tokens_column if task.words else self.text_column
         needs_labels = task.classes == "labels"
@@ -48,11 +58,12 @@ class ScoredColumns(ColumnNames):
 
     def columns(self, task: Task, labels_required: bool) -> Columns:
         """With the column of groups. Raises UsageError for a task that is not scored row by row."""
-        if self.group_column is not None and task.classes != "labels":
-            able = ", ".join(each.name for each in TASKS.values() if each.classes == "labels")
+        by_row = ("labels", "spans")
+        if self.group_column is not None and task.classes not in by_row:
+            able = ", ".join(each.name for each in TASKS.values() if each.classes in by_row)
             raise UsageError(
-                f"the group column {self.group_column!r} is for tasks with labels ({able}), and this is {task.name}; "
-                "leave it out."
+                f"the group column {self.group_column!r} is for tasks that are scored row by row ({able}), and this is "
+                f"{task.name}; leave it out."
             )
         return replace(super().columns(task, labels_required), group=self.group_column)
 
@@ -61,7 +72,7 @@ class DataSection(ColumnNames):
     """[data]: files with gold labels to learn from, in place of a dump.
 
     `labels` are the label names in order (by default those that occur, sorted); `tokenizer` is a folder or hub id, by
-    default that of a pretrained student.
+    default that of a pretrained student. `stride` is by how many tokens the windows of a question's context overlap.
     """
 
     task: str
@@ -70,6 +81,7 @@ class DataSection(ColumnNames):
     tokenizer: str | None = None
     max_length: int = Field(default=512, ge=2)
     positions: str | None = None
+    stride: int = Field(default=DEFAULT_STRIDE, ge=0)
     limit: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -81,10 +93,12 @@ class DataSection(ColumnNames):
 
 
 class EvalSection(ScoredColumns):
-    """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement."""
+    """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement. `stride`
+    is by how many tokens the windows of a question's context overlap."""
 
     data: tuple[str, ...] = Field(min_length=1)
     positions: str | None = None
+    stride: int = Field(default=DEFAULT_STRIDE, ge=0)
     dump: Path | None = None
 
 

@@ -1,8 +1,8 @@
 """Where a student's rows come from: a dump, or files with gold labels. Both give row groups of flat arrays."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,16 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
+from shared.text.examples import Example
 from shared.text.labels import MISSING, names_from_values
 from shared.text.metrics import LostWords
 from shared.text.rows import row_group
-from shared.text.tasks import Task, Tokenizing, check_tokenizer, task_named
+from shared.text.tasks import Task, check_tokenizer, corpus_of, task_named
+from shared.text.tokenized import DEFAULT_STRIDE, Tokenizing
 
 TEXT_GROUP_ROWS = 1024
+# The column of characters that the positions of questions stand for, int32 [N, 2].
+OFFSETS = "offsets"
 
 
 @dataclass
@@ -147,6 +151,7 @@ class TextSource(Source):
     Attributes:
         lost_words: the words that have no recorded position, by the row's number.
         group_of_row: the group of each row; empty where no column of groups is named.
+        questions: of how many questions the rows are, where they are windows of these questions' contexts.
     """
 
     def __init__(
@@ -160,14 +165,18 @@ class TextSource(Source):
         positions: str | None = None,
         limit: int | None = None,
         seed: int = 0,
+        stride: int = DEFAULT_STRIDE,
     ) -> None:
         check_tokenizer(task, tokenizer)
-        corpus = Corpus(paths, columns, limit)
+        label_names = task.label_names or label_names
+        position = task.check_positions(positions)
         if task.classes == "labels" and label_names is None:
-            label_names = names_from_values(corpus.survey().label_values)
-        how = Tokenizing(tokenizer, max_length, label_names or (), task.check_positions(positions), seed, columns.chats)
+            label_names = names_from_values(Corpus(paths, columns, limit).survey().label_values)
+        how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.chats, stride)
         task.check_chats(how)
+        self._corpus = corpus = corpus_of(task, how, paths, columns, limit)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
+        self.questions = survey.examples if task.windows is not None else None
         self._groups = []
         self.lost_words: dict[int, LostWords] = {}
         self.group_of_row: list[str] = []
@@ -176,12 +185,15 @@ class TextSource(Source):
             self.group_of_row += [example.group for example in examples if example.group is not None]
             rows = task.tokenize(how, examples, first_row)
             self.lost_words |= {first_row + at: row.lost for at, row in enumerate(rows) if row.lost is not None}
-            self._groups.append(row_group(rows, range(first_row, first_row + len(rows))))
+            group = row_group(rows, range(first_row, first_row + len(rows)))
+            if task.classes == "spans":
+                group.columns[OFFSETS] = np.concatenate([row.offsets for row in rows if row.offsets is not None])
+            self._groups.append(group)
         super().__init__(
             name=", ".join(paths),
             task=task,
             tokenizer=tokenizer,
-            label_names=label_names if task.classes == "labels" else None,
+            label_names=label_names if task.classes in ("labels", "spans") else None,
             vocabulary=len(tokenizer),
             max_length=max_length,
             group_rows=tuple(len(group.rows) for group in self._groups),
@@ -190,7 +202,13 @@ class TextSource(Source):
         )
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
-        return self._groups[group]
+        loaded = self._groups[group]
+        return replace(loaded, columns={name: loaded.columns[name] for name in columns})
+
+    def examples(self) -> Iterator[Example]:
+        """What each row was made from, in order."""
+        for *_, parse in self._corpus.blocks(TEXT_GROUP_ROWS):
+            yield from parse()
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         # As for a dump, a row without tokens counts as one.

@@ -26,6 +26,7 @@ from student_train.intermediate import make_projections
 from student_train.judged import Heard, Loss, Said
 from student_train.loader import Batch, TrainingBatches, order_of
 from student_train.sources import Source
+from student_train.spans import PLACES, over_positions, span_logits, targets_over_positions
 from student_train.stages import Stage
 from student_train.total import total_loss
 from student_train.training_log import LOSS_PREFIX, Account, look
@@ -230,9 +231,11 @@ def said_about(
             output, sliced = head.run(model, inputs, batch["positions"])
         else:
             output = model(**inputs)
-            logits = getattr(output, "logits", None)
+            logits = span_logits(output) if source.recorded == "spans" else getattr(output, "logits", None)
     if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch["positions"]]
+    if logits is not None and PLACES in batch:
+        logits = over_positions(logits, batch[PLACES])
     real_BL = batch["attention_mask"].bool()
     hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
     attended = {layer: found.at_tokens(real_BL) for layer, found in captured.items()}
@@ -254,12 +257,16 @@ def heard_about(batch: Batch, source: Source) -> Heard:
     columns = batch["columns"]
     codec = source.distribution
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
+    targets = codec.decode(columns) if codec is not None and has_distribution else None
+    if targets is not None and PLACES in batch:
+        targets = targets_over_positions(targets, batch[PLACES])
     return Heard(
-        codec.decode(columns) if codec is not None and has_distribution else None,
+        targets,
         {
             name: TeacherVectors(codec, columns)
             for name, codec in source.vectors.items()
             if codec.columns[0].name in columns
         },
         batch["labels"],
+        is_ragged=PLACES in batch,
     )

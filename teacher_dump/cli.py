@@ -7,6 +7,7 @@ import typer
 
 from shared.cli import EPILOG, run
 from shared.progress import human_bytes, human_seconds
+from shared.text.tokenized import DEFAULT_STRIDE
 from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -25,7 +26,9 @@ def dump(
     teacher: Annotated[str, typer.Option(help="A model's folder, or a hub id.")],
     task: Annotated[
         str,
-        typer.Option(help="causal-lm, masked-lm, sequence-classification, token-classification or encoder."),
+        typer.Option(
+            help="causal-lm, masked-lm, sequence-classification, token-classification, question-answering or encoder."
+        ),
     ],
     data: Annotated[
         list[str],
@@ -62,6 +65,22 @@ def dump(
             show_default=False,
         ),
     ] = None,
+    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
+    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
+    answers_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of lists of gold answers, empty where there is none. By default 'answer_texts' where there is "
+            "one; 'none' ignores it.",
+            show_default=False,
+        ),
+    ] = None,
+    starts_column: Annotated[
+        str, typer.Option(help="Column of lists: at which character of the context each answer begins.")
+    ] = "answer_starts",
+    impossible_column: Annotated[
+        str, typer.Option(help="Column that is true for questions without an answer, where there is one.")
+    ] = "is_impossible",
     preset: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +192,13 @@ def dump(
         ),
     ] = False,
     max_length: Annotated[int, typer.Option(min=1, help="Rows are cut to this many tokens.")] = 512,
+    stride: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens by which the windows of a long context overlap (question-answering; at most half a window).",
+        ),
+    ] = DEFAULT_STRIDE,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -227,8 +253,7 @@ def dump(
         typer.echo(
             f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
             f"{manifest.options.dtype} on {plan.teacher.device}\n"
-            f"corpus   {manifest.corpus.rows:,} rows, {manifest.corpus.labelled_rows:,} with a gold label\n"
-            + "\n".join(signals)
+            f"corpus   {manifest.corpus.in_words()}\n" + "\n".join(signals)
         )
     if dry_run:
         found = estimate(plan)
@@ -242,7 +267,7 @@ def dump(
             ("reading", human_seconds(found.reading_seconds), "for each epoch from the dump instead"),
             ("pays off", f"{found.epochs_to_break_even:.1f}", "epochs until the dump was the cheaper way"),
         ]
-        if found.truncated_share:
+        if found.truncated_share and manifest.corpus.questions is None:
             lines.append(("cut", f"{found.truncated_share:.1%}", f"of rows reach --max-length {max_length}"))
         for name, value, comment in lines:
             typer.echo(f"  {name:<9}{value:>15}   {comment}".rstrip())
@@ -254,7 +279,7 @@ def dump(
     if not outcome.made:
         typer.echo(f"\n{out} is complete already: {outcome.shards} shards, nothing to do.")
         return
-    if outcome.full_rows:
+    if outcome.full_rows and manifest.corpus.questions is None:  # windows are full where contexts are long
         typer.echo(
             f"\n{outcome.full_rows:,} rows have the full --max-length of {max_length} tokens and may have been cut."
         )

@@ -112,7 +112,9 @@ def _run_whole(
         output, distribution_at = teacher.head.run(arguments, wanted)
         return getattr(output, "hidden_states", None), distribution_at
     output = teacher.model(**arguments)
-    logits_NV = output.logits.flatten(0, -2)
+    logits = getattr(output, "logits", None)
+    # Models that answer questions say where to start and where to end.
+    logits_NV = (torch.stack([output.start_logits, output.end_logits], -1) if logits is None else logits).flatten(0, -2)
     return getattr(output, "hidden_states", None), lambda index_N: logits_NV[index_N.to(logits_NV.device)].float()
 
 

@@ -21,7 +21,10 @@ from shared.dump.manifest import (
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.errors import UsageError
 from shared.text.corpus import Columns, Corpus, Survey
-from shared.text.tasks import Task, TokenizedRow, Tokenizing
+from shared.text.formats import ANSWERS
+from shared.text.tasks import Task
+from shared.text.tasks import corpus_of as task_corpus
+from shared.text.tokenized import TokenizedRow, Tokenizing
 from teacher_dump.forward import relation_widths
 from teacher_dump.request import Request
 from teacher_dump.signals import RELATIONS, distribution, hidden_layers, hidden_name, relation_layers
@@ -55,8 +58,19 @@ class Plan:
         return sum(len(row.input_ids) for row in self.sampled_rows[1])
 
 
-def corpus_of(request: Request, task: Task) -> Corpus:
+def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
     """The corpus with the columns that the task reads. Label columns are optional unless they are named."""
+    if task.windows is not None:
+        named = request.answers_column
+        columns = Columns.of_questions(
+            request.question_column,
+            request.context_column,
+            None if named == "none" else named or ANSWERS,
+            request.starts_column,
+            None if named == "none" else request.impossible_column,
+            label_required=named is not None and named != "none",
+        )
+        return task_corpus(task, how, request.data, columns, request.limit)
     if request.messages_column is not None:
         columns = Columns.of_chats(request.messages_column, request.text_column, request.pair_column)
         return Corpus(request.data, columns, request.limit)
@@ -78,7 +92,7 @@ def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) ->
         raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {limit} tokens.")
     names = blueprint.label_names or ()
     chats = request.messages_column is not None
-    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed, chats)
+    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed, chats, request.stride)
 
 
 def describe(
@@ -104,8 +118,13 @@ def describe(
         recorded=recorded,
         gold=gold,
         label_names=blueprint.label_names,
-        pairs=request.pair_column is not None,
-        corpus=CorpusFacts(rows=survey.rows, labelled_rows=survey.labelled_rows, fingerprint=survey.fingerprint),
+        pairs=request.pair_column is not None or task.windows is not None,
+        corpus=CorpusFacts(
+            rows=survey.rows,
+            labelled_rows=survey.labelled_rows,
+            fingerprint=survey.fingerprint,
+            questions=survey.examples if task.windows is not None else None,
+        ),
         options=Options(
             positions=how.positions,
             max_length=request.max_length,
@@ -115,6 +134,7 @@ def describe(
             bytes_per_token=request.bytes_per_token,
             hidden_codec=request.hidden_codec,
             hidden_rank=request.hidden_rank,
+            stride=request.stride if task.windows is not None else None,
         ),
         signals=_signals(request, task, blueprint, teacher),
         embeddings=WordEmbeddings.of(teacher.model.get_input_embeddings().weight) if request.embeddings else None,
@@ -144,7 +164,7 @@ def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
 def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:
     """Every signal asked for, with first guesses of what a sample will tell."""
     classes = teacher.vocabulary if task.classes == "vocabulary" else len(blueprint.label_names or ())
-    distributions = distribution(request, classes if task.classes else None, teacher.head)
+    distributions = distribution(request, classes if task.classes else None, teacher.head, task.classes == "spans")
     layers = hidden_layers(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.text.tokenized import DEFAULT_STRIDE
+
 MOST_TOP_P_IDS = 256
 
 
@@ -25,6 +27,11 @@ class Request:
     label_column: str | None = None
     tokens_column: str = "tokens"
     tags_column: str | None = None
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str | None = None
+    starts_column: str = "answer_starts"
+    impossible_column: str = "is_impossible"
     preset: str | None = None
     threshold: float | None = None
     tail: str | None = None
@@ -45,6 +52,7 @@ class Request:
     relations: str = "none"
     embeddings: bool = False
     max_length: int = 512
+    stride: int = DEFAULT_STRIDE
     batch_tokens: int | None = None
     dtype: str = "auto"
     device: str = "auto"

@@ -36,8 +36,11 @@ FIRST_THRESHOLD = 0.03
 BUDGET_LEVELS = 64
 
 
-def distribution(request: Request, classes: int | None, head: VocabularyHead | None) -> tuple[Signal, ...]:
+def distribution(
+    request: Request, classes: int | None, head: VocabularyHead | None, is_whole: bool = False
+) -> tuple[Signal, ...]:
     """The distribution's signal; none where the task has none (`classes` None). Over a vocabulary there is a `head`.
+    `is_whole`: nothing of it can be left out.
 
     Raises:
         UsageError: for options that exclude each other or that no distribution of so many classes can have.
@@ -53,6 +56,8 @@ def distribution(request: Request, classes: int | None, head: VocabularyHead | N
             raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
         return ()
     names = list(asked)
+    if is_whole and set(names) - {"dense", "exact"}:
+        raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {_flag(names[0])}.")
     if len(names) > 1 and names != ["top_k", "top_p"]:
         raise UsageError(f"{_flag(names[0])} and {_flag(names[1])} exclude each other: say one way to choose ids.")
     if request.tail is not None and request.threshold is None and request.bytes_per_token is None:

@@ -93,7 +93,7 @@ def read_blueprint(request: Request, task: Task) -> Blueprint:
             f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
         ) from None
     check_tokenizer(task, tokenizer)
-    if task.classes != "labels":
+    if task.classes not in ("labels", "spans"):
         return Blueprint(config, tokenizer, None)
     # Every configuration has label names, generic ones at least; without the head they would be held against the data.
     architectures, head = config.architectures or [], task.auto_class.removeprefix("AutoModel")
@@ -102,6 +102,8 @@ def read_blueprint(request: Request, task: Task) -> Blueprint:
             f"{request.teacher}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first "
             "(distill run) or choose the task it was trained for."
         )
+    if task.label_names is not None:
+        return Blueprint(config, tokenizer, task.label_names)
     return Blueprint(config, tokenizer, tuple(str(config.id2label[index]) for index in range(config.num_labels)))
 
 

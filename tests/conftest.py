@@ -48,6 +48,7 @@ DEFAULT_MODEL_TYPES = {
     "masked-lm": "bert",
     "sequence-classification": "bert",
     "token-classification": "bert",
+    "question-answering": "bert",
     "encoder": "bert",
 }
 # Kinds that name their sizes in a way that AutoConfig.for_model does not translate.
@@ -226,8 +227,10 @@ def toy_rows(texts: list[str]) -> Callable[..., list[dict[str, Any]]]:
     def rows(task: str, count: int = 60) -> list[dict[str, Any]]:
         choose = random.Random(1)
         made: list[dict[str, Any]] = []
-        for text in texts[:count]:
-            if task == "token-classification":
+        for number, text in enumerate(texts[:count]):
+            if task == "question-answering":
+                made.append(toy_question(number, texts, choose))
+            elif task == "token-classification":
                 words = text.split()
                 tags = [choose.choice(TAGS) for _ in words]
                 made.append({"tokens": words, "tags": tags if choose.random() > 0.25 else None})
@@ -238,6 +241,20 @@ def toy_rows(texts: list[str]) -> Callable[..., list[dict[str, Any]]]:
         return made
 
     return rows
+
+
+def toy_question(number: int, texts: list[str], choose: random.Random) -> dict[str, Any]:
+    """A question about 1 to 5 sentences; every fifth has no answer, every seventh none that is known."""
+    context = ". ".join(choose.choices(texts, k=choose.randint(1, 5)))
+    words = context.split(" ")
+    first = choose.randrange(len(words))
+    start = len(" ".join([*words[:first], ""]))
+    answer = " ".join(words[first : first + 3])
+    row = {"question": " ".join(texts[number].split()[:6]), "context": context}
+    if number % 7 == 6:
+        return row
+    has_answer = number % 5 != 4
+    return {**row, "answer_texts": [answer] * has_answer, "answer_starts": [start] * has_answer}
 
 
 @pytest.fixture(scope="session")

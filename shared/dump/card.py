@@ -18,9 +18,7 @@ def write_card(folder: Path) -> None:
         for field in shard_schema(manifest)
     )
     labels = f"Labels, in order: {', '.join(manifest.label_names)}.\n\n" if manifest.label_names else ""
-    rows = f"{manifest.corpus.rows:,}" + (
-        f", {manifest.corpus.labelled_rows:,} labelled" if manifest.label_names else ""
-    )
+    rows = manifest.corpus.in_words() if manifest.label_names else f"{manifest.corpus.rows:,}"
     options, teacher = manifest.options, manifest.teacher
     codec = manifest.distribution
     explained = f"\n{codec.explain()}\n" if codec is not None and codec.explain() else ""

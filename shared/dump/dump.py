@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
+from shared.dump.spans import span_lists
 from shared.dump.storage import sha256_of
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
@@ -89,10 +90,19 @@ class Dump:
         Columns that are not selected cost nothing, and a dump larger than memory streams:
         `dump.positions().select("row", "entropy").sink_parquet(...)`.
 
+        A dump of questions has two distributions a row, over its positions: its columns are row, question, position,
+        token_id, token, label (1 where the gold answer starts, 2 where it ends, 3 for both, else 0), start_logit,
+        end_logit, start_log_prob and end_log_prob.
+
         Raises:
             DumpError: when no distribution is recorded.
         """
         codec = self.distribution
+        if self.manifest.recorded == "spans":
+            columns = [name for name in self.spans().collect_schema().names() if name not in ("row", "question")]
+            token = _texts(pl.col("token_id"), self.token_texts).alias("token")
+            frame = self.spans().explode(columns).with_columns(token)
+            return frame.select("row", "question", "position", "token_id", "token", *columns[2:])
         ids = pl.col("input_ids")
         length = ids.list.len().cast(pl.Int64)
         no_ids = pl.lit(None, dtype=pl.List(pl.Int32))
@@ -151,6 +161,10 @@ class Dump:
         before_texts = ("row", "position", "token_id", "token", "label", "ids")
         entropy = codec.entropy_expr(pl.col("ranked")).alias("entropy")
         return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", entropy)
+
+    def spans(self) -> pl.LazyFrame:
+        """Of a dump of questions, one row a window, with lists of what `positions` has a row each for."""
+        return span_lists(self.scan(), self.distribution, self.manifest.gold != "none")
 
     def vectors(self, name: str) -> pl.LazyFrame:
         """One row a token of signal `name` ("hidden.6"): row, position, vector (list of float32).

@@ -10,6 +10,7 @@ import polars as pl
 
 from shared.dump.codecs import Dense
 from shared.dump.dump import Dump
+from shared.dump.spans import readable_spans, span_accuracy, span_certainty
 from shared.errors import UsageError
 from shared.progress import human_bytes
 
@@ -42,6 +43,11 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
         ("size", f"{human_bytes(size)}, {size / max(tokens, 1):.1f} bytes a token"),
         ("vocabulary", f"{manifest.vocabulary:,} (tokenizer: {manifest.tokenizer.size:,})"),
     ]
+    if manifest.corpus.questions is not None:
+        overlap = f"windows of their contexts overlap by {options.stride} tokens"
+        lines.append(
+            ("questions", f"{manifest.corpus.questions:,} rows of the files, each one row or more here; {overlap}")
+        )
     if manifest.label_names is not None:
         lines.append(("labels", ", ".join(manifest.label_names)))
         lines.append(("gold labels", f"in {manifest.corpus.labelled_rows:,} of {manifest.corpus.rows:,} rows"))
@@ -54,6 +60,9 @@ def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) 
     """The first rows of the corpus as text: tokens, and at each recorded position the most probable candidates."""
     raw = dump.scan().select("row", "input_ids").filter(pl.col("row") < count).sort("row").collect()
     recorded = None
+    if dump.manifest.recorded == "spans":
+        yield from _readable_windows(dump, count, candidates)
+        return
     if dump.manifest.distribution is not None:
         recorded = dump.positions().filter(pl.col("row") < count).collect()
     for number, ids in raw.iter_rows():
@@ -62,6 +71,16 @@ def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) 
         if recorded is not None:
             mine = recorded.filter(pl.col("row") == number).sort("position")
             yield from _readable_positions(dump, mine, candidates, most_positions)
+        yield ""
+
+
+def _readable_windows(dump: Dump, count: int, candidates: int) -> Iterator[str]:
+    raw = dump.scan().select("row", "input_ids").filter(pl.col("row") < count).sort("row").collect()
+    spans = dump.spans().filter(pl.col("row") < count).sort("row").collect()
+    for ids, row in zip(raw["input_ids"], spans.iter_rows(named=True), strict=True):
+        yield f"row {row['row']} · a window of question {row['question']} · {len(ids)} tokens"
+        yield f"  {' '.join(_token(dump, index) for index in ids[:60])}{' ...' if len(ids) > 60 else ''}"
+        yield from readable_spans(row, [_token(dump, index) for index in row["token_id"]], candidates)
         yield ""
 
 
@@ -101,6 +120,8 @@ def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
     """(how often the teacher's first choice is the gold label, over how many labelled positions), None without any."""
     if dump.manifest.distribution is None or dump.manifest.gold == "none":
         return None
+    if dump.manifest.recorded == "spans":
+        return span_accuracy(dump.spans())
     by_class = isinstance(dump.manifest.distribution, Dense)
     best = pl.col("ids").list.get(pl.col("log_probs").list.arg_max()) if by_class else pl.col("ids").list.first()
     frame = dump.positions().filter(pl.col("label").is_not_null())
@@ -134,6 +155,8 @@ def _quantities(dump: Dump) -> list[pl.LazyFrame]:
     lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
     if dump.manifest.distribution is None:
         return [lengths]
+    if dump.manifest.recorded == "spans":
+        return [lengths, span_certainty(dump.spans())]
     by_class = isinstance(dump.manifest.distribution, Dense)
     best = pl.col("log_probs").list.max() if by_class else pl.col("log_probs").list.first()
     certainty = dump.positions().select(

@@ -12,8 +12,8 @@ from shared.dump.storage import write_text_atomically
 from shared.errors import DumpError
 
 # 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
-# 3 that of exact.py, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression, and the
-# teacher's word embeddings.
+# 3 that of exact.py, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression, word
+# embeddings, questions in windows, and the number of attention heads.
 FORMAT_VERSION = 4
 READABLE_VERSIONS = (1, 2, 3, 4)
 FILE_NAME = "manifest.json"
@@ -55,15 +55,25 @@ class TokenizerFacts(_Frozen):
 
 
 class CorpusFacts(_Frozen):
-    """`fingerprint` covers the values read, not the files' names; `labelled_rows` counts rows with a gold label."""
+    """`fingerprint` covers the values read, not the files' names; `labelled_rows` counts rows with a gold label.
+
+    Where rows are windows of questions' contexts, `questions` counts the rows of the files.
+    """
 
     rows: int
     labelled_rows: int
     fingerprint: str
+    questions: int | None = None
+
+    def in_words(self) -> str:
+        """How many rows there are, of what, and how many have a gold label."""
+        of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
+        return f"{self.rows:,} rows{of}, {self.labelled_rows:,} with a gold label"
 
 
 class Options(_Frozen):
-    """Every option that changes what is recorded and that the signals do not tell."""
+    """Every option that changes what is recorded and that the signals do not tell. `stride` is by how many tokens the
+    windows of a question's context overlap."""
 
     positions: str | None
     max_length: int
@@ -73,6 +83,7 @@ class Options(_Frozen):
     bytes_per_token: float | None = None
     hidden_codec: str = "float16"
     hidden_rank: int | None = None
+    stride: int | None = None
 
 
 _WORDS = {
@@ -88,9 +99,11 @@ _WORDS = {
 #   next-token         at every position but the last, each about the token that follows, which is also its gold label
 #   listed-next-token  likewise, but only at the positions that the column `positions` lists
 #   listed             at the positions that the column `positions` lists; gold labels in `labels`
+#   spans              at the positions that the column `positions` lists, the logits of the answer's start and end: two
+#                      distributions, both over these positions; gold labels in `labels` (1 starts, 2 ends, 3 both)
 #   row                one for the whole row; its gold label in `label`
 #   none               nowhere
-Recorded = Literal["next-token", "listed-next-token", "listed", "row", "none"]
+Recorded = Literal["next-token", "listed-next-token", "listed", "spans", "row", "none"]
 
 # By which the shards' pages are made smaller. Bytes a position and milliseconds that reading 2 MB takes, of top-64:
 # zstd 89 and 1.8, lz4 133 and 0.9, none 256 and 0.8 (of which 0.6 are the checksum, as arrow computes it).

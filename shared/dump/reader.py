@@ -106,7 +106,7 @@ class GroupReader:
         """
         shard, within = self._groups[group]
         kind = self._manifest.gold
-        names = {"row": ["label"], "listed": ["labels"]}.get(kind, [])
+        names = {"row": ["label"], "listed": ["labels"], "spans": ["labels"]}.get(kind, [])
         try:
             table = self._file(shard).read_row_group(within, columns=["row", *names], use_threads=False)
             rows = table["row"].to_numpy()

@@ -19,7 +19,9 @@ MISSING = -100
 PLAIN = ("row", "input_ids", "token_type_ids", "positions", "labels", "label")
 
 # What is recorded where the column `positions` says.
-LISTED = ("listed", "listed-next-token")
+LISTED = ("listed", "listed-next-token", "spans")
+# Whose gold labels lie there, too.
+LABELLED_LISTS = ("listed", "spans")
 
 Offsets = NDArray[np.int64]
 Int32 = NDArray[np.int32]
@@ -105,6 +107,8 @@ class RowGroup:
         labels: int32 [P], gold labels, -100 where missing.
         columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1),
             `Lists` of P or T where positions differ.
+        questions: int64 [R], where rows are windows of a question's context: the question's row in the files. Written
+            for people, and not read again.
     """
 
     rows: NDArray[np.int64]
@@ -115,6 +119,7 @@ class RowGroup:
     positions: NDArray[np.int32]
     labels: NDArray[np.int32]
     columns: dict[str, Values] = field(default_factory=dict)
+    questions: NDArray[np.int64] | None = None
 
 
 def shard_schema(manifest: Manifest) -> pa.Schema:
@@ -131,14 +136,22 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         fields.append(("token_type_ids", numbers(pa.uint8()), "0 for the first text of a pair, 1 for the second"))
     if manifest.recorded in LISTED:
         fields.append(("positions", numbers(pa.int32()), "indices into input_ids at which a distribution is recorded"))
+    if manifest.recorded == "spans":
+        fields.append(("question", pa.int64(), "which row of the files this is a window of, from 0"))
     if manifest.gold == "listed":
         fields.append(("labels", numbers(pa.int32(), nullable=True), "gold label at each of `positions`, or null"))
+    if manifest.gold == "spans":
+        about = (
+            "at each of `positions` 1 where the gold answer starts, 2 where it ends, 3 for both, 0 elsewhere, or null"
+        )
+        fields.append(("labels", numbers(pa.int32(), nullable=True), about))
     if manifest.gold == "row":
         fields.append(("label", pa.int32(), "gold label of the row, or null"))
     where = {
         "next-token": "one for each token but the last: the distribution after token t is that of token t + 1",
         "listed-next-token": "one for each of `positions`: the distribution after token t is that of token t + 1",
         "listed": "one for each of `positions`",
+        "spans": "for each of `positions` the logits of starting and of ending the answer; each a softmax over the row",
         "row": "one for the row",
         "none": "",
     }[manifest.recorded]
@@ -171,7 +184,9 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
         arrays["token_type_ids"] = lists("token_type_ids", tokens, pa.array(group.token_type_ids))
     if manifest.recorded in LISTED:
         arrays["positions"] = lists("positions", positions, pa.array(group.positions))
-    if manifest.gold == "listed":
+    if manifest.recorded == "spans":
+        arrays["question"] = pa.array(group.questions)
+    if manifest.gold in LABELLED_LISTS:
         labels = pa.array(group.labels, mask=group.labels == MISSING)
         arrays["labels"] = lists("labels", positions, labels)
     if manifest.gold == "row":

@@ -132,6 +132,7 @@ _RECORDED: dict[str, Callable[..., tuple[Offsets, Int32, Int32]]] = {
     "next-token": _recorded_next_token,
     "listed-next-token": _recorded_listed_next_token,
     "listed": _recorded_listed,
+    "spans": _recorded_listed,
     "row": _recorded_row,
     "none": _recorded_none,
 }

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from shared.errors import CorpusError, UsageError
-from shared.text.corpus import Message
+from shared.text.examples import Message
 
 # First character and the one after the last.
 Span = tuple[int, int]

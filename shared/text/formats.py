@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from shared.errors import CorpusError, UsageError
 
 TEXT = "text"
+ANSWERS = "answer_texts"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 csv.field_size_limit(2**31 - 1)
 
@@ -30,7 +31,9 @@ class Columns:
     """Which columns of the files hold what.
 
     `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string;
-    `chats` that it holds a conversation, a list of messages. An optional label column may be absent from every file
+    `chats` that it holds a conversation, a list of messages. Of questions, `text` is the question, `pair` the context,
+    `label` a list of answers; `starts` then names the list of their first characters and `impossible` what says that
+    there is no answer (a column that may be absent). An optional label column may be absent from every file
     (then nothing is labelled); a required one may not. `group` holds what rows are scored apart by, a language perhaps.
     """
 
@@ -41,6 +44,14 @@ class Columns:
     words: bool = False
     chats: bool = False
     group: str | None = None
+    starts: str | None = None
+    impossible: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that are read, of which some may be absent."""
+        every = (self.text, self.pair, self.label, self.group, self.starts, self.impossible)
+        return [name for name in every if name is not None]
 
     @classmethod
     def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
@@ -52,6 +63,19 @@ class Columns:
                 "name one or the other."
             )
         return cls(messages, chats=True)
+
+    @classmethod
+    def of_questions(
+        cls,
+        question: str,
+        context: str,
+        answers: str | None,
+        starts: str,
+        impossible: str | None,
+        label_required: bool,
+    ) -> "Columns":
+        """Those of a corpus of questions, each about a context."""
+        return cls(question, context, answers, label_required, starts=starts, impossible=impossible)
 
 
 Row = dict[str, Any]
@@ -177,7 +201,7 @@ def _read_parquet(file: str, columns: Columns) -> LocatedRows:
             compressed = PurePath(file).suffix in COMPRESSIONS
             parquet = pq.ParquetFile(io.BytesIO(stream.read()) if compressed else stream)
             present = parquet.schema_arrow.names
-            read = [name for name in (columns.text, columns.pair, columns.label, columns.group) if name in present]
+            read = [name for name in columns.named if name in present]
             number = 0
             for batch in parquet.iter_batches(batch_size=1024, columns=read):
                 # The names of all columns stay visible to the check for missing ones.

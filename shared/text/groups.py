@@ -18,7 +18,7 @@ class GroupScores:
 
     Attributes:
         column: the column whose values are the groups' names.
-        rows: rows of each group, by name, in the order of the names.
+        rows: rows of each group, by name, in the order of the names; of questions, windows of their contexts.
         metrics: the task's metrics of each group.
     """
 
@@ -59,10 +59,13 @@ def score_groups(
 def _part(predictions: Predictions, indices: Sequence[int]) -> Predictions:
     """Some of the rows. What is summed over rows alone (the likelihood) is left out."""
     labels = [predictions.labels[index] for index in indices]
+    rows = [predictions.rows[index] for index in indices]
     return Predictions(
         names=predictions.names,
-        rows=[predictions.rows[index] for index in indices],
+        rows=rows,
         predicted=[predictions.predicted[index] for index in indices],
         labels=labels,
         labelled=sum(int((gold != MISSING).sum()) for gold in labels),
+        spans={row: predictions.spans[row] for row in rows if row in predictions.spans},
+        examples={row: predictions.examples[row] for row in rows if row in predictions.examples},
     )

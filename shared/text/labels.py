@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from shared.errors import CorpusError
-from shared.text.corpus import Label
+from shared.text.examples import Label
 
 # What torch's cross-entropy ignores; the dump stores a null in its place.
 MISSING = -100

@@ -3,11 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.text.examples import Example
 from shared.text.labels import MISSING
+
+if TYPE_CHECKING:
+    from shared.text.answers import BestSpan
 
 # Of the main metrics; the others are shares of what is right.
 LOWER_IS_BETTER = frozenset({"perplexity"})
@@ -40,11 +45,14 @@ class Predictions:
 
     Attributes:
         names: label names, in the order of the indices below; empty for tasks over a vocabulary.
-        predicted: one integer array a row, the most probable class at each recorded position; -1 at a lost word.
+        predicted: one integer array a row, the most probable class at each recorded position; -1 at a lost word. Of
+            questions, which of the recorded positions is the first and which the last of the answer, most probably.
         labels: one integer array a row, the gold labels there, -100 where missing.
         negative_log_likelihood: the sum over positions with a gold label, in nats.
         labelled: how many such positions there are.
         rows: the rows' numbers in their source, in the order of `predicted` and `labels`.
+        spans: of questions, the best answer in each row, by the row's number.
+        examples: of questions, what each row was made from, by the row's number.
     """
 
     names: tuple[str, ...] = ()
@@ -53,6 +61,8 @@ class Predictions:
     negative_log_likelihood: float = 0.0
     labelled: int = 0
     rows: list[int] = field(default_factory=list)
+    spans: dict[int, "BestSpan"] = field(default_factory=dict)
+    examples: dict[int, Example] = field(default_factory=dict)
 
     def with_lost_words(self, lost: Mapping[int, LostWords]) -> "Predictions":
         """With the words that the rows named by number have lost put back, each predicted to be no entity: the true

@@ -11,6 +11,7 @@ from shared.text.tasks import TokenizedRow
 
 def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
     """`numbers` are the rows' numbers in the corpus. The codecs' columns are left empty."""
+    questions = [row.question for row in rows if row.question is not None]
     types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
     return RowGroup(
         rows=np.asarray(numbers, np.int64),
@@ -20,6 +21,7 @@ def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
         position_offsets=_offsets([len(row.positions) for row in rows]),
         positions=np.concatenate([row.positions for row in rows]),
         labels=np.concatenate([row.labels for row in rows]),
+        questions=np.asarray(questions, np.int64) if questions else None,
     )
 
 

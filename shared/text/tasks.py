@@ -7,6 +7,7 @@ L tokens have exactly L - 1 of them, or in chats as many as the assistant's turn
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,47 +16,18 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.dump.manifest import Recorded
 from shared.errors import CorpusError, UsageError
+from shared.text.answers import answer_scores
 from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
-from shared.text.corpus import Example, Message
+from shared.text.corpus import Columns, Corpus
+from shared.text.examples import Answers, Example, Message
 from shared.text.labels import label_index
 from shared.text.metrics import LostWords, Predictions, accuracy_and_f1, entity_f1, perplexity
+from shared.text.questions import SPAN_LABELS, check_answers, count_windows, tokenize_questions
+from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
 
-Int32 = NDArray[np.int32]
 MASK_PROBABILITY = 0.15
 COMPLETION = "completion"
 CHATS_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedRow:
-    """One row ready for a model: L tokens, P recorded positions.
-
-    Attributes:
-        input_ids: int32 [L].
-        token_type_ids: int32 [L], 0 for the first text and 1 for the second; None where the row has no pair.
-        positions: int32 [P]; of a distribution over the whole row P is 1 and the position is 0.
-        labels: int32 [P], gold labels, -100 where missing.
-        lost: the words with a gold tag that were cut off, or that the tokenizer makes nothing of; None for none.
-    """
-
-    input_ids: Int32
-    token_type_ids: Int32 | None
-    positions: Int32
-    labels: Int32
-    lost: LostWords | None = None
-
-
-@dataclass(frozen=True)
-class Tokenizing:
-    """Everything that decides how rows are tokenized; the dump's manifest holds the same values, or a fingerprint of
-    them. `chats`: rows are lists of messages, which the tokenizer's own template renders."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    label_names: tuple[str, ...] = ()
-    positions: str | None = None
-    seed: int = 0
-    chats: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,23 +36,28 @@ class Task:
 
     Attributes:
         auto_class: the class of transformers that loads its models.
-        classes: what a distribution is over: the "labels", the "vocabulary", or None without one.
+        classes: what a distribution is over: the "labels", the "vocabulary", a row's own recorded positions ("spans":
+            one for where an answer starts, one for where it ends), or None without one.
         recorded: the valid choices of positions, the default first (None where there is no choice) -> where a row's
             distributions and gold labels then are.
         words: its rows are lists of words with one tag each.
         chats: its rows may be lists of messages.
+        label_names: those of every model of the task, where data and models have no say.
+        windows: how many rows an example of the files becomes, where that is not one.
         tokenize: rows and the number of the first of them -> TokenizedRow each.
         metrics: what a model said about some rows -> name and value of each metric, the main one first.
     """
 
     name: str
     auto_class: str
-    classes: Literal["labels", "vocabulary"] | None
+    classes: Literal["labels", "vocabulary", "spans"] | None
     recorded: Mapping[str | None, Recorded]
     tokenize: Callable[[Tokenizing, Sequence[Example], int], list[TokenizedRow]]
     metrics: Callable[[Predictions], dict[str, float]] | None = None
     words: bool = False
     chats: bool = False
+    label_names: tuple[str, ...] | None = None
+    windows: Callable[[Tokenizing, Example], int] | None = None
 
     def check_positions(self, choice: str | None) -> str | None:
         """The choice of recorded positions, or this task's default. Raises UsageError for one that it lacks."""
@@ -90,7 +67,7 @@ class Task:
             raise UsageError(f"positions {choice!r} do not fit the task {self.name}: {what}.")
         return choice or next(iter(self.recorded))
 
-    def check_chats(self, how: "Tokenizing") -> None:
+    def check_chats(self, how: Tokenizing) -> None:
         """Raises UsageError for chats where the task or the tokenizer reads none, and for their positions without."""
         if how.chats and not self.chats:
             able = ", ".join(task.name for task in TASKS.values() if task.chats)
@@ -103,13 +80,16 @@ class Task:
                 "that holds them (--messages-column, or messages_column in a recipe)."
             )
 
-    def check_row(self, how: "Tokenizing", example: Example) -> None:
-        """Raises CorpusError for a gold label that is not one of the task's, or a chat that cannot be rendered."""
+    def check_row(self, how: Tokenizing, example: Example) -> None:
+        """Raises CorpusError for a gold label that is not one of the task's, a chat that cannot be rendered, or an
+        answer that is not where it should be."""
         if how.chats:
             _rendered(how, example)
         if self.classes == "labels":
             for label in example.label if isinstance(example.label, list) else [example.label]:
+                assert not isinstance(label, Answers)
                 label_index(label, how.label_names)
+        check_answers(example)
 
 
 def _encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
@@ -199,7 +179,7 @@ def _tokenize_sequence(how: Tokenizing, examples: Sequence[Example], first_row: 
     for index, (ids, example) in enumerate(zip(encoded["input_ids"], examples, strict=True)):
         if not ids:
             raise CorpusError(f"row {first_row + index} has no tokens, so nothing to classify; drop empty texts.")
-        assert not isinstance(example.label, list)
+        assert not isinstance(example.label, list | Answers)
         label = np.asarray([label_index(example.label, how.label_names)], np.int32)
         rows.append(TokenizedRow(np.asarray(ids, np.int32), _token_types(encoded, index), position, label))
     return rows
@@ -272,6 +252,16 @@ TASKS: dict[str, Task] = {
             words=True,
         ),
         Task(
+            name="question-answering",
+            auto_class="AutoModelForQuestionAnswering",
+            classes="spans",
+            recorded={None: "spans"},
+            tokenize=tokenize_questions,
+            metrics=answer_scores,
+            label_names=SPAN_LABELS,
+            windows=count_windows,
+        ),
+        Task(
             name="encoder",
             auto_class="AutoModel",
             classes=None,
@@ -287,6 +277,11 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+def corpus_of(task: Task, how: Tokenizing, paths: Sequence[str], columns: Columns, limit: int | None = None) -> Corpus:
+    """The corpus in these files, each example of which becomes as many rows as the task makes of it."""
+    return Corpus(paths, columns, limit, None if task.windows is None else partial(task.windows, how))
 
 
 def check_tokenizer(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,12 +25,19 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 Output = TypeVar("Output", bound=ModelOutput)
 
@@ -96,7 +103,7 @@ class TrimmedEmbedding(nn.Embedding):
 
 
 class BiLSTMPreTrainedModel(PreTrainedModel):
-    """What the three models share: their configuration, their names and how their weights begin."""
+    """What the models share: their configuration, their names and how their weights begin."""
 
     config: BiLSTMConfig
     config_class = BiLSTMConfig
@@ -247,6 +254,49 @@ class BiLSTMForTokenClassification(BiLSTMPreTrainedModel):
         return _as_asked(result, return_dict, self.config)
 
 
+class BiLSTMForQuestionAnswering(BiLSTMPreTrainedModel):
+    """A BiLSTM with one linear layer on its output at each position: where the answer starts, and where it ends."""
+
+    def __init__(self, config: BiLSTMConfig) -> None:
+        super().__init__(config)
+        self.bilstm = BiLSTMModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """Inputs as `BiLSTMModel.forward`; `start_positions` and `end_positions` [B] give the mean of two
+        cross-entropies over each row's tokens; `start_logits` and `end_logits` [B, L]."""
+        output = self.bilstm(
+            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        start_BL, end_BL = self.qa_outputs(self.dropout(output.last_hidden_state)).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            is_padding_BL = torch.zeros_like(start_BL, dtype=torch.bool)
+            if attention_mask is not None:
+                is_padding_BL = attention_mask.to(start_BL.device) == 0
+            losses = (
+                nn.functional.cross_entropy(logits_BL.masked_fill(is_padding_BL, float("-inf")), at_B)
+                for logits_BL, at_B in ((start_BL, start_positions), (end_BL, end_positions))
+            )
+            loss = sum(losses, torch.zeros((), device=start_BL.device)) / 2
+        result = QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_BL, end_logits=end_BL, hidden_states=output.hidden_states
+        )
+        return _as_asked(result, return_dict, self.config)
+
+
 def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
     """What a layer says of rows of these lengths [B, L, D]: its backward direction begins at a row's last token and not
     at its padding, where the output is zero."""
@@ -309,8 +359,10 @@ AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig, exist_ok=True)
 AutoModel.register(BiLSTMConfig, BiLSTMModel, exist_ok=True)
 AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTMForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTMForTokenClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(BiLSTMConfig, BiLSTMForQuestionAnswering, exist_ok=True)
 # ... and saved folders carry this file and say which of its classes to use.
 BiLSTMConfig.register_for_auto_class()
 BiLSTMModel.register_for_auto_class("AutoModel")
 BiLSTMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 BiLSTMForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+BiLSTMForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")

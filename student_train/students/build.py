@@ -35,6 +35,10 @@ AUTO_CLASSES: dict[str, tuple[Any, Any]] = {
         transformers.AutoModelForTokenClassification,
         transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     ),
+    "AutoModelForQuestionAnswering": (
+        transformers.AutoModelForQuestionAnswering,
+        transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    ),
 }
 
 DEFAULT_MODEL_TYPE = "bert"

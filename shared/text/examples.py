@@ -1,0 +1,126 @@
+"""What a row of a corpus holds, checked value by value: its text (or words, or chat), its pair, its gold
+label, its group."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from shared.errors import CorpusError
+from shared.text.formats import Columns, Row
+
+# One message of a chat: role, content, and whatever else the template reads (name, tool_calls, ...).
+Message = dict[str, Any]
+# A name or a number as text, so that 1 in JSON and 1 in CSV are the same label; None where it is missing.
+Label = str | None
+
+
+class Answers(NamedTuple):
+    """The gold answers to a question, and at which character of its context each begins; none where it has none."""
+
+    texts: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a corpus: its text (or words, or messages), the second text of a pair, its gold label (or one tag a
+    word, or the answers to a question), and the group that it is scored with; no model sees the group. Where an example
+    of the files becomes several rows, `window` says which of them this is, and `number` which example it is of."""
+
+    text: str | list[str] | list[Message]
+    pair: str | None = None
+    label: Label | list[Label] | Answers = None
+    group: str | None = None
+    window: int = 0
+    number: int | None = None
+
+
+def example_of(row: Row, columns: Columns, where: str) -> Example:
+    """What the columns of a row hold. Raises CorpusError for a bad value, naming its place `where`."""
+    read = _words if columns.words else _messages if columns.chats else _string
+    text: Any = read(row, columns.text, where)
+    pair = None if columns.pair is None else _string(row, columns.pair, where)
+    group = None if columns.group is None else _group(row, columns.group, where)
+    if columns.starts is not None:
+        return Example(text, pair, _answers(row, columns, where), group)
+    value = None if columns.label is None else row.get(columns.label)
+    if not columns.words:
+        return Example(text, pair, _label(value, where), group)
+    if value is None:
+        return Example(text, pair, None, group)
+    if not isinstance(value, list) or len(value) != len(text):
+        raise CorpusError(f"{where}: column {columns.label!r} must hold one tag for each of the {len(text)} words.")
+    return Example(text, pair, [_label(tag, where) for tag in value], group)
+
+
+def _string(row: Row, column: str, where: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: column {column!r} holds {value!r}, which is not text; mend or drop this row.")
+    return value
+
+
+def _group(row: Row, column: str, where: str) -> str:
+    group = _label(row.get(column), where)
+    if group is None:
+        raise CorpusError(f"{where}: column {column!r} is empty; every row that is scored by group must name its own.")
+    return group
+
+
+def _words(row: Row, column: str, where: str) -> list[str]:
+    value = row.get(column)
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise CorpusError(f"{where}: column {column!r} must hold a list of words, but holds {str(value)[:80]!r}.")
+    return value
+
+
+def _messages(row: Row, column: str, where: str) -> list[Message]:
+    """Keys without a value go, as transformers has it: Parquet gives every message the keys of all."""
+    chat = row.get(column)
+    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+        raise CorpusError(
+            f"{where}: column {column!r} must hold a chat, a list such as [{{'role': 'user', 'content': 'Hello'}}] "
+            f"(in .jsonl, .json or .parquet), but holds {str(chat)[:80]!r}."
+        )
+    if not chat:
+        raise CorpusError(f"{where}: column {column!r} holds a chat without messages; drop this row.")
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    for number, message in enumerate(messages):
+        said = isinstance(message.get("content"), (str, list)) or ("content" not in message and "tool_calls" in message)
+        if not isinstance(message.get("role"), str) or not said:
+            raise CorpusError(
+                f"{where}: message {number} of column {column!r} must have a 'role' and a 'content' that are text (the "
+                f"content may be missing beside 'tool_calls'), but is {str(message)[:80]!r}."
+            )
+    return messages
+
+
+def _answers(row: Row, columns: Columns, where: str) -> Answers | None:
+    """None where nobody has looked for an answer; no answers where there is none to be found."""
+    if columns.impossible is not None and row.get(columns.impossible):
+        return Answers()
+    texts = None if columns.label is None else row.get(columns.label)
+    starts = row.get(str(columns.starts))
+    if texts is None:
+        return None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise CorpusError(f"{where}: column {columns.label!r} must hold a list of answers, not {str(texts)[:80]!r}.")
+    if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
+        raise CorpusError(
+            f"{where}: column {columns.starts!r} must hold a list of whole numbers (the characters of the context at "
+            f"which the answers begin), not {str(starts)[:80]!r}."
+        )
+    if len(starts) != len(texts):
+        raise CorpusError(f"{where}: there are {len(texts)} answers in {columns.label!r} and {len(starts)} starts.")
+    return Answers(tuple(texts), tuple(starts))
+
+
+def _label(value: Any, where: str) -> Label:
+    """Missing labels come as null, as NaN (pandas) or as an empty string (CSV); whole floats are pandas' integers."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if isinstance(value, str):
+        return value
+    raise CorpusError(f"{where}: {value!r} is no label; labels are names or numbers.")

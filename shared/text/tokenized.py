@@ -1,0 +1,55 @@
+"""What tokenizing needs to know, and what it gives: rows as token ids, recorded positions and gold labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # at run time the command line's --help would wait for it
+    from transformers import PreTrainedTokenizerBase
+
+    from shared.text.metrics import LostWords
+
+Int32 = NDArray[np.int32]
+DEFAULT_STRIDE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One row ready for a model: L tokens, P recorded positions.
+
+    Attributes:
+        input_ids: int32 [L].
+        token_type_ids: int32 [L], 0 for the first text and 1 for the second; None where the row has no pair.
+        positions: int32 [P]; of a distribution over the whole row P is 1 and the position is 0.
+        labels: int32 [P], gold labels, -100 where missing.
+        lost: the words with a gold tag that were cut off, or that the tokenizer makes nothing of; None for none.
+        question: where the row is a window of a question's context, the question's number in the files.
+        offsets: int32 [P, 2], then: the characters of the context that each position stands for, (-1, -1) for none.
+    """
+
+    input_ids: Int32
+    token_type_ids: Int32 | None
+    positions: Int32
+    labels: Int32
+    lost: LostWords | None = None
+    question: int | None = None
+    offsets: Int32 | None = None
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """Everything that decides how rows are tokenized; the dump's manifest holds the same values, or a fingerprint of
+    them. `chats`: rows are lists of messages, which the tokenizer's own template renders. `stride`: by how many tokens
+    the windows of a long context overlap."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    label_names: tuple[str, ...] = ()
+    positions: str | None = None
+    seed: int = 0
+    chats: bool = False
+    stride: int = DEFAULT_STRIDE

@@ -1,0 +1,283 @@
+"""Question answering learnt and scored: losses over a row's positions, and the way from raw files to F1 and back."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from shared.errors import RecipeError
+from shared.text.tasks import task_named
+from student_train import distill
+from student_train.evaluate import evaluate
+from student_train.judged import Heard, Said
+from student_train.loader import collate, in_order
+from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.recipe import ColumnNames, Recipe, ScoredColumns
+from student_train.sources import OFFSETS, DumpSource, TextSource
+from student_train.spans import over_positions
+from student_train.trainer import DistillationTrainer, heard_about, said_about
+
+TASK = "question-answering"
+WINDOWS: dict[str, Any] = {"max_length": 32, "stride": 8}
+TINY = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
+BILSTM = {"kind": "bilstm", "embedding_size": 8, "hidden_size": 16}
+
+
+@pytest.fixture(scope="module")
+def teacher(make_teacher: Any) -> Path:
+    return Path(make_teacher(TASK))
+
+
+@pytest.fixture(scope="module")
+def rows(toy_rows: Any) -> list[dict[str, Any]]:
+    return list(toy_rows(TASK, 20))
+
+
+@pytest.fixture(scope="module")
+def dump(make_dump: Any, teacher: Path, rows: list[dict[str, Any]]) -> Path:
+    return Path(make_dump(TASK, teacher=teacher, data=rows, hidden="last", **WINDOWS))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_corpus: Any, rows: list[dict[str, Any]]) -> Path:
+    return Path(write_corpus(tmp_path_factory.mktemp("corpus") / "questions.jsonl", rows))
+
+
+def recipe(output: Path, student: dict[str, Any], *losses: dict[str, Any], **sections: Any) -> Recipe:
+    training = {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3, "device": "cpu"} | sections.pop("training", {})
+    return Recipe.model_validate(
+        {"output": output, "student": student, "loss": losses, "training": training} | sections
+    )
+
+
+# --- losses against plain float64 ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(dump: Path) -> tuple[Said, Heard, list[tuple[np.ndarray, np.ndarray, int]]]:
+    """A batch: (what some student says, what it should have said, and the same as plain lists of float64: the
+    student's logits, the teacher's, the gold place or -100, of the start and then the end of each row)."""
+    source, column = DumpSource(dump), "distribution.logits"
+    groups = {number: source.load(number, [column]) for number in range(len(source.group_rows))}
+    places = [(number, row) for number, group in groups.items() for row in range(len(group.rows))]
+    batch = collate(groups, np.array(places), source)
+    draw = torch.Generator().manual_seed(0)
+    student_BL2 = torch.randn(*batch["input_ids"].shape, 2, generator=draw)
+
+    class Student(torch.nn.Module):
+        def forward(self, **_: Any) -> Any:
+            return type("Output", (), {"start_logits": student_BL2[..., 0], "end_logits": student_BL2[..., 1]})()
+
+    plain = []
+    for at, (number, row) in enumerate(places):
+        group = groups[number]
+        part = slice(group.position_offsets[row], group.position_offsets[row + 1])
+        teacher_P2 = np.asarray(group.columns[column], np.float64).reshape(-1, 2)[part]
+        for end in (0, 1):
+            said_P = student_BL2[at].double().numpy()[group.positions[part], end]
+            marked = np.flatnonzero((group.labels[part] >= 0) & (group.labels[part] & (1 + end) > 0))
+            plain.append((said_P, teacher_P2[:, end], int(marked[0]) if len(marked) else -100))
+    return said_about(Student(), batch, source, False), heard_about(batch, source), plain
+
+
+def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    return logits / temperature - np.log(np.exp(logits / temperature).sum())
+
+
+def test_a_batch_has_rows_of_different_lengths_and_some_without_gold(judged: Any) -> None:
+    _, heard, plain = judged
+    assert len({len(said) for said, _, _ in plain}) > 1
+    assert [gold for _, _, gold in plain] == heard.labels_N.tolist()
+    assert {gold == -100 for _, _, gold in plain} == {True, False}
+
+
+def test_gold_is_the_cross_entropy_of_start_and_end_over_the_rows_positions(judged: Any) -> None:
+    said, heard, plain = judged
+    expected = np.mean([-log_softmax(logits)[gold] for logits, _, gold in plain if gold >= 0])
+    assert float(GoldLoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_kl_is_over_the_rows_positions(judged: Any, temperature: float) -> None:
+    said, heard, plain = judged
+    pairs = [(log_softmax(teacher, temperature), log_softmax(own, temperature)) for own, teacher, _ in plain]
+    expected = np.mean([(np.exp(p) * (p - q)).sum() for p, q in pairs]) * temperature**2
+    assert float(KLLoss(temperature=temperature).value(said, heard, None)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_reverse_and_jensen_shannon_know_no_padding(judged: Any) -> None:
+    said, heard, plain = judged
+    pairs = [(log_softmax(teacher), log_softmax(own)) for own, teacher, _ in plain]
+    reverse = np.mean([(np.exp(q) * (q - p)).sum() for p, q in pairs])
+    middle = [np.log((np.exp(p) + np.exp(q)) / 2) for p, q in pairs]
+    shannon = np.mean(
+        [
+            ((np.exp(p) * (p - m)).sum() + (np.exp(q) * (q - m)).sum()) / 2
+            for (p, q), m in zip(pairs, middle, strict=True)
+        ]
+    )
+    assert float(KLLoss(divergence="reverse").value(said, heard, None)) == pytest.approx(reverse, rel=1e-4)
+    assert float(KLLoss(divergence="js").value(said, heard, None)) == pytest.approx(shannon, rel=1e-4)
+
+
+def test_logits_mse_is_the_mean_over_rows_of_the_mean_over_their_positions(judged: Any) -> None:
+    said, heard, plain = judged
+    expected = np.mean([((own - teacher) ** 2).mean() for own, teacher, _ in plain])
+    assert float(LogitsMSELoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_teacher_label_is_the_teachers_best_position(judged: Any) -> None:
+    said, heard, plain = judged
+    expected = np.mean([-log_softmax(own)[teacher.argmax()] for own, teacher, _ in plain])
+    assert float(TeacherLabelLoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [GoldLoss(), KLLoss(), KLLoss(divergence="js"), LogitsMSELoss(), TeacherLabelLoss()])
+def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -> None:
+    _, heard, _ = judged
+    places_BM = torch.tensor([[True, True, True], [True, False, False]])
+    logits_N2 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    logits_SM: Tensor = over_positions(logits_N2, places_BM)
+    assert logits_SM.shape == (4, 3)
+    assert logits_SM.isinf().tolist() == [[False] * 3, [False] * 3, [False, True, True], [False, True, True]]
+    target = type(heard.targets)(over_positions(torch.randn(4, 2), places_BM))
+    loss.value(Said(logits_SM, ()), Heard(target, {}, torch.tensor([1, 2, 0, -100]), is_ragged=True), None).backward()
+    assert logits_N2.grad is not None
+    assert logits_N2.grad.isfinite().all()
+
+
+# --- files, dump, student, scores ----------------------------------------------------------------------------------
+
+
+def test_files_and_dump_give_the_same_rows_labels_and_positions(dump: Path, corpus: Path, teacher: Path) -> None:
+    tokenizer, task = AutoTokenizer.from_pretrained(teacher), task_named(TASK)
+    columns = ColumnNames().columns(task, labels_required=True)
+    files = TextSource(task, [str(corpus)], columns, tokenizer, WINDOWS["max_length"], stride=WINDOWS["stride"])
+
+    def rows(source: Any) -> dict[int, tuple[list[int], list[int], list[int]]]:
+        found = {}
+        for group in range(len(source.group_rows)):
+            loaded = source.load(group, [])
+            for at, row in enumerate(loaded.rows.tolist()):
+                ids = slice(loaded.token_offsets[at], loaded.token_offsets[at + 1])
+                part = slice(loaded.position_offsets[at], loaded.position_offsets[at + 1])
+                values = loaded.input_ids[ids], loaded.positions[part], loaded.labels[part]
+                found[row] = tuple(each.tolist() for each in values)
+        return found
+
+    assert rows(files) == rows(DumpSource(dump))
+    assert set(files.load(0, [OFFSETS]).columns) == {OFFSETS}
+    assert files.label_names == DumpSource(dump).label_names == ("start", "end")
+
+
+@pytest.mark.parametrize("student", [TINY, BILSTM], ids=["transformer", "bilstm"])
+def test_from_a_dump_to_scores(dump: Path, corpus: Path, tmp_path: Path, student: dict[str, Any]) -> None:
+    losses = [{"kind": kind} for kind in ("kl", "gold", "logits-mse", "teacher-label")]
+    losses.append({"kind": "hidden", "teacher_layer": 2, "student_layer": -1})  # type: ignore[dict-item]
+    held_out = {"data": [str(corpus)], "dump": dump, "stride": 8}
+
+    result = distill.run(recipe(tmp_path / "student", student, *losses, dump=dump, eval=held_out), resume=False)
+
+    assert result.report is not None
+    scores = result.report.metrics
+    assert list(scores)[:2] == ["f1", "exact_match"]
+    assert (result.report.questions, result.report.rows) == (20, sum(DumpSource(dump).group_rows))
+    assert 0 <= scores["exact_match"] <= scores["f1"] <= 1
+    assert result.report.agreement is not None
+    loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "student")
+    assert loaded(input_ids=torch.tensor([[5, 6, 7]])).start_logits.shape == (1, 3)
+    assert json.loads((tmp_path / "student" / "metrics.json").read_text())["task"] == TASK
+
+
+def test_a_student_that_is_the_teacher_agrees_with_its_dump(dump: Path, corpus: Path, teacher: Path) -> None:
+    report = evaluate(teacher, [str(corpus)], ScoredColumns(), dump, device="cpu", stride=8)
+    assert report.agreement == 1.0
+    assert report.divergence == pytest.approx(0.0, abs=1e-5)
+
+
+def test_answers_are_learnt_from_gold_labels_alone(write_corpus: Any, tmp_path: Path, teacher: Path) -> None:
+    """The answer is always the word "fox": EM goes to 1 only if labels, decoding and text agree with each other."""
+    texts = ["the quick brown fox jumps", "fox over a lazy dog", "seven wizards box some fox jugs", "a lazy fox"]
+    rows = [
+        {"question": "which fox", "context": text, "answer_texts": ["fox"], "answer_starts": [text.index("fox")]}
+        for text in texts
+    ]
+    rows.append({"question": "which fox", "context": "some jugs of liquor", "answer_texts": [], "answer_starts": []})
+    files = str(write_corpus(tmp_path / "fox.jsonl", rows))
+    result = distill.run(
+        recipe(
+            tmp_path / "student",
+            BILSTM | {"dropout": 0.0},
+            {"kind": "gold"},
+            data={"task": TASK, "train": [files], "tokenizer": str(teacher), "max_length": 16},
+            eval={"data": [files]},
+            training={"max_steps": 80, "batch_size": 5, "learning_rate": 3e-2},
+        ),
+        resume=False,
+    )
+    assert result.report is not None
+    assert result.report.metrics == pytest.approx(
+        {"f1": 1, "exact_match": 1, "f1_with_answer": 1, "f1_without_answer": 1}
+    )
+
+
+def test_an_answer_in_the_second_window_is_found(write_corpus: Any, tmp_path: Path, teacher: Path, dump: Path) -> None:
+    """Every window is scored, whatever the order of the batches."""
+    tokenizer, task = AutoTokenizer.from_pretrained(teacher), task_named(TASK)
+    text = "some jugs of liquor " * 6 + "fox"
+    row = {"question": "which fox", "context": text, "answer_texts": ["fox"], "answer_starts": [text.index("fox")]}
+    path = str(write_corpus(tmp_path / "a.jsonl", [row]))
+    source = TextSource(task, [path], ColumnNames().columns(task, True), tokenizer, 16, stride=4)
+    batches = list(in_order(source, [OFFSETS], 2, by_length=True))
+    labels = {
+        row: batch["labels"].reshape(-1, 2)[at].tolist()
+        for batch in batches
+        for at, row in enumerate(batch["rows"].tolist())
+    }
+    *others, last = [labels[number] for number in sorted(labels)]
+    assert all(each == [0, 0] for each in others)
+    assert last[0] == last[1] > 0
+
+
+def test_a_dump_without_answers_has_no_gold_to_learn(make_dump: Any, teacher: Path, rows: Any, tmp_path: Path) -> None:
+    bare = make_dump(TASK, teacher=teacher, data=rows, answers_column="none", **WINDOWS)
+    with pytest.raises(RecipeError, match="needs gold labels"):
+        distill.run(recipe(tmp_path / "student", TINY, {"kind": "gold"}, dump=bare), resume=False)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(name: str) -> Recipe:
+        return recipe(tmp_path / name, TINY, {"kind": "kl"}, dump=dump, training={"max_steps": 6, "save_steps": 3})
+
+    def weights(output: Path) -> dict[str, Tensor]:
+        return dict(AutoModelForQuestionAnswering.from_pretrained(output).state_dict())
+
+    whole = weights(distill.run(made("whole"), resume=False).output)
+    child = os.fork()
+    if child == 0:
+        calls, original = [0], DistillationTrainer.compute_loss
+
+        def deadly(*arguments: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(DistillationTrainer, "compute_loss", deadly)
+        try:
+            distill.run(made("killed"), resume=False)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoints" / "training" / "checkpoint-3" / "trainer_state.json").exists()
+
+    found = weights(distill.run(made("killed"), resume=True).output)
+
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
