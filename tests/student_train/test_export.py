@@ -21,7 +21,7 @@ from shared.errors import LecternError, UsageError
 from shared.text.tasks import TASKS
 from student_train import cli, export, runtimes
 from student_train.evaluate import evaluate
-from student_train.recipe import ColumnNames
+from student_train.recipe import ColumnNames, ScoredColumns
 from student_train.students import BiLSTMConfig, bilstm
 
 LABELS = ("negative", "neutral", "positive")
@@ -118,6 +118,33 @@ def test_a_row_in_a_padded_batch_gets_what_torch_says_of_it_alone(
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
     assert exported.difference < 1e-3
     assert ("token_type_ids" in exported.inputs) == (kind == "bert")
+
+
+@pytest.mark.parametrize("kind", ["bilstm-1", "bert"])
+@torch.no_grad()
+def test_starts_and_ends_of_answers_are_those_of_torch(
+    kind: str,
+    make_model: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    toy_rows: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    task = "question-answering"
+    rows = [{"asked": row["question"], "context": row["context"]} for row in toy_rows(task, 5)]
+    data = [str(write_corpus(tmp_path / "rows.jsonl", rows))]
+    folder = make_model(kind, task)
+    exported = write(folder, tmp_path / "model.onnx", data=data, question_column="asked")
+    assert exported.outputs == ("start_logits", "end_logits")
+    assert exported.batches == len(export.CHECKED_SHAPES) + 12
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    ids, mask = rows_of_unequal_length(100)
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    starts, ends = session(exported.path).run(exported.outputs, {name: feed[name] for name in exported.inputs})
+    for row, length in enumerate(LENGTHS):
+        alone = model(torch.from_numpy(ids[row : row + 1, :length]))
+        for found, logits in ((starts, alone.start_logits), (ends, alone.end_logits)):
+            np.testing.assert_allclose(found[row, :length], logits[0].numpy(), rtol=1e-4, atol=1e-4)
+    assert np.abs(starts - ends).max() > 0.1
 
 
 @torch.no_grad()
@@ -246,7 +273,7 @@ def held_out(
 def test_eval_times_the_exported_file_beside_torch(
     bilstm_folder: Path, held_out: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = evaluate(bilstm_folder, held_out, ColumnNames(), device="cpu")
+    report = evaluate(bilstm_folder, held_out, ScoredColumns(), device="cpu")
     plain = report.as_dict()
     assert set(plain["latency_ms"]) == set(plain["onnxruntime_latency_ms"]) == {"1", "32"}
     assert json.loads(json.dumps(plain)) == plain
@@ -254,14 +281,14 @@ def test_eval_times_the_exported_file_beside_torch(
     assert {"torch, batch 1, 1 thread", "onnxruntime, batch 32, 1 thread"} <= set(names)
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert evaluate(bilstm_folder, held_out, ColumnNames(), device="cpu").onnxruntime_latency_ms == {}
+    assert evaluate(bilstm_folder, held_out, ScoredColumns(), device="cpu").onnxruntime_latency_ms == {}
 
 
 def test_eval_refuses_a_file_of_other_weights(
     make_model: Callable[..., Path], bilstm_folder: Path, held_out: list[str]
 ) -> None:
     other = make_model("bilstm-1", "sequence-classification", seed=1)
-    assert evaluate(other, held_out, ColumnNames(), device="cpu").onnxruntime_latency_ms == {}
+    assert evaluate(other, held_out, ScoredColumns(), device="cpu").onnxruntime_latency_ms == {}
     (other / "model.onnx").write_bytes((bilstm_folder / "model.onnx").read_bytes())
     with pytest.raises(LecternError, match=r"model\.onnx: its logits differ .* export it again"):
-        evaluate(other, held_out, ColumnNames(), device="cpu")
+        evaluate(other, held_out, ScoredColumns(), device="cpu")
