@@ -189,7 +189,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             "metrics =",
             ["'loss.1.metrics'", "'cosine'", "kind, metric, student_layer, teacher_layer"],
         ),
-        (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "data, dump, label_column"]),
+        (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "data, dump, impossible_column, label_column"]),
         (
             FROM_DUMP,
             "epochs =",
