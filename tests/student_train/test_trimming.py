@@ -228,7 +228,7 @@ def test_the_saved_folder_predicts_from_plain_text_as_the_trained_student(
     assert report is not None
     assert report.agreement is not None
     assert report.parameters == reloaded.num_parameters()
-    evaluate.evaluate(tmp_path / "student", [str(rows)], evaluate.ColumnNames(), dump)
+    evaluate.evaluate(tmp_path / "student", [str(rows)], evaluate.ScoredColumns(), dump)
 
 
 def test_a_trimmed_folder_is_saved_again_and_loads_without_lectern(dump: Path, tmp_path: Path) -> None:
