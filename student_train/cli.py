@@ -170,12 +170,20 @@ def export_model(
     text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
     tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
+    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
 ) -> None:
     """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
     from student_train.export import export
     from student_train.recipe import ColumnNames
 
-    names = ColumnNames(text_column=text_column, pair_column=pair_column, tokens_column=tokens_column)
+    names = ColumnNames(
+        text_column=text_column,
+        pair_column=pair_column,
+        tokens_column=tokens_column,
+        question_column=question_column,
+        context_column=context_column,
+    )
     exported = export(student, out, task, data or [], names)
     typer.echo(f"{exported.path}: {exported.path.stat().st_size / 1e6:,.1f} MB of {format_}")
     typer.echo(

@@ -101,6 +101,11 @@ class Validation:
                 )
             return
         task = self.rows.task
+        if task.classes == "spans":
+            raise RecipeError(
+                f"the metric {self.metric!r} is not for {task.name}, whose own metrics need all windows of a question "
+                f"and the text of its context; the valid ones are {LOSS}, {AGREEMENT}."
+            )
         few = predictions_of(student.eval(), first_rows(self.rows, FEW_ROWS))
         known = () if task.metrics is None else tuple(task.metrics(few))
         if self.metric not in known:
@@ -163,5 +168,8 @@ def _as_one(parts: Sequence[Predictions]) -> Predictions:
     values: dict[str, Any] = {}
     for field in fields(Predictions):
         first, *others = (getattr(part, field.name) for part in parts)
-        values[field.name] = first if isinstance(first, tuple) else sum(others, first)
+        if isinstance(first, dict):
+            values[field.name] = {key: value for part in (first, *others) for key, value in part.items()}
+        else:
+            values[field.name] = first if isinstance(first, tuple) else sum(others, first)
     return Predictions(**values)

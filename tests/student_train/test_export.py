@@ -120,6 +120,33 @@ def test_a_row_in_a_padded_batch_gets_what_torch_says_of_it_alone(
     assert ("token_type_ids" in exported.inputs) == (kind == "bert")
 
 
+@pytest.mark.parametrize("kind", ["bilstm-1", "bert"])
+@torch.no_grad()
+def test_starts_and_ends_of_answers_are_those_of_torch(
+    kind: str,
+    make_model: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    toy_rows: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    task = "question-answering"
+    rows = [{"asked": row["question"], "context": row["context"]} for row in toy_rows(task, 5)]
+    data = [str(write_corpus(tmp_path / "rows.jsonl", rows))]
+    folder = make_model(kind, task)
+    exported = write(folder, tmp_path / "model.onnx", data=data, question_column="asked")
+    assert exported.outputs == ("start_logits", "end_logits")
+    assert exported.batches == len(export.CHECKED_SHAPES) + 12
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    ids, mask = rows_of_unequal_length(100)
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    starts, ends = session(exported.path).run(exported.outputs, {name: feed[name] for name in exported.inputs})
+    for row, length in enumerate(LENGTHS):
+        alone = model(torch.from_numpy(ids[row : row + 1, :length]))
+        for found, logits in ((starts, alone.start_logits), (ends, alone.end_logits)):
+            np.testing.assert_allclose(found[row, :length], logits[0].numpy(), rtol=1e-4, atol=1e-4)
+    assert np.abs(starts - ends).max() > 0.1
+
+
 @torch.no_grad()
 def test_token_types_are_read(make_model: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_model("bert", "sequence-classification")

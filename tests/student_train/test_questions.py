@@ -15,6 +15,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from shared.errors import RecipeError
 from shared.text.tasks import task_named
 from student_train import distill
+from student_train.curriculum import lessons_of
 from student_train.evaluate import evaluate
 from student_train.judged import Heard, Said
 from student_train.loader import collate, in_order
@@ -22,6 +23,8 @@ from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabe
 from student_train.recipe import ColumnNames, Recipe, ScoredColumns
 from student_train.sources import OFFSETS, DumpSource, TextSource
 from student_train.spans import over_positions
+from student_train.students import build_student
+from student_train.subsets import Split
 from student_train.trainer import DistillationTrainer, heard_about, said_about
 
 TASK = "question-answering"
@@ -244,6 +247,81 @@ def test_an_answer_in_the_second_window_is_found(write_corpus: Any, tmp_path: Pa
     *others, last = [labels[number] for number in sorted(labels)]
     assert all(each == [0, 0] for each in others)
     assert last[0] == last[1] > 0
+
+
+def test_scores_by_group_are_those_of_each_groups_questions_alone(
+    write_corpus: Any, tmp_path: Path, teacher: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Questions of several windows, which `evaluate` reads out of order."""
+    named = [row | {"of": ("a", "b", "b")[number % 3]} for number, row in enumerate(rows)]
+
+    def scored(path: str, members: list[dict[str, Any]], **names: str) -> Any:
+        data = [str(write_corpus(tmp_path / path, members))]
+        return evaluate(teacher, data, ScoredColumns(**names), device="cpu", max_length=24, stride=4)
+
+    groups = scored("all.jsonl", named, group_column="of").groups
+    assert groups is not None
+    for name in ("a", "b"):
+        alone = scored(f"{name}.jsonl", [row for row in named if row["of"] == name])
+        assert groups.metrics[name]["f1"] == pytest.approx(alone.metrics["f1"])
+        assert groups.rows[name] == alone.rows > alone.questions
+    assert groups.metrics["a"]["f1"] != pytest.approx(groups.metrics["b"]["f1"])
+
+
+def test_windows_that_are_held_out_score_a_stage_by_loss_and_agreement(dump: Path) -> None:
+    """Against a plain loop over the rows' own positions."""
+    source = DumpSource(dump)
+    torch.manual_seed(0)
+    made = recipe(
+        Path("out"),
+        TINY | {"dropout": 0.0},
+        dump=dump,
+        stage=[
+            {"name": "gold", "loss": [{"kind": "gold"}], "rows": "labelled"},
+            {"name": "kl", "loss": [{"kind": "kl"}], "metric": "agreement"},
+        ],
+        validation={"share": 0.5, "every_steps": 2},
+    )
+    student = build_student(
+        made.student,
+        auto_class="AutoModelForQuestionAnswering",
+        vocab_size=source.vocabulary,
+        tokenizer_size=len(source.tokenizer),
+        label_names=source.label_names,
+        pad_token_id=0,
+        max_length=source.max_length,
+    )
+    student.distillation_projections = torch.nn.ModuleDict()
+    found = [lesson.validation.score(student) for lesson in lessons_of(made, source, student) if lesson.validation]
+    student.eval()
+    nats, agreed = [], []
+    for batch in in_order(Split(source, 0.5, 0).held_out("all"), ["distribution.logits"], 1):
+        with torch.no_grad():
+            output = student(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+        at = batch["positions"]
+        teacher = batch["columns"]["distribution.logits"].double().reshape(-1, 2)
+        for end, logits in enumerate((output.start_logits, output.end_logits)):
+            own, gold = logits[0, at].double(), int(batch["labels"][end])
+            nats += [float(-own.log_softmax(0)[gold])] if gold >= 0 else []
+            agreed.append(float(own.argmax() == teacher[:, end].argmax()))
+    assert 0 < len(nats) < len(agreed)
+    assert found == [pytest.approx(np.mean(nats), rel=1e-4), pytest.approx(np.mean(agreed))]
+
+
+def test_stages_see_the_windows_whose_answers_are_known(dump: Path, tmp_path: Path) -> None:
+    stages = [
+        {"name": "kl", "loss": [{"kind": "kl"}]},
+        {"name": "gold", "loss": [{"kind": "gold"}], "rows": "labelled", "unfreeze": "gradual"},
+    ]
+    validation = {"share": 0.3, "every_steps": 2}
+    result = distill.run(recipe(tmp_path / "a", BILSTM, dump=dump, stage=stages, validation=validation), resume=False)
+    assert result.steps == 3 * len(json.loads((tmp_path / "a" / "stages.json").read_text())) >= 9
+
+
+def test_f1_of_windows_that_are_held_out_is_refused(dump: Path, tmp_path: Path) -> None:
+    made = recipe(tmp_path / "a", TINY, {"kind": "kl"}, dump=dump, validation={"share": 0.5, "metric": "f1"})
+    with pytest.raises(RecipeError, match=r"the metric 'f1' is not for question-answering.* valid ones are loss, agre"):
+        distill.run(made, resume=False)
 
 
 def test_a_dump_without_answers_has_no_gold_to_learn(make_dump: Any, teacher: Path, rows: Any, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_rows_that_are_selected_keep_their_signals(dump: Path) -> None:
     assert (sizes.tokens >= sizes.rows).all()
 
 
-@pytest.mark.parametrize("task", ["token-classification", "causal-lm", "masked-lm", TASK])
+@pytest.mark.parametrize("task", ["token-classification", "question-answering", "causal-lm", "masked-lm", TASK])
 def test_a_dump_tells_labelled_rows_from_its_smallest_columns(task: str, make_dump: Callable[..., Path]) -> None:
     source = DumpSource(make_dump(task))
     for group in range(len(source.group_rows)):
