@@ -237,13 +237,7 @@ def test_a_language_model_has_no_scores_by_group(
     models: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = write_corpus(tmp_path / "data.jsonl", [{"text": "a fox", "lang": "en"}])
-<<<<<<< HEAD
-    with pytest.raises(
-        UsageError, match=r"the group column 'lang' is for tasks that are scored row by row \(sequence-cl"
-    ):
-=======
     with pytest.raises(UsageError, match=r"'lang' is for tasks that are scored row by row \(sequence-classification"):
->>>>>>> h-qamerge
         scored(models["causal-lm"], data)
 
 
