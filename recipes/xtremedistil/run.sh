@@ -55,7 +55,6 @@ trec() {
 ner() {
     python "$here/split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
     teacher ner
-    distill eval out/ner/teacher --data out/ner/data/test.parquet --group-column lang --json out/ner/teacher/metrics.json
     dump_all ner token-classification 128 --hidden-codec int8 --out out/ner/dump
     distill sweep "$here/sweep-ner.toml"
 }
@@ -64,8 +63,6 @@ squad() {
     mkdir -p out/squad/data
     cp "$data/squad/train.parquet" "$data/squad/dev.parquet" out/squad/data/
     teacher squad
-    distill eval out/squad/teacher --data out/squad/data/dev.parquet --max-length 256 --stride 64 \
-        --json out/squad/teacher/metrics.json
     dump --teacher out/squad/teacher --task question-answering --max-length 256 --stride 64 --embeddings --hidden last \
         --hidden-codec int8 --data out/squad/data/train.parquet --out out/squad/dump
     distill sweep "$here/sweep-squad.toml"
