@@ -2,12 +2,13 @@
 
     python recipes/results.py [--out out]
 
-A student's seeds are the folders that differ in their last number only. Scores are means over them, with the standard
-deviation where there are several; latencies are medians.
+A student's seeds are the folders that differ in their last number only ("soft-1", or a sweep's "soft_seed=1"). Scores
+are means over them, with the standard deviation where there are several; latencies are medians.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -46,9 +47,29 @@ def percent(key: str) -> Callable[[Metrics], float | None]:
     return lambda run: None if run[key] is None else 100 * run[key]
 
 
+def score(name: str) -> tuple[Column, Column]:
+    """Columns of a metric in per cent, as a mean and by seed."""
+
+    def read(run: Metrics) -> float:
+        return 100 * float(run["metrics"][name])
+
+    return (f"{name.replace('_', ' ')}, %", spread(read, 1)), ("each seed", seeds(read, 1))
+
+
 PARAMETERS: Column = ("parameters", lambda runs: f"{runs[0]['parameters']:,}")
 DIVERGENCE: Column = ("KL to the teacher, nats", spread(lambda run: run["divergence"], 3))
+CLASSIFICATION = (*score("accuracy"), PARAMETERS)
+MEAN_F1: Column = ("mean F1 over languages, %", spread(lambda run: 100 * run["groups"]["mean"]["f1"], 1))
 TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "agnews": ("AG News, 500 labels a class, test (7,600 articles)", CLASSIFICATION),
+    "agnews-parts": ("AG News: the staged student without one of its parts", CLASSIFICATION),
+    "sst2-10": ("SST-2 with a tenth of its labels, test (1,821 sentences)", CLASSIFICATION),
+    "trec": ("TREC with a tenth of its labels, test (500 questions)", CLASSIFICATION),
+    "ner": (
+        "Named entities in 27 languages, test (26,029 sentences)",
+        (MEAN_F1, *score("f1"), PARAMETERS),
+    ),
+    "squad": ("SQuAD, dev (1,190 questions)", (*score("f1"), *score("exact_match"), PARAMETERS)),
     "sst2": (
         "SST-2, dev (872 sentences)",
         (
@@ -76,13 +97,36 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 
 
 def read_runs(folder: Path) -> dict[str, list[Metrics]]:
-    """Name without the seed -> the metrics of each seed; the teacher first."""
+    """Name without the seed -> the metrics of each seed; the teacher first. Students are in the folder, or in its
+    sweep's."""
     runs: dict[str, list[Metrics]] = {}
-    for path in sorted(folder.glob("*/metrics.json"), key=lambda path: (path.parent.name != "teacher", path)):
-        name = path.parent.name
-        stem, _, seed = name.rpartition("-")
-        runs.setdefault(stem if seed.isdigit() else name, []).append(json.loads(path.read_text(encoding="utf-8")))
+    paths = [folder / "teacher/metrics.json", *sorted(folder.glob("*/metrics.json"))]
+    paths += sorted(folder.glob("students/runs/*/metrics.json"))
+    for path in dict.fromkeys(path for path in paths if path.is_file()):
+        name = re.sub(r"(-|_seed=)\d+$", "", path.parent.name)
+        runs.setdefault(name, []).append(json.loads(path.read_text(encoding="utf-8")))
     return runs
+
+
+def by_group(runs: dict[str, list[Metrics]]) -> list[str]:
+    """Lines of a Markdown table of each group's main metric, in per cent, if runs are scored by groups."""
+    scored = {name: found for name, found in runs.items() if all(run.get("groups") for run in found)}
+    if not scored:
+        return []
+    groups = next(iter(scored.values()))[0]["groups"]
+    main = next(iter(groups["mean"]))
+    lines = [f"| {groups['column']} | " + " | ".join(scored) + " |", "|---" * (len(scored) + 1) + "|"]
+    for group in [*groups["metrics"], "mean"]:
+        cells = []
+        for found in scored.values():
+
+            def read(run: Metrics, group: str = group) -> float:
+                scores = run["groups"]["mean"] if group == "mean" else run["groups"]["metrics"][group]
+                return 100 * float(scores[main])
+
+            cells.append(spread(read, 1)(found))
+        lines.append(f"| {group} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def table(runs: dict[str, list[Metrics]], columns: tuple[Column, ...]) -> list[str]:
@@ -99,11 +143,13 @@ def main() -> int:
     args = parser.parse_args()
     found = {name: runs for name in TABLES if (runs := read_runs(args.out / name))}
     if not found:
-        print(f"results: nothing is finished in {args.out}; start with recipes/sst2/run.sh", file=sys.stderr)
+        print(f"results: nothing is finished in {args.out}; start with a run.sh of a recipe", file=sys.stderr)
         return 1
     for name, runs in found.items():
         title, columns = TABLES[name]
         print(f"### {title}\n\n" + "\n".join(table(runs, columns)) + "\n")
+        if groups := by_group(runs):
+            print("\n".join(groups) + "\n")
     return 0
 
 
