@@ -27,6 +27,7 @@ class Numbers:
     """A source whose rows are sequences of one number, from 1 on, that no other row has."""
 
     vector_columns: set[str] = set()  # noqa: RUF012
+    recorded = "listed"
 
     class tokenizer:
         pad_token_id = 0
