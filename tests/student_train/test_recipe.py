@@ -194,16 +194,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             "metrics =",
             ["'loss.1.metrics'", "'cosine'", "at, kind, last, metric, student_layer, teacher_layer"],
         ),
-<<<<<<< HEAD
-        (
-            FROM_DUMP,
-            "data = [",
-            "file = [",
-            ["'eval.file'", "data, dump, group_column, impossible_column, label_column"],
-        ),
-=======
         (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "group_column, impossible_column, label_column"]),
->>>>>>> h-qamerge
         (
             FROM_DUMP,
             "epochs =",
