@@ -98,7 +98,7 @@ def main() -> None:
     keep_freed_memory()  # as `distill` does
     reader.WORK = WORK  # where its drawn dumps go
     shutil.rmtree(WORK, ignore_errors=True)
-    codec = Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=SMALL)
+    codec = Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=SMALL, in_planes=True)
     stream = iter(Drawn(codec, "small", 1, np.random.default_rng(0)).batches(0))
     case = Case(codec)
     teacher, student = case.operations(next(stream))
