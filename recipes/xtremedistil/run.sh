@@ -31,21 +31,21 @@ dump_all() {
 }
 
 agnews() {
-    python "$here/split.py" --data "$data/agnews" --out out/agnews/data --by label --each 500
+    python "$here/../split.py" --data "$data/agnews" --out out/agnews/data --by label --each 500
     teacher agnews
     dump_all agnews sequence-classification 128 --hidden-codec int8 --out out/agnews/dump
     distill sweep "$here/sweep-agnews.toml"
 }
 
 sst2() {
-    python "$here/split.py" --data "$data/sst2" --out out/sst2-10/data --share 0.1
+    python "$here/../split.py" --data "$data/sst2" --out out/sst2-10/data --share 0.1
     teacher sst2
     dump_all sst2-10 sequence-classification 64 --hidden-codec int8 --out out/sst2-10/dump
     distill sweep "$here/sweep-sst2.toml"
 }
 
 trec() {
-    python "$here/split.py" --data "$data/trec" --out out/trec/data --share 0.1
+    python "$here/../split.py" --data "$data/trec" --out out/trec/data --share 0.1
     teacher trec
     dump_all trec sequence-classification 64 --hidden-codec int8 --out out/trec/dump
     distill sweep "$here/sweep-trec.toml"
@@ -53,7 +53,7 @@ trec() {
 
 # Chinese is left out: the teacher's vocabulary does not cover its script.
 ner() {
-    python "$here/split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
+    python "$here/../split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
     teacher ner
     dump_all ner token-classification 128 --hidden-codec int8 --out out/ner/dump
     distill sweep "$here/sweep-ner.toml"

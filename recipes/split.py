@@ -1,8 +1,8 @@
 """Split a task's data for distillation: a few labelled rows, the rest as unlabelled transfer rows, dev and test.
 
-    python recipes/xtremedistil/split.py --data DIR --out out/agnews/data --by label --each 500
-    python recipes/xtremedistil/split.py --data DIR --out out/sst2/data --share 0.1
-    python recipes/xtremedistil/split.py --data DIR --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
+    python recipes/split.py --data DIR --out out/agnews/data --by label --each 500
+    python recipes/split.py --data DIR --out out/sst2/data --share 0.1
+    python recipes/split.py --data DIR --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
 
 DIR holds train, dev and test .parquet. The columns `label` or `tags` are gold labels, and transfer rows lose them; all
 others are kept.
