@@ -63,7 +63,8 @@ class Spent:
     def on(self, *command: str) -> None:
         """Add those of a command."""
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+        with (WORK / "log.txt").open("ab") as log:
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.wall += time.perf_counter() - start
         self.cpu += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
