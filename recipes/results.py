@@ -97,15 +97,23 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 
 
 def read_runs(folder: Path) -> dict[str, list[Metrics]]:
-    """Name without the seed -> the metrics of each seed; the teacher first. Students are in the folder, or in its
-    sweep's."""
+    """Name without the seed -> the metrics of each seed; the teacher first. Students are in the folder, by name, or in
+    its sweep's, by score."""
+    runs = _by_name([folder / "teacher/metrics.json", *sorted(folder.glob("*/metrics.json"))])
+    swept = _by_name(sorted(folder.glob("students/runs/*/metrics.json")))
+    return runs | dict(sorted(swept.items(), key=lambda item: statistics.mean(map(_main_score, item[1]))))
+
+
+def _by_name(paths: list[Path]) -> dict[str, list[Metrics]]:
     runs: dict[str, list[Metrics]] = {}
-    paths = [folder / "teacher/metrics.json", *sorted(folder.glob("*/metrics.json"))]
-    paths += sorted(folder.glob("students/runs/*/metrics.json"))
     for path in dict.fromkeys(path for path in paths if path.is_file()):
         name = re.sub(r"(-|_seed=)\d+$", "", path.parent.name)
         runs.setdefault(name, []).append(json.loads(path.read_text(encoding="utf-8")))
     return runs
+
+
+def _main_score(run: Metrics) -> float:
+    return float(next(iter(run["metrics"].values())))
 
 
 def by_group(runs: dict[str, list[Metrics]]) -> list[str]:

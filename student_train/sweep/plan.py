@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
+from student_train.objective import GoldLoss
 from student_train.recipe import Recipe, read_recipe
 from student_train.sweep.names import name_of, override
 
@@ -101,8 +102,9 @@ class Run:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether it learns from a dump, and not from labels alone."""
-        return self.recipe.dump is not None
+        """Whether any loss asks what the teacher said; gold labels may come with a dump, too."""
+        losses = (*self.recipe.loss, *(spec for stage in self.recipe.stage for spec in stage.loss))
+        return any(not isinstance(spec, GoldLoss) for spec in losses)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,23 @@ def test_seeds_alone_and_one_variant_alone_are_sweeps() -> None:
     assert (only.name, only.group) == ("labels", "labels")
 
 
+def test_gold_labels_alone_are_no_teacher_wherever_they_come_from() -> None:
+    made = sweep(
+        """
+        [[variant]]
+        name = "gold"
+        set = { loss = [{ kind = "gold" }] }
+        [[variant]]
+        name = "gold-stage"
+        set = { loss = [], stage = [{ name = "only", loss = [{ kind = "gold" }] }] }
+        [[variant]]
+        name = "both"
+        set = { loss = [{ kind = "gold" }, { kind = "kl" }] }
+        """
+    )
+    assert [run.has_teacher for run in made.runs] == [False, False, True]
+
+
 def test_what_a_sweep_sets_holds_for_all_runs_and_what_a_variant_sets_goes_before_it() -> None:
     made = sweep(
         """
