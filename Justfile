@@ -64,3 +64,7 @@ bench-train: setup
     python benchmarks/online.py
     python benchmarks/two_ranks.py
     python benchmarks/fused_kl.py
+
+# One dump and ten students against ten students with the teacher alongside: `just bench-students TEACHER FILE...`.
+bench-students teacher +data: setup
+    python benchmarks/ten_students.py --teacher {{ teacher }} --data {{ replace(data, " ", " --data ") }}
