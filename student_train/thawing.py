@@ -69,7 +69,7 @@ def thawed(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bo
 
 def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable]:
     """The head alone, then with one group more at a time until everything: XtremeDistil's schedule (Mukherjee &
-    Awadallah 2020, arXiv 2004.05686, section 4, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would thaw
+    Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would thaw
     nothing new are left out."""
     below = len(groups_of(student)) - 1
     found: list[Trainable] = []
