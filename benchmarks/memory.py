@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from report import Figure, write_figures
+from tiny_teacher import make_teacher
 
 QUICK = os.environ.get("QUICK") == "1"
 SMALL, LARGE = (2_000, 20_000) if QUICK else (10_000, 100_000)
@@ -26,7 +27,7 @@ def main() -> None:
     """Make a tiny teacher and two corpora, measure, print, write."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
-    make_teacher(WORK / "teacher")
+    make_teacher(WORK / "teacher", words=WORDS, layers=2, longest=64)
     for rows in (SMALL, LARGE):
         make_corpus(WORK / f"{rows}.jsonl", rows)
         (WORK / f"{rows}.toml").write_text(RECIPE.format(dump=WORK / f"dump-{rows}", output=WORK / f"student-{rows}"))
@@ -79,30 +80,6 @@ def make_corpus(path: Path, rows: int) -> None:
         for _ in range(rows):
             text = " ".join(f"w{draw.randrange(WORDS)}" for _ in range(draw.randint(4, 20)))
             file.write(json.dumps({"text": text, "label": draw.randrange(4)}) + "\n")
-
-
-def make_teacher(path: Path) -> None:
-    """A tiny classifier with random weights and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *(f"w{i}" for i in range(WORDS))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=64,
-        num_labels=4,
-        pad_token_id=0,
-    )
-    BertForSequenceClassification(config).save_pretrained(path)
 
 
 if __name__ == "__main__":

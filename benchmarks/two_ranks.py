@@ -24,6 +24,7 @@ from typing import Any
 
 from memory import dump_command
 from report import Figure, write_figures
+from tiny_teacher import make_teacher
 
 QUICK = os.environ.get("QUICK") == "1"
 WORK = Path(__file__).parent / "out" / "two_ranks"
@@ -40,7 +41,7 @@ def main() -> None:
     """Make a dump, train with one and with two in turn, compare."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
-    make_teacher(WORK / "teacher")
+    make_teacher(WORK / "teacher", words=WORDS, layers=1, longest=256)
     make_corpus(WORK / "rows.jsonl")
     command = dump_command(WORK / "teacher", WORK / "rows.jsonl", WORK / "dump")
     subprocess.run([*command, "--max-length", "256"], check=True, capture_output=True)
@@ -154,30 +155,6 @@ def make_corpus(path: Path) -> None:
         for _ in range(ROWS):
             text = " ".join(f"w{word}" for word in draw.choices(words, weights, k=draw.randint(50, 150)))
             file.write(json.dumps({"text": text, "label": draw.randrange(4)}) + "\n")
-
-
-def make_teacher(path: Path) -> None:
-    """A tiny classifier with random weights and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *(f"w{i}" for i in range(WORDS))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=256,
-        num_labels=4,
-        pad_token_id=0,
-    )
-    BertForSequenceClassification(config).save_pretrained(path)
 
 
 if __name__ == "__main__":
