@@ -71,10 +71,12 @@ class Source(ABC):
         )
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(numbers of a row group's rows [R], whether each has a gold label anywhere [R])."""
+        """(numbers of a row group's rows [R], whether each has a gold label anywhere [R]). Of windows of a question's
+        context the numbers are those of their questions."""
         loaded = self.load(group, [])
         labelled = np.concatenate([[0], np.cumsum(loaded.labels != MISSING)])
-        return loaded.rows, np.diff(labelled[loaded.position_offsets]) > 0
+        numbers = loaded.rows if loaded.questions is None else loaded.questions
+        return numbers, np.diff(labelled[loaded.position_offsets]) > 0
 
     def columns_of(self, signals: Collection[str]) -> list[str]:
         """The columns of the signals named, those of vectors first."""

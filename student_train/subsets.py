@@ -54,7 +54,8 @@ class Split:
     """A source's rows by two questions: is the row held out, and has it a gold label?
 
     Args:
-        share: of the rows that are held out, drawn by `seed` and the row's number alone; 0 for none.
+        share: of the rows that are held out, drawn by `seed` and the row's number alone; 0 for none. Windows of one
+            question's context are held out together.
     """
 
     def __init__(self, source: Source, share: float, seed: int) -> None:

@@ -29,7 +29,7 @@ from student_train.sources import Source
 from student_train.spans import PLACES, over_positions, span_logits, targets_over_positions
 from student_train.stages import Stage
 from student_train.total import total_loss
-from student_train.training_log import LOSS_PREFIX, Account, look
+from student_train.training_log import LOSS_PREFIX, SCORE_PREFIX, Account, look
 from student_train.vectors import TeacherVectors
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class DistillationTrainer(Trainer):
         validation: "Validation | None" = None,
     ) -> None:
         self.stage, self.source, self.validation = stage, source, validation
+        self._at_start = _trainable_weights(student) if validation else {}
         student.add_module(PROJECTIONS, make_projections(stage.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._account, self._logged_step = Account(), first_step
@@ -141,17 +142,21 @@ class DistillationTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The score on the held-out rows: a better one is worth a checkpoint, too many others end the stage."""
         assert self.validation is not None
-        start = time.monotonic()
-        score = self.validation.score(self.model)
-        self._account.leave_out(time.monotonic() - start)
+        score = self._score(self.validation)
         if self.validation.is_better(score, self.state.best_metric):
             self.control.should_save = True
         elif self._has_waited_enough(self.state):
             self.control.should_training_stop = True
-        metrics = {f"eval_{self.validation.metric}": score}
-        self.log(dict(metrics))
+        metrics = {f"{SCORE_PREFIX}{self.validation.metric}": score}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _score(self, validation: "Validation") -> float:
+        start = time.monotonic()
+        score = validation.score(self.model)
+        self._account.leave_out(time.monotonic() - start)
+        self.log({f"{SCORE_PREFIX}{validation.metric}": score})
+        return score
 
     def _has_waited_enough(self, state: TrainerState) -> bool:
         if self.validation is None or self.validation.patience is None:
@@ -159,10 +164,13 @@ class DistillationTrainer(Trainer):
         return state.global_step - (state.best_global_step or 0) >= self.validation.patience * self.args.eval_steps
 
     def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
-        """The folder of a run may have moved since its state was written."""
+        """A stage's first weights have a score, too: one that only makes them worse leaves them as they were."""
         counts: tuple[int, int] = super()._init_training_state(*arguments)
         if self.state.best_global_step:
+            # The folder of a run may have moved since its state was written.
             self.state.best_model_checkpoint = self._best_checkpoint()
+        elif self.validation is not None and self.state.best_global_step is None:
+            self.state.best_metric, self.state.best_global_step = self._score(self.validation), 0
         return counts
 
     def _best_checkpoint(self) -> str:
@@ -182,12 +190,20 @@ class DistillationTrainer(Trainer):
             self.train(resume_from_checkpoint=checkpoint)
         if self.state.best_global_step:
             self._load_from_checkpoint(self._best_checkpoint())
+        elif self.validation is not None:
+            self.model.load_state_dict(self._at_start, strict=False)
 
     def release(self) -> PreTrainedModel:
         """The student without what the training has put into and around it."""
         student: PreTrainedModel = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
         delattr(student, PROJECTIONS)
         return student
+
+
+def _trainable_weights(student: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: value.detach().to("cpu", copy=True) for name, value in student.named_parameters() if value.requires_grad
+    }
 
 
 def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], Tensor]) -> Tensor:

@@ -100,16 +100,18 @@ class GroupReader:
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(row numbers [R], whether each has a gold label [R]) of row group `group`, from its smallest columns alone.
+        Of windows of a question's context the numbers are those of their questions.
 
         Raises:
             DumpError: for damage, naming the file and the row group within it.
         """
         shard, within = self._groups[group]
         kind = self._manifest.gold
+        number = "question" if self._manifest.recorded == "spans" else "row"
         names = {"row": ["label"], "listed": ["labels"], "spans": ["labels"]}.get(kind, [])
         try:
-            table = self._file(shard).read_row_group(within, columns=["row", *names], use_threads=False)
-            rows = table["row"].to_numpy()
+            table = self._file(shard).read_row_group(within, columns=[number, *names], use_threads=False)
+            rows = table[number].to_numpy()
             if not names:
                 # The text itself is what a language model learns from.
                 return rows, np.full(len(rows), kind != "none")

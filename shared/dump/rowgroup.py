@@ -107,8 +107,8 @@ class RowGroup:
         labels: int32 [P], gold labels, -100 where missing.
         columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1),
             `Lists` of P or T where positions differ.
-        questions: int64 [R], where rows are windows of a question's context: the question's row in the files. Written
-            for people, and not read again.
+        questions: int64 [R], where rows are windows of a question's context: the question's row in the files. A row
+            group that is read again is without them.
     """
 
     rows: NDArray[np.int64]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
+from shared.dump.dump import Dump
 from shared.errors import RecipeError
 from shared.text.tasks import task_named
 from student_train import distill
@@ -21,7 +22,7 @@ from student_train.judged import Heard, Said
 from student_train.loader import collate, in_order
 from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.recipe import ColumnNames, Recipe, ScoredColumns
-from student_train.sources import OFFSETS, DumpSource, TextSource
+from student_train.sources import OFFSETS, DumpSource, Source, TextSource
 from student_train.spans import over_positions
 from student_train.students import build_student
 from student_train.subsets import Split
@@ -176,6 +177,7 @@ def test_files_and_dump_give_the_same_rows_labels_and_positions(dump: Path, corp
         return found
 
     assert rows(files) == rows(DumpSource(dump))
+    assert whose(files) == whose(DumpSource(dump))
     assert set(files.load(0, [OFFSETS]).columns) == {OFFSETS}
     assert files.label_names == DumpSource(dump).label_names == ("start", "end")
 
@@ -266,6 +268,31 @@ def test_scores_by_group_are_those_of_each_groups_questions_alone(
         assert groups.metrics[name]["f1"] == pytest.approx(alone.metrics["f1"])
         assert groups.rows[name] == alone.rows > alone.questions
     assert groups.metrics["a"]["f1"] != pytest.approx(groups.metrics["b"]["f1"])
+
+
+def whose(source: Source) -> dict[int, tuple[int, bool]]:
+    """Row -> (its question, whether it has a gold answer), as the source says."""
+    found: dict[int, tuple[int, bool]] = {}
+    for group in range(len(source.group_rows)):
+        questions, is_labelled = (each.tolist() for each in source.gold(group))
+        rows = source.load(group, []).rows.tolist()
+        found |= dict(zip(rows, zip(questions, is_labelled, strict=True), strict=True))
+    return found
+
+
+def test_all_windows_of_a_question_are_held_out_or_none(dump: Path) -> None:
+    source = DumpSource(dump)
+    split, question_of = Split(source, 0.5, seed=1), whose(source)
+    groups = Dump(dump).scan().select("row", "question").collect()
+    assert {row: question for row, (question, _) in question_of.items()} == dict(groups.iter_rows())
+    assert len(question_of) > len(set(groups["question"]))
+    sides = [
+        {question_of[row][0] for at in range(len(part.group_rows)) for row in part.load(at, []).rows.tolist()}
+        for part in (split.to_train("all"), split.held_out("all"))
+    ]
+    assert all(sides)
+    assert sides[0].isdisjoint(sides[1])
+    assert sides[0] | sides[1] == set(groups["question"])
 
 
 def test_windows_that_are_held_out_score_a_stage_by_loss_and_agreement(dump: Path) -> None:

@@ -231,7 +231,7 @@ def test_rows_that_are_selected_keep_their_signals(dump: Path) -> None:
     assert (sizes.tokens >= sizes.rows).all()
 
 
-@pytest.mark.parametrize("task", ["token-classification", "question-answering", "causal-lm", "masked-lm", TASK])
+@pytest.mark.parametrize("task", ["token-classification", "causal-lm", "masked-lm", TASK])
 def test_a_dump_tells_labelled_rows_from_its_smallest_columns(task: str, make_dump: Callable[..., Path]) -> None:
     source = DumpSource(make_dump(task))
     for group in range(len(source.group_rows)):
@@ -331,30 +331,63 @@ def scored(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[st
 
 
 @pytest.mark.parametrize(
-    ("metric", "scores", "best"), [("loss", [3.0, 1.0, 2.0, 1.0], 1), ("accuracy", [0.2, 0.3, 0.9, 0.9], 2)]
+    ("metric", "scores", "best"),
+    [
+        ("loss", [9.0, 3.0, 1.0, 2.0, 1.0], 2),
+        ("accuracy", [0.1, 0.2, 0.3, 0.9, 0.9], 3),
+        ("accuracy", [0.8, 0.7, 0.8, 0.8, 0.6], 0),  # no step has made the student better than it was before
+    ],
 )
 def test_the_best_weights_go_to_the_next_stage(
     metric: str, scores: list[float], best: int, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = scored(monkeypatch, [*scores, 1.0])
+    seen = scored(monkeypatch, [*scores, 1.0, 1.0])
     frozen = {**GOLD, "max_steps": 1, "trainable": "head", "learning_rate": 1e-12, "weight_decay": 0.0}
     stage = {**LOGITS, "max_steps": 7}
     made = recipe(tmp_path / "a", dump, stage, frozen, validation={**VALIDATION, "metric": metric})
     distill.run(made, resume=False)
-    assert len(seen) == 5  # steps 2, 4, 6, 7, and that of the second stage
+    assert len(seen) == 7  # before the first step, steps 2, 4, 6, 7, and two of the second stage
     after = weights(made.output)
     for name, value in after.items():
         assert torch.allclose(value, seen[best][name], atol=1e-6), name
-    assert any(not torch.allclose(value, seen[3][name], atol=1e-6) for name, value in after.items())
+    assert any(not torch.allclose(value, seen[4][name], atol=1e-6) for name, value in after.items())
     told = results(made)[0]
-    assert (told["metric"], told["best_score"], told["best_step"]) == (metric, scores[best], 2 * (best + 1))
+    assert (told["metric"], told["best_score"], told["best_step"]) == (metric, scores[best], 2 * best)
+
+
+def test_a_killed_stage_that_only_harms_ends_with_the_weights_it_began_with(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = scored(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    made = recipe(tmp_path / "a", dump, {**LOGITS, "max_steps": 7}, training={"save_steps": 3}, validation=VALIDATION)
+    monkeypatch.setattr(DistillationTrainer, "_score", _killed_at(4, DistillationTrainer._score))
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(made, resume=False)
+    assert list(made.output.glob("checkpoints/logits/checkpoint-*"))
+    distill.run(made, resume=True)
+    after = weights(made.output)
+    assert all(torch.equal(value, seen[0][name]) for name, value in after.items())
+    assert [(stage["best_score"], stage["best_step"]) for stage in results(made)] == [(1.0, 0)]
+
+
+def _killed_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    calls = [0]
+
+    def deadly(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    return deadly
 
 
 def test_a_stage_ends_when_patience_does(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scored(monkeypatch, [3.0, 2.0, 2.5, 2.0, 9.0])
-    made = recipe(tmp_path / "a", dump, {**LOGITS, "max_steps": 50}, validation={**VALIDATION, "patience": 2})
+    scored(monkeypatch, [4.0, 3.0, 2.0, 2.5, 2.0, 1.0, 2.0, 1.0])
+    section = {**VALIDATION, "patience": 2}
+    made = recipe(tmp_path / "a", dump, {**LOGITS, "max_steps": 50}, {**GOLD, "max_steps": 50}, validation=section)
     distill.run(made, resume=False)
-    assert [(stage["steps"], stage["best_step"]) for stage in results(made)] == [(8, 4)]
+    assert [(stage["steps"], stage["best_step"]) for stage in results(made)] == [(8, 4), (4, 0)]
 
 
 # ---------------------------------------------------------------- killed runs
