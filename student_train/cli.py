@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shared.cli import EPILOG, run
+from shared.options import ContextColumn, ImpossibleColumn, PairColumn, QuestionColumn, TextColumn, TokensColumn
 
 if TYPE_CHECKING:
     from shared.text.groups import GroupScores
@@ -60,13 +61,13 @@ def evaluate_model(
     task: Annotated[
         str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
     messages_column: Annotated[
         str | None, typer.Option(help="Column of chats in place of texts (causal-lm).", show_default=False)
     ] = None,
     label_column: Annotated[str, typer.Option(help="Column of gold labels.")] = "label",
-    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+    tokens_column: TokensColumn = "tokens",
     tags_column: Annotated[str, typer.Option(help="Column of tag lists, one tag a word.")] = "tags",
     group_column: Annotated[
         str | None,
@@ -75,13 +76,11 @@ def evaluate_model(
             show_default=False,
         ),
     ] = None,
-    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
-    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
+    question_column: QuestionColumn = "question",
+    context_column: ContextColumn = "context",
     answers_column: Annotated[str, typer.Option(help="Column of lists of gold answers.")] = "answer_texts",
     starts_column: Annotated[str, typer.Option(help="Column of lists: where each answer begins.")] = "answer_starts",
-    impossible_column: Annotated[
-        str, typer.Option(help="Column that is true for questions without an answer, where there is one.")
-    ] = "is_impossible",
+    impossible_column: ImpossibleColumn = "is_impossible",
     stride: Annotated[
         int, typer.Option(min=0, help="Tokens by which the windows of a long context overlap (question-answering).")
     ] = 128,
@@ -167,11 +166,11 @@ def export_model(
     task: Annotated[
         str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
-    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
-    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
-    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    tokens_column: TokensColumn = "tokens",
+    question_column: QuestionColumn = "question",
+    context_column: ContextColumn = "context",
 ) -> None:
     """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
     from student_train.export import export

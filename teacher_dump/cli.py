@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shared.cli import EPILOG, run
+from shared.options import ContextColumn, ImpossibleColumn, PairColumn, QuestionColumn, TextColumn, TokensColumn
 from shared.progress import human_bytes, human_seconds
 from shared.text.tokenized import DEFAULT_STRIDE
 from teacher_dump.request import MOST_TOP_P_IDS, Request
@@ -39,8 +40,8 @@ def dump(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The dump's folder. The same command again finishes what is missing.")],
-    text_column: Annotated[str, typer.Option(help="Column of texts.")] = "text",
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
     messages_column: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +58,7 @@ def dump(
             show_default=False,
         ),
     ] = None,
-    tokens_column: Annotated[str, typer.Option(help="Column of word lists (token-classification).")] = "tokens",
+    tokens_column: TokensColumn = "tokens",
     tags_column: Annotated[
         str | None,
         typer.Option(
@@ -65,8 +66,8 @@ def dump(
             show_default=False,
         ),
     ] = None,
-    question_column: Annotated[str, typer.Option(help="Column of questions (question-answering).")] = "question",
-    context_column: Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")] = "context",
+    question_column: QuestionColumn = "question",
+    context_column: ContextColumn = "context",
     answers_column: Annotated[
         str | None,
         typer.Option(
@@ -78,9 +79,7 @@ def dump(
     starts_column: Annotated[
         str, typer.Option(help="Column of lists: at which character of the context each answer begins.")
     ] = "answer_starts",
-    impossible_column: Annotated[
-        str, typer.Option(help="Column that is true for questions without an answer, where there is one.")
-    ] = "is_impossible",
+    impossible_column: ImpossibleColumn = "is_impossible",
     preset: Annotated[
         str | None,
         typer.Option(
