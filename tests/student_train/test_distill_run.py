@@ -1,78 +1,31 @@
-"""`distill.run` from recipe to scored student, on dumps of tiny teachers: what it leaves, resumes, refuses, scores."""
+"""`distill.run` from recipe to scored student, on dumps of tiny teachers: what it leaves, learns and resumes."""
 
 import json
-import math
 import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from seqeval.metrics import f1_score as seqeval_f1
 from transformers import AutoTokenizer
 
 from shared import Dump
-from shared.dump.codecs.presets import PRESETS
 from shared.dump.storage import only_one
-from shared.errors import CorpusError, DumpError, LecternError, RecipeError, UsageError
+from shared.errors import RecipeError, UsageError
 from shared.text.tasks import TASKS
 from student_train import distill, evaluate
-from student_train.recipe import Recipe, ScoredColumns
+from student_train.recipe import Recipe
 from student_train.trainer import DistillationTrainer
-
-TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
-BILSTM = {"kind": "bilstm", "embedding_size": 8, "hidden_size": 8}
-KL, GOLD = {"kind": "kl"}, {"kind": "gold"}
-HIDDEN = {"kind": "hidden", "teacher_layer": 2, "student_layer": -1}
-
-Rows = Callable[..., list[dict[str, Any]]]
+from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
 
 
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-
-
-@pytest.fixture(scope="module")
-def teachers(make_teacher: Callable[..., Path]) -> dict[str, Path]:
-    return {task: make_teacher(task) for task in TASKS}
-
-
-@pytest.fixture(scope="module")
-def corpora(
-    tmp_path_factory: pytest.TempPathFactory, write_corpus: Callable[..., Path], toy_rows: Rows
-) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("corpora")
-    return {task: write_corpus(folder / f"{task}.jsonl", toy_rows(task)) for task in TASKS}
-
-
-@pytest.fixture(scope="module")
-def dumps(make_dump: Callable[..., Path], teachers: dict[str, Path], corpora: dict[str, Path]) -> dict[str, Path]:
-    """One of each task; that of the encoder with the layer 2 that all have, and nothing else."""
-    return {task: make_dump(task, teacher=teachers[task], data=corpora[task], hidden="2") for task in TASKS}
-
-
-def recipe(output: Path, student: dict[str, Any], *losses: dict[str, Any], **sections: Any) -> Recipe:
-    training = {"max_steps": 3, "batch_size": 8, "learning_rate": 1e-3, "device": "cpu"} | sections.pop("training", {})
-    return Recipe.model_validate(
-        {"output": output, "student": student, "loss": losses, "training": training, **sections}
-    )
-
-
-def weights(folder: Path, task: str = "sequence-classification") -> dict[str, torch.Tensor]:
-    model = getattr(transformers, TASKS[task].auto_class).from_pretrained(folder)
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---------------------------------------------------------------- what a run leaves
@@ -131,7 +84,7 @@ def test_every_kind_of_student_is_saved_scored_and_described(
 
 
 def test_a_student_needs_no_teacher_and_no_particular_place_of_the_dump(
-    make_teacher: Callable[..., Path], make_dump: Callable[..., Path], toy_rows: Rows, tmp_path: Path
+    make_teacher: Callable[..., Path], make_dump: Callable[..., Path], toy_rows: Any, tmp_path: Path
 ) -> None:
     teacher = make_teacher("sequence-classification")
     made = make_dump(teacher=teacher, data=toy_rows("sequence-classification"), out=tmp_path / "here" / "dump")
@@ -415,300 +368,3 @@ def test_a_finished_student_is_not_overwritten(dumps: dict[str, Path], tmp_path:
         with pytest.raises(RecipeError, match="there is a finished student already"):
             distill.run(made, resume=resume)
     assert before == {path: path.read_bytes() for path in made.output.rglob("*") if path.is_file()}
-
-
-# ---------------------------------------------------------------- refusals
-
-
-@pytest.fixture
-def copy(dumps: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    return lambda task: Path(shutil.copytree(dumps[task], tmp_path / "copy"))
-
-
-def refused(made: Recipe, error: type[LecternError], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run fails with this message before it has taken a step, and leaves nothing behind."""
-
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a step was taken")
-
-    monkeypatch.setattr(DistillationTrainer, "compute_loss", never)
-    with pytest.raises(error, match=message) as raised:
-        distill.run(made, resume=False)
-    assert "\n" not in str(raised.value)
-    assert not made.output.exists()
-
-
-def test_a_dump_with_a_shard_missing_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dump = copy("sequence-classification")
-    (dump / "shards" / "00001.json").unlink()
-    made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
-    refused(made, DumpError, r"1 of 4 shards are missing or cut short \(00001\)", monkeypatch)
-
-
-def test_a_dump_with_a_flipped_byte_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dump = copy("sequence-classification")
-    shard = dump / "shards" / "00002.parquet"
-    content = bytearray(shard.read_bytes())
-    ids = pq.ParquetFile(shard).metadata.row_group(0).column(1)
-    content[ids.data_page_offset + ids.total_compressed_size - 1] ^= 1
-    shard.write_bytes(content)
-    made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
-    refused(made, DumpError, r"00002\.parquet: damaged \(row group 0: .*CRC", monkeypatch)
-
-
-def test_what_is_no_dump_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(recipe(tmp_path / "a", BILSTM, KL, dump=tmp_path / "no"), DumpError, "no dump here", monkeypatch)
-    dump = copy("sequence-classification")
-    shutil.rmtree(dump / "tokenizer")
-    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), RecipeError, "no tokenizer", monkeypatch)
-    manifest = json.loads((dump / "manifest.json").read_text())
-    (dump / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), DumpError, "format version 99", monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("task", "loss", "message"),
-    [
-        ("sequence-classification", {**HIDDEN, "teacher_layer": 1}, r"needs the signal 'hidden\.1', .* hidden\.2"),
-        ("sequence-classification", {**HIDDEN, "student_layer": 5}, r"loss\.0\.student_layer = 5: the student has"),
-        ("causal-lm", {"kind": "logits-mse"}, r"needs all logits"),
-        ("encoder", KL, r"needs the signal 'distribution'"),
-        ("encoder", GOLD, r"needs gold labels"),
-    ],
-)
-def test_a_loss_that_the_dump_cannot_serve_is_refused(
-    task: str,
-    loss: dict[str, Any],
-    message: str,
-    dumps: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    refused(recipe(tmp_path / "a", TRANSFORMER, loss, dump=dumps[task]), RecipeError, message, monkeypatch)
-
-
-def test_labels_in_another_order_than_the_students_are_refused(
-    make_teacher: Callable[..., Path], dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["positive", "neutral", "negative"]
-    other = make_teacher(
-        "sequence-classification",
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-    )
-    student = {"kind": "pretrained", "path": str(other)}
-    made = recipe(tmp_path / "a", student, KL, dump=dumps["sequence-classification"])
-    refused(made, RecipeError, "positive, neutral, negative, and the dump has negative, neutral, positive", monkeypatch)
-
-
-def test_a_student_with_another_tokenizer_is_refused(
-    make_teacher: Callable[..., Path],
-    tiny_causal_tokenizer: Any,
-    dumps: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One with more entries than the dump's, so that no id is out of reach, and yet each is another token."""
-    other = make_teacher("sequence-classification", tokenizer=tiny_causal_tokenizer)
-    made = recipe(tmp_path / "a", {"kind": "pretrained", "path": str(other)}, KL, dump=dumps["sequence-classification"])
-    refused(made, RecipeError, r"its tokenizer \(300 entries\) is not that of .* \(1\d\d entries\)", monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("content", "error", "message"),
-    [
-        (None, CorpusError, r"dev\.jsonl: there is no such file"),
-        (
-            '{"text": "a", "label": "unknown"}\n',
-            CorpusError,
-            r"dev\.jsonl, line 1: label 'unknown' is not one of the 3",
-        ),
-        ('{"text": "a"}\n', CorpusError, r"no column 'label' in .*dev\.jsonl"),
-        ('{"body": "a", "label": "neutral"}\n', CorpusError, r"dev\.jsonl: no column 'text'"),
-    ],
-)
-def test_a_held_out_file_that_cannot_be_scored_is_refused_before_the_training(
-    content: str | None,
-    error: type[LecternError],
-    message: str,
-    dumps: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    held_out = tmp_path / "dev.jsonl"
-    if content is not None:
-        held_out.write_text(content)
-    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval={"data": [str(held_out)]})
-    refused(made, error, message, monkeypatch)
-
-
-def test_a_held_out_dump_of_another_task_and_an_unscorable_task_are_refused(
-    dumps: dict[str, Path], corpora: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held_out = {"data": [str(corpora["sequence-classification"])], "dump": dumps["causal-lm"]}
-    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval=held_out)
-    refused(made, RecipeError, "a dump of causal-lm, but the model is one for sequence-classification", monkeypatch)
-    made = recipe(tmp_path / "a", BILSTM, HIDDEN, dump=dumps["encoder"], eval={"data": held_out["data"]})
-    refused(made, RecipeError, "'eval' has nothing to score", monkeypatch)
-
-
-def test_files_without_gold_labels_or_a_tokenizer_are_refused(
-    teachers: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = {"task": "sequence-classification", "train": [str(write_corpus(tmp_path / "a.jsonl", ["a", "b"]))]}
-    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), RecipeError, "'data.tokenizer' is missing", monkeypatch)
-    data["tokenizer"] = str(teachers["sequence-classification"])
-    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), CorpusError, "no column 'label'", monkeypatch)
-    bare = tmp_path / "bare"
-    shutil.copytree(teachers["sequence-classification"], bare, ignore=shutil.ignore_patterns("token*"))
-    data["tokenizer"] = str(bare)
-    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), RecipeError, "no tokenizer", monkeypatch)
-
-
-# ---------------------------------------------------------------- scores
-
-
-@lru_cache
-def loaded(folder: Path, task: str) -> tuple[Any, Any]:
-    return (
-        AutoTokenizer.from_pretrained(folder),
-        getattr(transformers, TASKS[task].auto_class).from_pretrained(folder).eval(),
-    )
-
-
-def plain_logits(folder: Path, task: str, *text: Any, **options: Any) -> tuple[torch.Tensor, Any]:
-    """One row through the model, alone, as transformers' documentation does it."""
-    tokenizer, model = loaded(folder, task)
-    encoded = tokenizer(*text, return_tensors="pt", truncation=True, max_length=64, **options)
-    with torch.no_grad():
-        return model(**encoded).logits[0].double(), encoded
-
-
-def score(folder: Path, data: Path, dump: Path | None = None, **options: Any) -> evaluate.Report:
-    return evaluate.evaluate(folder, [str(data)], ScoredColumns(), dump, device="cpu", **options)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def students(make_teacher: Callable[..., Path]) -> dict[str, Path]:
-    """Models of other weights than the teachers, to be scored against them."""
-    return {task: make_teacher(task, seed=7) for task in TASKS}
-
-
-def test_accuracy_is_that_of_a_plain_loop_over_labelled_rows(
-    students: dict[str, Path], corpora: dict[str, Path]
-) -> None:
-    task = "sequence-classification"
-    rows = [row for row in read(corpora[task]) if row["label"]]
-    names = ("negative", "neutral", "positive")
-    right = [names[int(plain_logits(students[task], task, row["text"])[0].argmax())] == row["label"] for row in rows]
-    report = score(students[task], corpora[task])
-    assert report.rows == 60
-    assert len(rows) < 60
-    assert report.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
-
-
-def test_perplexity_is_that_of_a_plain_loop_over_tokens(students: dict[str, Path], corpora: dict[str, Path]) -> None:
-    total, count = 0.0, 0
-    for row in read(corpora["causal-lm"]):
-        logits, encoded = plain_logits(students["causal-lm"], "causal-lm", row["text"])
-        ids = encoded["input_ids"][0]
-        if len(ids) > 1:
-            total += float(torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum"))
-            count += len(ids) - 1
-    report = score(students["causal-lm"], corpora["causal-lm"])
-    assert report.metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
-
-
-def test_entity_f1_is_that_of_a_plain_loop_over_words(students: dict[str, Path], corpora: dict[str, Path]) -> None:
-    task, names = "token-classification", ("O", "B-X", "I-X")
-    truth, guesses = [], []
-    for row in read(corpora[task]):
-        if row["tags"] is None:
-            continue
-        logits, encoded = plain_logits(students[task], task, row["tokens"], is_split_into_words=True)
-        words = encoded.word_ids(0)
-        firsts = [words.index(word) for word in sorted({word for word in words if word is not None})]
-        guesses.append([names[int(logits[at].argmax())] for at in firsts])
-        truth.append(row["tags"][: len(firsts)])
-    report = score(students[task], corpora[task])
-    assert report.metrics["f1"] == pytest.approx(seqeval_f1(truth, guesses))
-    assert report.metrics["f1"] > 0
-
-
-@pytest.mark.parametrize("task", ["sequence-classification", "causal-lm"])
-def test_agreement_and_divergence_are_those_of_two_plain_models(
-    task: str, students: dict[str, Path], teachers: dict[str, Path], corpora: dict[str, Path], dumps: dict[str, Path]
-) -> None:
-    agreed: list[bool] = []
-    divergences: list[float] = []
-    for row in read(corpora[task]):
-        mine, theirs = (plain_logits(folder[task], task, row["text"])[0] for folder in (students, teachers))
-        if task == "causal-lm":
-            mine, theirs = mine[:-1], theirs[:-1]
-        mine, theirs = mine.reshape(-1, mine.shape[-1]), theirs.reshape(-1, theirs.shape[-1])
-        agreed += (mine.argmax(-1) == theirs.argmax(-1)).tolist()
-        if task == "causal-lm":
-            # The dump has the exact probability of the ids above its threshold; what is outside is one class.
-            is_exact = theirs.softmax(-1) > PRESETS["default"][0].threshold
-            is_exact.scatter_(1, theirs.argmax(-1, keepdim=True), True)
-            p, q = (logits.softmax(-1) * is_exact for logits in (theirs, mine))
-            p, q = (torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], -1) for kept in (p, q))
-        else:
-            p, q = theirs.softmax(-1), mine.softmax(-1)
-        divergences += torch.nn.functional.kl_div(q.log().nan_to_num(neginf=0.0), p, reduction="none").sum(-1).tolist()
-    report = score(students[task], corpora[task], dumps[task])
-    assert report.agreement == pytest.approx(np.mean(agreed), abs=0.01)
-    assert report.divergence == pytest.approx(np.mean(divergences), rel=5e-3)
-    itself = score(teachers[task], corpora[task], dumps[task])
-    assert itself.agreement == pytest.approx(1.0, abs=0.01)
-    assert itself.divergence == pytest.approx(0.0, abs=1e-3)
-
-
-def test_rows_are_cut_to_what_the_model_takes_or_to_what_is_asked(
-    teachers: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path
-) -> None:
-    long = write_corpus(tmp_path / "long.jsonl", ["the quick brown fox jumps over a lazy dog " * 20])
-    whole = score(teachers["causal-lm"], long).metrics["loss"]
-    short = score(teachers["causal-lm"], long, max_length=10).metrics["loss"]
-    logits, encoded = plain_logits(teachers["causal-lm"], "causal-lm", read(long)[0]["text"])
-    ids = encoded["input_ids"][0]
-    assert len(ids) == 64
-    losses = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
-    assert whole == pytest.approx(float(losses.mean()), rel=1e-4)
-    assert short == pytest.approx(float(losses[:9].mean()), rel=1e-4)
-
-
-def test_a_roberta_student_is_scored_on_rows_as_long_as_it_takes(
-    dumps: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Its first positions are reserved: 65 of them are room for 64 tokens."""
-    long = write_corpus(tmp_path / "long.jsonl", [{"text": "the quick brown fox " * 40, "label": "neutral"}])
-    student = {**TRANSFORMER, "model_type": "roberta"}
-    made = recipe(tmp_path / "a", student, KL, dump=dumps["sequence-classification"], eval={"data": [str(long)]})
-    assert distill.run(made, resume=False).report is not None
-
-
-def test_a_folder_that_cannot_be_scored_is_refused(
-    teachers: dict[str, Path], corpora: dict[str, Path], dumps: dict[str, Path], tmp_path: Path
-) -> None:
-    task = "sequence-classification"
-    with pytest.raises(RecipeError, match="no model can be loaded"):
-        score(tmp_path / "no" / "model" / "here", corpora[task])
-    with pytest.raises(RecipeError, match=r"has no weights for .*classifier.*lacks that head"):
-        score(teachers["encoder"], corpora[task], task_name=task)
-    with pytest.raises(RecipeError, match="does not tell the task; name it with --task"):
-        score(teachers["encoder"], corpora[task])
-    with pytest.raises(UsageError, match="the task encoder has nothing to score"):
-        score(teachers["encoder"], corpora[task], task_name="encoder")
-    with pytest.raises(RecipeError, match="a dump of causal-lm, but the model is one for sequence-classification"):
-        score(teachers[task], corpora[task], dumps["causal-lm"])
-    with pytest.raises(UsageError, match="device 'tpu': not to be used here"):
-        evaluate.evaluate(teachers[task], [str(corpora[task])], ScoredColumns(), device="tpu")
-    bare = tmp_path / "bare"
-    shutil.copytree(teachers[task], bare, ignore=shutil.ignore_patterns("token*"))
-    with pytest.raises(RecipeError, match="no tokenizer beside this model"):
-        score(bare, corpora[task])

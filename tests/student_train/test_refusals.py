@@ -1,0 +1,161 @@
+"""What `distill.run` refuses before the first step, and that it leaves nothing behind then."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from shared.errors import CorpusError, DumpError, LecternError, RecipeError
+from student_train import distill
+from student_train.recipe import Recipe
+from student_train.trainer import DistillationTrainer
+from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, recipe
+
+
+@pytest.fixture
+def copy(dumps: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda task: Path(shutil.copytree(dumps[task], tmp_path / "copy"))
+
+
+def refused(made: Recipe, error: type[LecternError], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails with this message before it has taken a step, and leaves nothing behind."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", never)
+    with pytest.raises(error, match=message) as raised:
+        distill.run(made, resume=False)
+    assert "\n" not in str(raised.value)
+    assert not made.output.exists()
+
+
+def test_a_dump_with_a_shard_missing_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = copy("sequence-classification")
+    (dump / "shards" / "00001.json").unlink()
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
+    refused(made, DumpError, r"1 of 4 shards are missing or cut short \(00001\)", monkeypatch)
+
+
+def test_a_dump_with_a_flipped_byte_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = copy("sequence-classification")
+    shard = dump / "shards" / "00002.parquet"
+    content = bytearray(shard.read_bytes())
+    ids = pq.ParquetFile(shard).metadata.row_group(0).column(1)
+    content[ids.data_page_offset + ids.total_compressed_size - 1] ^= 1
+    shard.write_bytes(content)
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
+    refused(made, DumpError, r"00002\.parquet: damaged \(row group 0: .*CRC", monkeypatch)
+
+
+def test_what_is_no_dump_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(recipe(tmp_path / "a", BILSTM, KL, dump=tmp_path / "no"), DumpError, "no dump here", monkeypatch)
+    dump = copy("sequence-classification")
+    shutil.rmtree(dump / "tokenizer")
+    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), RecipeError, "no tokenizer", monkeypatch)
+    manifest = json.loads((dump / "manifest.json").read_text())
+    (dump / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), DumpError, "format version 99", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "message"),
+    [
+        ("sequence-classification", {**HIDDEN, "teacher_layer": 1}, r"needs the signal 'hidden\.1', .* hidden\.2"),
+        ("sequence-classification", {**HIDDEN, "student_layer": 5}, r"loss\.0\.student_layer = 5: the student has"),
+        ("causal-lm", {"kind": "logits-mse"}, r"needs all logits"),
+        ("encoder", KL, r"needs the signal 'distribution'"),
+        ("encoder", GOLD, r"needs gold labels"),
+    ],
+)
+def test_a_loss_that_the_dump_cannot_serve_is_refused(
+    task: str,
+    loss: dict[str, Any],
+    message: str,
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused(recipe(tmp_path / "a", TRANSFORMER, loss, dump=dumps[task]), RecipeError, message, monkeypatch)
+
+
+def test_labels_in_another_order_than_the_students_are_refused(
+    make_teacher: Callable[..., Path], dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["positive", "neutral", "negative"]
+    other = make_teacher(
+        "sequence-classification",
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    student = {"kind": "pretrained", "path": str(other)}
+    made = recipe(tmp_path / "a", student, KL, dump=dumps["sequence-classification"])
+    refused(made, RecipeError, "positive, neutral, negative, and the dump has negative, neutral, positive", monkeypatch)
+
+
+def test_a_student_with_another_tokenizer_is_refused(
+    make_teacher: Callable[..., Path],
+    tiny_causal_tokenizer: Any,
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One with more entries than the dump's, so that no id is out of reach, and yet each is another token."""
+    other = make_teacher("sequence-classification", tokenizer=tiny_causal_tokenizer)
+    made = recipe(tmp_path / "a", {"kind": "pretrained", "path": str(other)}, KL, dump=dumps["sequence-classification"])
+    refused(made, RecipeError, r"its tokenizer \(300 entries\) is not that of .* \(1\d\d entries\)", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, CorpusError, r"dev\.jsonl: there is no such file"),
+        (
+            '{"text": "a", "label": "unknown"}\n',
+            CorpusError,
+            r"dev\.jsonl, line 1: label 'unknown' is not one of the 3",
+        ),
+        ('{"text": "a"}\n', CorpusError, r"no column 'label' in .*dev\.jsonl"),
+        ('{"body": "a", "label": "neutral"}\n', CorpusError, r"dev\.jsonl: no column 'text'"),
+    ],
+)
+def test_a_held_out_file_that_cannot_be_scored_is_refused_before_the_training(
+    content: str | None,
+    error: type[LecternError],
+    message: str,
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out = tmp_path / "dev.jsonl"
+    if content is not None:
+        held_out.write_text(content)
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval={"data": [str(held_out)]})
+    refused(made, error, message, monkeypatch)
+
+
+def test_a_held_out_dump_of_another_task_and_an_unscorable_task_are_refused(
+    dumps: dict[str, Path], corpora: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = {"data": [str(corpora["sequence-classification"])], "dump": dumps["causal-lm"]}
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval=held_out)
+    refused(made, RecipeError, "a dump of causal-lm, but the model is one for sequence-classification", monkeypatch)
+    made = recipe(tmp_path / "a", BILSTM, HIDDEN, dump=dumps["encoder"], eval={"data": held_out["data"]})
+    refused(made, RecipeError, "'eval' has nothing to score", monkeypatch)
+
+
+def test_files_without_gold_labels_or_a_tokenizer_are_refused(
+    teachers: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"task": "sequence-classification", "train": [str(write_corpus(tmp_path / "a.jsonl", ["a", "b"]))]}
+    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), RecipeError, "'data.tokenizer' is missing", monkeypatch)
+    data["tokenizer"] = str(teachers["sequence-classification"])
+    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), CorpusError, "no column 'label'", monkeypatch)
+    bare = tmp_path / "bare"
+    shutil.copytree(teachers["sequence-classification"], bare, ignore=shutil.ignore_patterns("token*"))
+    data["tokenizer"] = str(bare)
+    refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), RecipeError, "no tokenizer", monkeypatch)
