@@ -302,8 +302,32 @@ def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
     at its padding, where the output is zero."""
     if torch.onnx.is_in_onnx_export():
         return _read_in_onnx(layer, hidden_BLD, lengths_B)
-    packed, _ = layer(pack_padded_sequence(hidden_BLD, lengths_B, batch_first=True, enforce_sorted=False))
-    return pad_packed_sequence(packed, batch_first=True, total_length=hidden_BLD.shape[1])[0]
+    if hidden_BLD.is_cuda:  # cuDNN reads both directions of packed rows at once.
+        packed = pack_padded_sequence(hidden_BLD, lengths_B, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=hidden_BLD.shape[1])[0]
+    # On a CPU only rows that are not packed are read by oneDNN, at two to four times the speed. What a direction reads
+    # after a row's end changes nothing before it, so both read from the left, one of them rows that are turned round.
+    rows, length = hidden_BLD.shape[:2]
+    at_L = torch.arange(length)
+    is_real_BL = at_L < lengths_B[:, None]
+    turned_BL = torch.where(is_real_BL, lengths_B[:, None] - 1 - at_L, at_L) + length * torch.arange(rows)[:, None]
+    turned = turned_BL.flatten().to(hidden_BLD.device)
+
+    def turn(values_BLD: Tensor) -> Tensor:
+        return values_BLD.flatten(0, 1).index_select(0, turned).view_as(values_BLD)
+
+    both_BLD = torch.cat([_one_way(layer, hidden_BLD, ""), turn(_one_way(layer, turn(hidden_BLD), "_reverse"))], dim=-1)
+    return both_BLD.masked_fill(~is_real_BL.to(hidden_BLD.device)[..., None], 0)
+
+
+def _one_way(layer: nn.Module, hidden_BLD: Tensor, suffix: str) -> Tensor:
+    """One direction of a layer, from left to right."""
+    weights = [getattr(layer, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    nothing_1BH = hidden_BLD.new_zeros(1, hidden_BLD.shape[0], weights[1].shape[1])
+    found: Tensor = torch.lstm(
+        hidden_BLD, (nothing_1BH, nothing_1BH), weights, True, 1, 0.0, layer.training, False, True
+    )[0]
+    return found
 
 
 def _read_in_onnx(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,33 @@ def test_a_layer_of_a_bilstm_reads_in_both_directions() -> None:
     difference_LD = (run(model, changed)[0] - run(model)[0])[0].abs() > 1e-7
     assert difference_LD[0].any()
     assert difference_LD[4].any()
+
+
+@pytest.mark.parametrize("frozen", [(), ("embeddings",), ("layers",)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_of_a_bilstm_is_torchs_lstm_on_each_row_alone(dtype: torch.dtype, frozen: tuple[str, ...]) -> None:
+    """Values and gradients, whatever is trainable, against float64 without padding."""
+    model = build(BILSTM, "AutoModel").to(dtype).train()
+    model.dropout.p = 0.0
+    for name in frozen:
+        getattr(model, name).requires_grad_(False)
+    plain = copy.deepcopy(model).double()
+    lengths = (5, 1, 3, 7)
+    ids, mask = torch.randint(4, VOCAB_SIZE, (4, 8)), torch.arange(8) < torch.tensor(lengths)[:, None]
+    expected = torch.zeros(4, 8, 8, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        states = plain.embeddings(ids[row : row + 1, :length])
+        for layer in plain.layers:
+            states = layer(states)[0]
+        expected[row, :length] = states[0]
+    found = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+    for output in (found, expected):
+        output.sin().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_hidden_states_of_a_bilstm_are_the_embeddings_and_each_layers_output() -> None:
