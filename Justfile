@@ -63,6 +63,7 @@ bench-train: setup
     python benchmarks/loaders.py
     python benchmarks/online.py
     python benchmarks/two_ranks.py
+    python benchmarks/bilstm.py
     python benchmarks/fused_kl.py
 
 # One dump and ten students against ten students with the teacher alongside: `just bench-students TEACHER FILE...`.
