@@ -305,8 +305,8 @@ def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
     if hidden_BLD.is_cuda:  # cuDNN reads both directions of packed rows at once.
         packed = pack_padded_sequence(hidden_BLD, lengths_B, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=hidden_BLD.shape[1])[0]
-    # On a CPU only rows that are not packed are read by oneDNN, which learns up to four times as fast. What a direction reads
-    # after a row's end changes nothing before it, so both read from the left, one of them rows that are turned round.
+    # On a CPU oneDNN reads rows that are not packed only, and learns up to four times as fast. What a direction reads
+    # behind a row's end changes nothing before it, so both read from the left, one of them rows that are turned round.
     rows, length = hidden_BLD.shape[:2]
     at_L = torch.arange(length)
     is_real_BL = at_L < lengths_B[:, None]
