@@ -53,7 +53,7 @@ trec() {
 
 # Chinese is left out: the teacher's vocabulary does not cover its script.
 ner() {
-    python "$here/../split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
+    python "$here/../split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 2000 --leave zh
     teacher ner
     dump_all ner token-classification 128 --hidden-codec int8 --out out/ner/dump
     distill sweep "$here/sweep-ner.toml"

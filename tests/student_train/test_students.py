@@ -34,6 +34,7 @@ from student_train.students import (
     TransformerStudent,
     build_student,
 )
+from student_train.students.bilstm import _alike
 
 VOCAB_SIZE = 50
 LABELS = ("World", "Sports", "Business")
@@ -118,16 +119,18 @@ def test_a_layer_of_a_bilstm_reads_in_both_directions() -> None:
 
 @pytest.mark.parametrize("frozen", [(), ("embeddings",), ("layers",)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_layer_of_a_bilstm_is_torchs_lstm_on_each_row_alone(dtype: torch.dtype, frozen: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("lengths", [(5, 1, 3, 7), (2, 8, 7, 1, 8, 3, 1, 3, 1, 3, 7, 1)])  # the latter: three groups
+def test_a_layer_of_a_bilstm_is_torchs_lstm_on_each_row_alone(
+    lengths: tuple[int, ...], dtype: torch.dtype, frozen: tuple[str, ...]
+) -> None:
     """Values and gradients, whatever is trainable, against float64 without padding."""
     model = build(BILSTM, "AutoModel").to(dtype).train()
     model.dropout.p = 0.0
     for name in frozen:
         getattr(model, name).requires_grad_(False)
     plain = copy.deepcopy(model).double()
-    lengths = (5, 1, 3, 7)
-    ids, mask = torch.randint(4, VOCAB_SIZE, (4, 8)), torch.arange(8) < torch.tensor(lengths)[:, None]
-    expected = torch.zeros(4, 8, 8, dtype=torch.float64)
+    ids, mask = torch.randint(4, VOCAB_SIZE, (len(lengths), 9)), torch.arange(9) < torch.tensor(lengths)[:, None]
+    expected = torch.zeros(len(lengths), 9, 8, dtype=torch.float64)
     for row, length in enumerate(lengths):
         states = plain.embeddings(ids[row : row + 1, :length])
         for layer in plain.layers:
@@ -141,6 +144,13 @@ def test_a_layer_of_a_bilstm_is_torchs_lstm_on_each_row_alone(dtype: torch.dtype
         assert (ours.grad is None) == (theirs.grad is None)
         if ours.grad is not None and theirs.grad is not None:
             torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_bilstm_reads_rows_of_similar_length_together() -> None:
+    lengths = torch.tensor((2, 8, 7, 1, 8, 3, 1, 3, 1, 3, 7, 1))
+    assert [sorted(lengths[rows].tolist()) for rows in _alike(lengths)] == [[7, 7, 8, 8], [2, 3, 3, 3], [1, 1, 1, 1]]
+    few = torch.tensor((9, 1, 1, 1))
+    assert [rows.tolist() for rows in _alike(few)] == [few.argsort(descending=True).tolist()]
 
 
 def test_hidden_states_of_a_bilstm_are_the_embeddings_and_each_layers_output() -> None:
