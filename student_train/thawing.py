@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
 from student_train.schedule import Trainable
+from student_train.students.depth import layers_of
 
 
 def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
     """The groups from the bottom up: embeddings, layers, head."""
     base: nn.Module = student.base_model
-    layers = _layers(base)
+    layers = layers_of(student)
     layer_of = {id(value): number for number, layer in enumerate(layers, 1) for value in layer.parameters()}
     groups: list[list[nn.Parameter]] = [[] for _ in range(len(layers) + 2)]
     lowest = {id(value) for value in student.get_input_embeddings().parameters()}
@@ -84,11 +85,3 @@ def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable
             found.append(trainable)
         before = now
     return found
-
-
-def _layers(base: nn.Module) -> list[nn.Module]:
-    """The stack of layers: of all lists of modules, that with most parameters."""
-    stacks = [list(module) for module in base.modules() if isinstance(module, nn.ModuleList)]
-    return max(
-        stacks, key=lambda stack: sum(value.numel() for layer in stack for value in layer.parameters()), default=[]
-    )

@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTraine
 
 from shared.errors import RecipeError
 from student_train.students.bilstm import BiLSTMConfig, TrimmedEmbedding
+from student_train.students.depth import keep_layers
 from student_train.students.embeddings import begin_embeddings
 from student_train.students.specs import BiLSTMStudent, PretrainedStudent, TransformerStudent
 
@@ -85,6 +86,8 @@ def build_student(
     match spec:
         case PretrainedStudent():
             model = _load_pretrained(spec.path, auto_class, label_names)
+            if spec.keep_layers is not None:
+                keep_layers(model, spec.keep_layers)
         case TransformerStudent():
             model = _build_fresh(_transformer_config(spec, auto_class, max_length, fresh), auto_class)
         case BiLSTMStudent():

@@ -1,8 +1,9 @@
 """How a recipe describes a student: what its [student] section may say, by kind."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 # The shapes of XtremeDistilTransformers (Mukherjee, Awadallah & Gao 2021, arXiv 2106.04563); as published, with BERT's
 # 30,522 word pieces and 512 positions, they have about 13, 22 and 33 million parameters.
@@ -16,12 +17,23 @@ Embeddings = Literal["random", "svd"]
 
 
 class PretrainedStudent(BaseModel):
-    """A checkpoint that AutoModel reads from safetensors, by path or hub id; its head may be new."""
+    """A checkpoint that AutoModel reads from safetensors, by path or hub id; its head may be new.
+
+    With `keep_layers` it has some of its layers only: their numbers, from 1.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["pretrained"] = "pretrained"
     path: str
+    keep_layers: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("keep_layers")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and any(first >= second for first, second in pairwise(value)):
+            raise ValueError("give each layer once, from the bottom up")
+        return value
 
 
 class TransformerStudent(BaseModel):

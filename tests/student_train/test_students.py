@@ -35,6 +35,7 @@ from student_train.students import (
     build_student,
 )
 from student_train.students.bilstm import _alike
+from student_train.students.depth import layers_of
 
 VOCAB_SIZE = 50
 LABELS = ("World", "Sports", "Business")
@@ -433,6 +434,55 @@ def test_unnamed_labels_get_names_and_a_head_of_their_number(tmp_path: Path) -> 
     student = build(PretrainedStudent(path=save_bert(tmp_path, None)))
     assert student.config.id2label == dict(enumerate(LABELS))
     assert student.classifier.weight.shape == (3, 16)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "gpt2", "qwen3"])
+def test_a_student_begins_with_some_of_a_checkpoints_layers(model_type: str, tmp_path: Path) -> None:
+    """What it computes: with the lower layers what the checkpoint computes up to there, and with others what their
+    weights say; its folder comes back the same."""
+    auto_class = "AutoModelForCausalLM" if model_type in ("gpt2", "qwen3") else "AutoModelForSequenceClassification"
+    whole = build(TransformerStudent(layers=4, hidden_size=16, heads=2, model_type=model_type), auto_class)
+    whole.save_pretrained(tmp_path / "whole")
+    lower = build(PretrainedStudent(path=str(tmp_path / "whole"), keep_layers=(1, 2)), auto_class)
+    apart = build(PretrainedStudent(path=str(tmp_path / "whole"), keep_layers=(2, 4)), auto_class)
+    assert lower.config.num_hidden_layers == apart.config.num_hidden_layers == 2
+    states = [run(model).hidden_states for model in (whole, lower)]
+    # The last of the states comes after a final norm, where there is one.
+    torch.testing.assert_close(states[1][1], states[0][1])
+    left = [dict(layer.named_parameters()) for layer in layers_of(apart)]
+    right = [dict(layers_of(whole)[number].named_parameters()) for number in (1, 3)]
+    assert all(torch.equal(one[name], other[name]) for one, other in zip(left, right, strict=True) for name in one)
+    for number, model in enumerate((lower, apart)):
+        model.save_pretrained(tmp_path / str(number))
+        again = build(PretrainedStudent(path=str(tmp_path / str(number))), auto_class)
+        torch.testing.assert_close(run(again).logits, run(model).logits)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [((1, 3), r"keep_layers = \[1, 3\]: the checkpoint has 2 layers"), ((2, 1), "once"), ((0,), "0")],
+)
+def test_layers_that_a_checkpoint_has_not_are_refused(kept: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    build(TRANSFORMER, "AutoModel").save_pretrained(tmp_path)
+    with pytest.raises((RecipeError, ValidationError), match=message):
+        build(PretrainedStudent(path=str(tmp_path), keep_layers=kept), "AutoModel")
+
+
+def test_layers_that_cannot_stand_where_they_would_are_refused(tmp_path: Path) -> None:
+    """The first layer of ModernBERT has no norm in front of it."""
+    spec = TransformerStudent(layers=3, hidden_size=16, heads=2, model_type="modernbert")
+    build(spec, "AutoModel").save_pretrained(tmp_path)
+    assert len(layers_of(build(PretrainedStudent(path=str(tmp_path), keep_layers=(1, 2)), "AutoModel"))) == 2
+    with pytest.raises(RecipeError, match="'modernbert' has layers that are not alike"):
+        build(PretrainedStudent(path=str(tmp_path), keep_layers=(2, 3)), "AutoModel")
+
+
+def test_layers_of_a_model_without_a_plain_stack_are_not_chosen(tmp_path: Path) -> None:
+    build(TransformerStudent(layers=2, hidden_size=16, heads=2, model_type="albert"), "AutoModel").save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(RecipeError, match="'albert' has no plain stack of layers"):
+        build(PretrainedStudent(path=str(tmp_path), keep_layers=(1,)), "AutoModel")
 
 
 def test_the_head_of_another_task_is_replaced_whatever_its_labels(tmp_path: Path) -> None:
