@@ -60,9 +60,9 @@ ner() {
 }
 
 squad() {
-    mkdir -p out/squad/data
+    mkdir -p out/squad/data out/squad/minilm
     cp "$data/squad/train.parquet" "$data/squad/dev.parquet" out/squad/data/
-    cp -r "$minilm/model" out/squad/minilm
+    cp -r "$minilm/model/." out/squad/minilm
     teacher squad
     dump --teacher out/squad/teacher --task question-answering --max-length 256 --stride 64 --embeddings --hidden last \
         --hidden-codec int8 --data out/squad/data/train.parquet --out out/squad/dump
