@@ -34,7 +34,7 @@ from report import Figure, write_figures
 from sources import Source, load, make
 
 from shared.dump.codecs import Threshold, TopK
-from shared.dump.codecs.presets import PRESETS
+from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.codecs.sparse import DEFAULT_LEVELS
 
 QUICK = os.environ.get("QUICK") == "1"

@@ -21,7 +21,7 @@ from sources import Source
 from torch import Tensor
 
 from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
-from shared.dump.codecs.softmax import Softmax
+from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from shared.memory import keep_freed_memory
 from teacher_dump.annotate import annotate
+from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.plan import Plan
-from teacher_dump.teacher import Teacher
 
 RUNS = 2 if QUICK else 5
 # Of the baseline's speed.

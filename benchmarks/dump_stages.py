@@ -20,9 +20,9 @@ from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import shard_path, write_shard
 from shared.dump.storage import sha256_of
 from shared.memory import keep_freed_memory
+from teacher_dump.engines.transformers.forward import Wanted, run
 from teacher_dump.extract import Columns, Encoded, distributions
 from teacher_dump.folder import begin_folder, make_folder
-from teacher_dump.forward import Wanted, run
 from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
 from teacher_dump.rows import ShardRows, batches_of, row_groups

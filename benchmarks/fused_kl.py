@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from shared.dump.codecs import LogitStep, SparseTargets
 from shared.memory import keep_freed_memory
-from student_train import losses
-from student_train.fused import SlicedLogits
+from student_train.forward.sliced_logits import SlicedLogits
+from student_train.losses import formulas
 
 QUICK = os.environ.get("QUICK") == "1"
 POSITIONS = 256 if QUICK else 2_048
@@ -50,7 +50,7 @@ class Case:
 
         def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
             targets = self.targets.part(part)
-            value = losses.kl_sparse(logits_MV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, overwrite=True)
+            value = formulas.kl_sparse(logits_MV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, overwrite=True)
             value = value * (len(logits_MV) / POSITIONS)
             return value, value[None]
 

@@ -18,7 +18,7 @@ from sources import Candidates, Source
 from torch import Tensor
 
 from shared.dump.codecs import Draws, Selection, Sparse, SparseTargets, Threshold, TopK
-from student_train import losses
+from student_train.losses import formulas
 
 NOISE = 0.5
 PAPER_DRAWS = 50
@@ -71,7 +71,7 @@ def effects(source: Source, budgets: tuple[int, ...], seeds: int) -> list[Effect
         "far": distant,
     }
     full = {
-        name: head_gradient(source, student, lambda part, said_NV, teacher_NV: losses.kl_dense(said_NV, teacher_NV))
+        name: head_gradient(source, student, lambda part, said_NV, teacher_NV: formulas.kl_dense(said_NV, teacher_NV))
         for name, student in students.items()
     }
     methods = [Method(f"random draws ({PAPER_DRAWS})", sparse(Draws(draws=PAPER_DRAWS), source), "sampled")]
@@ -158,9 +158,9 @@ def loss_against(targets: SparseTargets, loss: str) -> Callable[[slice, Tensor, 
     def value(part: slice, said_NV: Tensor, _teacher_NV: Tensor) -> Tensor:
         ids_NK, log_probs_NK = targets.ids_NK[part], targets.log_probs_NK[part]
         if loss == "sampled":
-            return losses.kl_sampled(said_NV, ids_NK, log_probs_NK)
-        tail: losses.Tail = "class" if loss == "class" else "renormalise"
-        return losses.kl_sparse(said_NV, ids_NK, log_probs_NK, targets.tail_N[part], tail=tail)
+            return formulas.kl_sampled(said_NV, ids_NK, log_probs_NK)
+        tail: formulas.Tail = "class" if loss == "class" else "renormalise"
+        return formulas.kl_sparse(said_NV, ids_NK, log_probs_NK, targets.tail_N[part], tail=tail)
 
     return value
 

@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from report import machine
 
-from student_train.evaluate import label_names_of, load_model, longest_row
-from student_train.latency import latencies
-from student_train.recipe import ColumnNames
-from student_train.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
-from student_train.sources import Source, TextSource, load_tokenizer
+from student_train.data.sources import Source, TextSource, load_tokenizer
+from student_train.recipe.recipe import ColumnNames
+from student_train.scoring.evaluate import label_names_of, load_model, longest_row
+from student_train.scoring.latency import latencies
+from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
 
 # For each runtime and batch size, times the number of models.
 SECONDS = 2.0 if os.environ.get("QUICK") else 10.0

@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Sparse, SparseTargets, Targets, TopK
 from shared.memory import keep_freed_memory
-from student_train.objective import Heard, KLLoss, Said
+from student_train.losses.logits import Heard, KLLoss, Said
 
 WORK = Path(__file__).parent / "out" / "online"
 STEPS = 3 if QUICK else 15

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, models
 
 from shared import Dump
 from shared.dump.codecs import Selection, Sparse, TopK
-from shared.dump.codecs.presets import PRESETS
+from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, TokenizerFacts
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import read_row_group

@@ -28,9 +28,9 @@ from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values
 from shared.dump.shards import read_receipt, receipt_path, row_group_sizes, shard_path, write_shard
 from shared.memory import keep_freed_memory
-from student_train.loader import TrainingBatches
-from student_train.objective import Heard, KLLoss, Said
-from student_train.order import Order
+from student_train.data.batches import TrainingBatches
+from student_train.data.order import Order
+from student_train.losses.logits import Heard, KLLoss, Said
 
 QUICK = os.environ.get("QUICK") == "1"
 WORK = Path(__file__).parent / "out" / "reader"

@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from shared.dump.codecs import Draws, Selection, Sparse, SparseTargets, Threshold, TopK, counts_of, position_keys
 from shared.dump.rowgroup import from_flat, join, to_flat
 from shared.memory import keep_freed_memory
-from student_train import losses
+from student_train.losses import formulas
 
 QUICK = os.environ.get("QUICK") == "1"
 LM = Path("out/docstrings_lm")
@@ -197,9 +197,9 @@ def train_student(
         positions = torch.cat([torch.arange(text.offsets[row], text.offsets[row + 1]) for row in part])
         logits_NV, labels_N = said(student, [text.rows[row] for row in part])
         if loss == "text":
-            value = losses.cross_entropy(logits_NV, labels_N)
+            value = formulas.cross_entropy(logits_NV, labels_N)
         elif loss == "full":
-            value = losses.kl_dense(logits_NV, text.hidden_ND[positions].float() @ head_VD.T)
+            value = formulas.kl_dense(logits_NV, text.hidden_ND[positions].float() @ head_VD.T)
         else:
             value = loss_against(logits_NV, targets_of(codec, stored, text, part), loss)
         optimizer.zero_grad()
@@ -221,9 +221,9 @@ def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: l
 def loss_against(logits_NV: Tensor, targets: SparseTargets, loss: str) -> Tensor:
     """The loss by name."""
     if loss == "sampled":
-        return losses.kl_sampled(logits_NV, targets.ids_NK, targets.log_probs_NK)
-    tail: losses.Tail = "class" if loss == "class" else "renormalise"
-    return losses.kl_sparse(logits_NV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, tail=tail)
+        return formulas.kl_sampled(logits_NV, targets.ids_NK, targets.log_probs_NK)
+    tail: formulas.Tail = "class" if loss == "class" else "renormalise"
+    return formulas.kl_sparse(logits_NV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, tail=tail)
 
 
 def said(student: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -242,8 +242,8 @@ def score(student: Any, text: Text, head_VD: Tensor) -> tuple[float, float]:
         stop = min(start + ROWS, len(text.rows))
         logits_NV, labels_N = said(student.eval(), text.rows[start:stop])
         teacher_NV = text.hidden_ND[text.offsets[start] : text.offsets[stop]].float() @ head_VD.T
-        divergence += float(losses.kl_dense(logits_NV, teacher_NV)) * len(labels_N)
-        nats += float(losses.cross_entropy(logits_NV, labels_N)) * len(labels_N)
+        divergence += float(formulas.kl_dense(logits_NV, teacher_NV)) * len(labels_N)
+        nats += float(formulas.cross_entropy(logits_NV, labels_N)) * len(labels_N)
     return divergence / text.positions, nats / text.positions
 
 

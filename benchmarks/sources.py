@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.dump.codecs import Selection, Threshold, position_keys
-from shared.dump.codecs.selection import Kept
-from shared.dump.codecs.softmax import Softmax
+from shared.dump.codecs.selection.rules import Kept
+from shared.dump.codecs.selection.softmax import Softmax
 
 MOST_POSITIONS = 16_384
 # 16 MB of float32 a slice: malloc keeps blocks of this size, and fetching fresh pages costs as much as the sums.

@@ -24,11 +24,12 @@ from report import Figure, write_figures
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from shared.dump.codecs import DenseTargets
-from student_train import distill, trainer
-from student_train.judged import Heard
-from student_train.loader import Batch
-from student_train.recipe import read_recipe
-from student_train.sources import Source
+from student_train import distill
+from student_train.data.batches import Batch
+from student_train.data.sources import Source
+from student_train.losses.base import Heard
+from student_train.recipe.recipe import read_recipe
+from student_train.training import trainer
 
 QUICK = bool(os.environ.get("QUICK"))
 STUDENTS, EPOCHS = (2, 1) if QUICK else (10, 3)

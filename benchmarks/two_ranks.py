@@ -105,8 +105,8 @@ def rank() -> None:
 
     from shared.memory import keep_freed_memory
     from student_train import distill
-    from student_train.recipe import Recipe
-    from student_train.trainer import DistillationTrainer
+    from student_train.recipe.recipe import Recipe
+    from student_train.training.trainer import DistillationTrainer
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as `distill` does

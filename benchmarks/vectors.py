@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from shared.dump.codecs.base import VectorCodec
-from shared.dump.codecs.fitting import Reconstruction, fit_vector_codec, reconstruction
-from shared.dump.codecs.vectors import KINDS, Int4Vectors
-from student_train import losses
+from shared.dump.codecs.vectors.fitting import Reconstruction, fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.quantized import KINDS, Int4Vectors
+from student_train.losses import formulas
 
 QUICK = os.environ.get("QUICK") == "1"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -231,7 +231,7 @@ def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> 
         said_ND = said(student, projection, [train.rows[row] for row in part])
         wanted_ND = torch.cat([kept_ND[offsets[row] : offsets[row + 1]] for row in part])
         optimizer.zero_grad()
-        losses.hidden_mse(said_ND, (wanted_ND - mean_D) / deviation_D).backward()
+        formulas.hidden_mse(said_ND, (wanted_ND - mean_D) / deviation_D).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

@@ -33,8 +33,9 @@ def run_recipe(
     ] = False,
 ) -> None:
     """Train one student as a recipe says, save it and score it on its held-out file."""
-    from student_train import distill, ranks
-    from student_train.recipe import read_recipe
+    from student_train import distill
+    from student_train.recipe.recipe import read_recipe
+    from student_train.training import ranks
 
     description = read_recipe(recipe, set_ or [])
     if resume and distill.is_finished(description.output):
@@ -103,8 +104,8 @@ def evaluate_model(
     from json import dumps
 
     from shared.dump.storage import write_text_atomically
-    from student_train.evaluate import evaluate
-    from student_train.recipe import ScoredColumns
+    from student_train.recipe.recipe import ScoredColumns
+    from student_train.scoring.evaluate import evaluate
 
     names = ScoredColumns(
         text_column=text_column,
@@ -173,8 +174,8 @@ def export_model(
     context_column: ContextColumn = "context",
 ) -> None:
     """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
-    from student_train.export import export
-    from student_train.recipe import ColumnNames
+    from student_train.recipe.recipe import ColumnNames
+    from student_train.scoring.export import export
 
     names = ColumnNames(
         text_column=text_column,

@@ -15,16 +15,16 @@ from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
 from shared.text.tasks import corpus_of, task_named
 from shared.text.tokenized import Tokenizing
-from student_train import ranks
-from student_train.card import write_card
-from student_train.curriculum import Lesson, lessons_of
-from student_train.evaluate import Report, evaluate, open_held_out
-from student_train.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
-from student_train.lesson import train
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.data.vocabulary import kept_ids, word_embeddings
+from student_train.recipe.recipe import Recipe
+from student_train.scoring.card import write_card
+from student_train.scoring.evaluate import Report, evaluate, open_held_out
 from student_train.students import PretrainedStudent, build_student
-from student_train.vocabulary import kept_ids, word_embeddings
+from student_train.training import ranks
+from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
+from student_train.training.plan import Lesson, lessons_of
+from student_train.training.stage_run import train
 
 transformers.utils.logging.disable_progress_bar()
 

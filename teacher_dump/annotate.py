@@ -23,13 +23,13 @@ from shared.text.tasks import task_named
 from teacher_dump.batches import Batch
 from teacher_dump.calibrate import as_begun, calibrate
 from teacher_dump.claims import Claims
+from teacher_dump.engines.transformers.teacher import load_teacher, read_blueprint
 from teacher_dump.extract import Columns, Encoded
 from teacher_dump.folder import begin_folder, check_folder, make_folder, refuse_another, remove_leftovers
 from teacher_dump.memory import Budget, extract_within_memory
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
 from teacher_dump.rows import ShardRows, batches_of, row_groups
-from teacher_dump.teacher import load_teacher, read_blueprint
 from teacher_dump.workers import worker
 
 # Batches that lie ready before the teacher, and encoded ones before the writer.

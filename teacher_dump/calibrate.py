@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from shared.dump.codecs import HIDDEN, Dense, Exact, Signal, Sparse, SparseTargets, Threshold, VectorCodec
-from shared.dump.codecs.fitting import fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.fitting import fit_vector_codec, reconstruction
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
 from teacher_dump.batches import Batch
+from teacher_dump.engines.transformers.forward import Said, Wanted, run
+from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.extract import broken, distributions
-from teacher_dump.forward import Said, Wanted, run
 from teacher_dump.rows import ShardRows, annotate_rows, batches_of
-from teacher_dump.teacher import Teacher
 
 SAMPLE_TOKENS = 4096
 BUDGET_TOLERANCE = 0.02

@@ -14,12 +14,12 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
+from teacher_dump.engines.transformers.forward import Wanted, run
+from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.extract import distributions, extract
-from teacher_dump.forward import Wanted, run
 from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
 from teacher_dump.rows import ShardRows, annotate_rows, batches_of
-from teacher_dump.teacher import Teacher
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import Values, from_flat
 from shared.errors import TeacherError
 from teacher_dump.batches import Batch
-from teacher_dump.forward import Said, Wanted, run
-from teacher_dump.teacher import Teacher
+from teacher_dump.engines.transformers.forward import Said, Wanted, run
+from teacher_dump.engines.transformers.teacher import Teacher
 
 Columns = dict[str, Values]
 

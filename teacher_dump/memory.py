@@ -9,9 +9,9 @@ from shared.dump.manifest import Manifest
 from shared.errors import TeacherError
 from shared.text.tasks import TokenizedRow
 from teacher_dump.batches import Batch
+from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.extract import Encoded, extract
 from teacher_dump.rows import batch_of
-from teacher_dump.teacher import Teacher
 
 # On a CPU larger batches are slower: what a layer hands to the next no longer fits its caches (a 6 x 384 encoder took
 # 241 microseconds a token in batches of 1,024, 267 in batches of 4,096 and 299 in batches of 8,192).

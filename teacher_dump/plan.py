@@ -25,10 +25,10 @@ from shared.text.formats import ANSWERS
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
-from teacher_dump.forward import relation_widths
+from teacher_dump.engines.transformers.forward import relation_widths
+from teacher_dump.engines.transformers.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 from teacher_dump.request import Request
 from teacher_dump.signals import RELATIONS, distribution, hidden_layers, hidden_name, relation_layers
-from teacher_dump.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 
 
 @dataclass(frozen=True)

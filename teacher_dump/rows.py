@@ -15,9 +15,9 @@ from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow
 from teacher_dump.batches import Batch, cut_batches, pad, shard_order
+from teacher_dump.engines.transformers.packing import packed_inputs
+from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.extract import Columns, extract
-from teacher_dump.packing import packed_inputs
-from teacher_dump.teacher import Teacher
 
 
 @dataclass(frozen=True, eq=False)

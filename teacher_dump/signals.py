@@ -22,9 +22,9 @@ from shared.dump.codecs import (
     TopK,
     TopP,
 )
-from shared.dump.codecs.presets import DEFAULT_PRESET, PRESETS
+from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
 from shared.errors import UsageError
-from teacher_dump.head import VocabularyHead
+from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 Made = TypeVar("Made")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shared.dump.manifest import Manifest
-from shared.dump.pages import GroupPages
+from shared.dump.parquet.pages import GroupPages
 from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema
 from shared.dump.shards import Receipt, open_shard, shard_path
 from shared.dump.unpack import Flat, columns_of, flat_columns, from_columns

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from student_train.recipe import Recipe
+from student_train.recipe.recipe import Recipe
 
 # Before the first run has ended, one is taken to need this much: torch and transformers alone are half of it.
 BYTES_OF_A_RUN = 1_000_000_000

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
-from student_train.objective import GoldLoss
-from student_train.recipe import Recipe, read_recipe
+from student_train.losses.logits import GoldLoss
+from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.sweep.names import name_of, override
 
 SEED = "training.seed"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from student_train.recipe import read_recipe
+from student_train.recipe.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "docstrings"
 METRICS = {"metrics": {"accuracy": 0.6}, "agreement": 0.7, "parameters": 3_000_000, "latency_ms": {"1": 1.2}}

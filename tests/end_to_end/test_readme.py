@@ -8,7 +8,7 @@ import typer.main
 
 from shared.dump.cli import app as shards
 from student_train.cli import app as distill
-from student_train.recipe import read_recipe
+from student_train.recipe.recipe import read_recipe
 from student_train.sweep import read_sweep
 from teacher_dump.cli import app as dump
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.dump.codecs import Draws, Sparse, SparseTargets, Threshold, TopK, TopP
-from shared.dump.codecs.uniforms import uniforms
+from shared.dump.codecs.selection.uniforms import uniforms
 
 # What float32 may add to a stated bound of p ** 0.4, and the band around a rule's boundary in which it may err.
 NOISE, BAND = 2e-6, 1e-5

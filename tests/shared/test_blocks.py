@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dump.codecs import blocks
+from shared.dump.codecs.selection import blocks
 from tests.shared.round_trips import quick, random_logits, seeds, thorough
 
 widths = st.one_of(st.integers(1, 400), st.sampled_from([1, 63, 64, 65, 127, 128, 129]))

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from shared.dump.checksum import BLOCK, FAR, crc32
+from shared.dump.parquet.checksum import BLOCK, FAR, crc32
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ from shared.dump.codecs import exact as exact_module
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group
 from shared.errors import DumpError, TeacherError, UsageError
-from student_train.loader import Batch, in_order
-from student_train.objective import KLLoss, LogitsMSELoss, TeacherLabelLoss
-from student_train.sources import DumpSource
+from student_train.data.batches import Batch, in_order
+from student_train.data.sources import DumpSource
+from student_train.losses.logits import KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.losses.total import total_loss
 from student_train.students import TransformerStudent, build_student
-from student_train.total import total_loss
-from student_train.trainer import heard_about, said_about
+from student_train.training.trainer import heard_about, said_about
 
 STATES = ("float16", "int8", "int4")
 # Of a state's channel: of its own size (float16), of its position's largest (int8, int4: see codecs/vectors.py).

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.dump import pages as pages_module
 from shared.dump.codecs import Column, Int8Vectors, Sparse, TopK
 from shared.dump.manifest import Compression, Manifest
-from shared.dump.pages import GroupPages
+from shared.dump.parquet import pages as pages_module
+from shared.dump.parquet.pages import GroupPages
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import open_shard, shard_path, write_shard
 from shared.dump.unpack import Flat, columns_of, flat_columns

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import Draws, Selection, Sparse, Threshold, blocks, sampling, selection
+from shared.dump.codecs import Draws, Selection, Sparse, Threshold
+from shared.dump.codecs.selection import blocks, sampling
+from shared.dump.codecs.selection.rules import rules as selection
 from tests.shared.round_trips import keys_of, random_logits, round_trip
 
 MANY = 20_000

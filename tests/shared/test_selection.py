@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.dump.codecs import Draws, NotFiniteError, Selection, Sparse, Threshold, TopK, TopP, sparse
-from shared.dump.codecs.softmax import Softmax
+from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.rowgroup import to_flat
 from tests.shared.references import check_targets
 from tests.shared.round_trips import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
 from shared.dump.codecs import position_keys
-from shared.dump.codecs.uniforms import uniforms
+from shared.dump.codecs.selection.uniforms import uniforms
 from tests.shared.round_trips import quick
 
 WORD = 2**64

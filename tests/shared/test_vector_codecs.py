@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared.dump.codecs.base import NotFiniteError, VectorCodec
-from shared.dump.codecs.fitting import Reconstruction, fit_vector_codec, reconstruction
-from shared.dump.codecs.low_rank import LowRankVectors
-from shared.dump.codecs.vectors import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
+from shared.dump.codecs.vectors.fitting import Reconstruction, fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.low_rank import LowRankVectors
+from shared.dump.codecs.vectors.quantized import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
 from shared.errors import DumpError
 
 seeds = st.integers(0, 2**31)

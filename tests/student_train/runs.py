@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from shared.text.tasks import TASKS
-from student_train.recipe import Recipe
+from student_train.recipe.recipe import Recipe
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
 BILSTM = {"kind": "bilstm", "embedding_size": 8, "hidden_size": 8}

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.attention import PARTS, capture, captured_on_probe
+from student_train.forward.attention import PARTS, capture, captured_on_probe
 from student_train.students import BiLSTMModel
 from student_train.students.bilstm import BiLSTMConfig
 

@@ -14,11 +14,13 @@ from shared import Dump
 from shared.errors import UsageError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
-from student_train import distill, evaluate, sources
+from student_train import distill
 from student_train.cli import app
-from student_train.loader import collate, in_order
-from student_train.recipe import Recipe, ScoredColumns
-from student_train.sources import DumpSource, Source, TextSource
+from student_train.data import sources
+from student_train.data.batches import collate, in_order
+from student_train.data.sources import DumpSource, Source, TextSource
+from student_train.recipe.recipe import Recipe, ScoredColumns
+from student_train.scoring import evaluate
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
 MARKS = "{% generation %}{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"

@@ -17,9 +17,10 @@ from shared import Dump
 from shared.dump.storage import only_one
 from shared.errors import RecipeError, UsageError
 from shared.text.tasks import TASKS
-from student_train import distill, evaluate
-from student_train.recipe import Recipe
-from student_train.trainer import DistillationTrainer
+from student_train import distill
+from student_train.recipe.recipe import Recipe
+from student_train.scoring import evaluate
+from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
 
 

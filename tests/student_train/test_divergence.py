@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train import losses
-from student_train.divergence import LEAST_LOG_PROB, Divergence
+from student_train.losses import formulas
+from student_train.losses.divergence import LEAST_LOG_PROB, Divergence
 
 INFINITY = float("inf")
 KINDS = [Divergence(), Divergence("reverse"), Divergence("js"), Divergence("js", 0.1), Divergence("js", 0.9)]
@@ -112,7 +112,7 @@ def test_top_k_lumps_both_sides_before_they_are_compared(divergence: Divergence,
         options["tail"] = tail
 
     def value(logits_NV: Tensor) -> Tensor:
-        return losses.kl_sparse(logits_NV, ids_NK, log_probs_NK, tail_N, **options)
+        return formulas.kl_sparse(logits_NV, ids_NK, log_probs_NK, tail_N, **options)
 
     rows = []
     for student_V, teacher_V, ids_K in zip(student_NV.detach(), teacher_NV, ids_NK.tolist(), strict=True):
@@ -133,7 +133,7 @@ def test_top_k_lumps_both_sides_before_they_are_compared(divergence: Divergence,
 def test_dense_divergences_are_tempered_and_scaled(divergence: Divergence) -> None:
     student_NV, teacher_NV = draw_logits(14, 4, 6), draw_logits(15, 4, 6)
     expected = 9.0 * divergence(student_NV / 3.0, teacher_NV / 3.0).mean()
-    torch.testing.assert_close(losses.kl_dense(student_NV, teacher_NV, 3.0, divergence), expected)
+    torch.testing.assert_close(formulas.kl_dense(student_NV, teacher_NV, 3.0, divergence), expected)
 
 
 @each_kind
@@ -148,12 +148,12 @@ def test_the_tails_mass_goes_to_the_label_whether_or_not_it_is_kept(divergence: 
         p_NV[row, labels_N[row]] += tail_N[row].exp()
     expected_N = divergence(student_NV[:2], p_NV[:2].log()).tolist()
     expected_N.append(
-        losses.kl_sparse(student_NV[2:], ids_NK[2:], log_probs_NK[2:], tail_N[2:], divergence=divergence).item()
+        formulas.kl_sparse(student_NV[2:], ids_NK[2:], log_probs_NK[2:], tail_N[2:], divergence=divergence).item()
     )
 
     def value(logits_NV: Tensor) -> Tensor:
-        kept = losses.tail_to_labels(ids_NK, log_probs_NK, tail_N, labels_N)
-        return losses.kl_sparse(logits_NV, *kept, divergence=divergence)
+        kept = formulas.tail_to_labels(ids_NK, log_probs_NK, tail_N, labels_N)
+        return formulas.kl_sparse(logits_NV, *kept, divergence=divergence)
 
     if divergence.kind != "reverse":  # which lumps what the teacher rules out into one class
         assert value(student_NV).item() == pytest.approx(sum(expected_N) / 3, rel=1e-9)

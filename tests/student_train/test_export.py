@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from shared.errors import LecternError, UsageError
 from shared.text.tasks import TASKS
-from student_train import cli, export, runtimes
-from student_train.evaluate import evaluate
-from student_train.recipe import ColumnNames, ScoredColumns
+from student_train import cli
+from student_train.recipe.recipe import ColumnNames, ScoredColumns
+from student_train.scoring import export, runtimes
+from student_train.scoring.evaluate import evaluate
 from student_train.students import BiLSTMConfig, bilstm
 
 LABELS = ("negative", "neutral", "positive")

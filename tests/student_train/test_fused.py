@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.dump.codecs import DenseTargets, LogitStep, SparseTargets, Targets
-from student_train import fused
-from student_train.fused import SlicedLogits
-from student_train.judged import Heard, Said
-from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
-from student_train.total import total_loss
+from student_train.forward import sliced_logits as fused
+from student_train.forward.sliced_logits import SlicedLogits
+from student_train.losses.base import Heard, Said
+from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.losses.total import total_loss
 
 N, V, D = 7, 9, 3
 NOTHING = nn.ModuleDict()

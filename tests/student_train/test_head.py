@@ -11,14 +11,18 @@ import transformers
 from torch import nn
 
 from shared.dump.codecs import LogitStep
-from student_train import distill, evaluate, fused, head, trainer
-from student_train.head import plain_head
-from student_train.loader import Batch, collate
-from student_train.objective import GoldLoss, KLLoss, TeacherLabelLoss
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource
-from student_train.total import total_loss
-from student_train.trainer import heard_about, said_about
+from student_train import distill
+from student_train.data.batches import Batch, collate
+from student_train.data.sources import DumpSource
+from student_train.forward import head
+from student_train.forward import sliced_logits as fused
+from student_train.forward.head import plain_head
+from student_train.losses.logits import GoldLoss, KLLoss, TeacherLabelLoss
+from student_train.losses.total import total_loss
+from student_train.recipe.recipe import Recipe
+from student_train.scoring import evaluate
+from student_train.training import trainer
+from student_train.training.trainer import heard_about, said_about
 
 # Task, kind, configuration, what follows the projection.
 HEADS: dict[str, tuple[str, str, dict[str, Any], str]] = {

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train import distill, losses
-from student_train.intermediate import HiddenLoss, RelationLoss, make_projections
-from student_train.loader import Batch, collate
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource
-from student_train.total import total_loss
-from student_train.trainer import heard_about, said_about
+from student_train import distill
+from student_train.data.batches import Batch, collate
+from student_train.data.sources import DumpSource
+from student_train.losses import formulas
+from student_train.losses.hidden import HiddenLoss, RelationLoss, make_projections
+from student_train.losses.total import total_loss
+from student_train.recipe.recipe import Recipe
+from student_train.training.trainer import heard_about, said_about
 
 ROWS = [0, 15, 7, 3]
 ATTENTION = {"pairs": ("attention",), "own_heads": True, "metric": "mse"}
@@ -81,7 +82,7 @@ def test_the_last_layers_meet_each_through_its_own_projection(
     shown = AutoModel.from_pretrained(teacher).eval()(**inputs_of(batch), output_hidden_states=True).hidden_states
     said = model(**inputs_of(batch), output_hidden_states=True).hidden_states
     is_token_BL = batch["attention_mask"].bool()
-    compare = {"mse": losses.hidden_mse, "cosine": losses.hidden_cosine, "kl": losses.hidden_kl}[metric]
+    compare = {"mse": formulas.hidden_mse, "cosine": formulas.hidden_cosine, "kl": formulas.hidden_kl}[metric]
 
     def places(states_BLD: Tensor) -> Tensor:
         if at == "all":

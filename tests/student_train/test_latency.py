@@ -9,10 +9,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from shared.text.tasks import TASKS
-from student_train import latency
-from student_train.loader import Batch
-from student_train.recipe import ColumnNames
-from student_train.sources import TextSource
+from student_train.data.batches import Batch
+from student_train.data.sources import TextSource
+from student_train.recipe.recipe import ColumnNames
+from student_train.scoring import latency
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 

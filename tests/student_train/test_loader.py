@@ -21,10 +21,10 @@ from shared.dump.rowgroup import to_flat
 from shared.errors import DumpError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
-from student_train import gather, order, sources
-from student_train.loader import Batch, TrainingBatches, collate, in_order
-from student_train.order import Order
-from student_train.sources import DumpSource, Source, TextSource
+from student_train.data import gather, order, sources
+from student_train.data.batches import Batch, TrainingBatches, collate, in_order
+from student_train.data.order import Order
+from student_train.data.sources import DumpSource, Source, TextSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "causal-lm": {"top_k": 5},

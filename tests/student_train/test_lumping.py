@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_train.lumping import lump
+from student_train.losses.lumping import lump
 
 INFINITY = float("inf")
 IDS_NK = torch.tensor([[4, 0, 2], [1, 5, 0], [3, 3, 3], [0, 0, 0]])

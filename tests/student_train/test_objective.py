@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 
 from shared.dump.codecs import DenseTargets, Float16Vectors, SparseTargets
 from shared.errors import RecipeError
-from student_train import losses
-from student_train.divergence import Divergence
-from student_train.intermediate import HiddenLoss, make_projections
-from student_train.loader import Batch, collate
-from student_train.objective import (
+from student_train.data.batches import Batch, collate
+from student_train.data.sources import DumpSource, Source
+from student_train.forward.teacher_vectors import TeacherVectors
+from student_train.losses import formulas
+from student_train.losses.divergence import Divergence
+from student_train.losses.hidden import HiddenLoss, make_projections
+from student_train.losses.logits import (
     GoldLoss,
     Heard,
     KLLoss,
@@ -24,11 +26,9 @@ from student_train.objective import (
     Said,
     TeacherLabelLoss,
 )
-from student_train.sources import DumpSource, Source
+from student_train.losses.total import total_loss
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
-from student_train.total import total_loss
-from student_train.trainer import heard_about, said_about
-from student_train.vectors import TeacherVectors
+from student_train.training.trainer import heard_about, said_about
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 # Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
@@ -94,7 +94,7 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
     specs = (KLLoss(weight=2.0, temperature=3.0), LogitsMSELoss(weight=0.5), TeacherLabelLoss(), GoldLoss(weight=4.0))
     total, parts = total_loss(specs, Said(logits, ()), Heard(DenseTargets(teacher), {}, labels), nn.ModuleDict())
     expected = {
-        "kl": losses.kl_dense(logits, teacher, 3.0),
+        "kl": formulas.kl_dense(logits, teacher, 3.0),
         "logits-mse": (logits - teacher).square().mean(),
         "teacher-label": nn.functional.cross_entropy(logits, teacher.argmax(-1)),
         "gold": nn.functional.cross_entropy(logits, labels),
@@ -138,7 +138,7 @@ def test_sparse_losses_get_ids_log_probabilities_tail_and_their_options() -> Non
     arguments = exact.ids_NK, exact.log_probs_NK, exact.tail_N
     options: dict[str, Any]
     for options in ({}, {"temperature": 3.0}, {"tail": "renormalise"}, {"tail": "renormalise", "temperature": 3.0}):
-        expected = losses.kl_sparse(logits, *arguments, **options)
+        expected = formulas.kl_sparse(logits, *arguments, **options)
         assert kl(exact, logits, **options) == pytest.approx(float(expected))
     assert kl(exact, logits, tail="class") == kl(exact, logits)
     heard = Heard(exact, {}, torch.full((4,), -100))
@@ -162,7 +162,7 @@ def test_a_temperature_whose_log_sums_the_dump_keeps_is_that_of_the_whole_vocabu
 
 def test_sampled_ids_stand_for_the_tail_unless_the_recipe_has_it_as_a_class_or_not_at_all() -> None:
     logits, (targets, _) = torch.randn(4, 10), sparse_targets()
-    sampled = float(losses.kl_sampled(logits, targets.ids_NK, targets.log_probs_NK))
+    sampled = float(formulas.kl_sampled(logits, targets.ids_NK, targets.log_probs_NK))
     assert kl(targets, logits) == kl(targets, logits, tail="sampled") == pytest.approx(sampled)
     exact = without_samples(targets)
     for tail in ("class", "renormalise"):
@@ -238,7 +238,7 @@ def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metri
     linear = nn.Linear(4, 6)
     linear.requires_grad_(False)
     mse = hidden_loss(6, 1).value(said, heard, nn.ModuleDict({"6": linear}))
-    assert float(mse) == pytest.approx(float(losses.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
+    assert float(mse) == pytest.approx(float(formulas.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
     cosine = hidden_loss(7, -1, metric="cosine").value(said, heard, None)
     expected = 1 - nn.functional.cosine_similarity(layers[2], vectors["hidden.7"], dim=-1).mean()
     assert float(cosine) == pytest.approx(float(expected))
@@ -456,12 +456,12 @@ def test_divergences_and_the_gold_tail_reach_their_formulas() -> None:
     for divergence in (Divergence("reverse"), Divergence("js"), Divergence("js", 0.2)):
         beta = None if divergence.beta == 0.5 else divergence.beta
         options: dict[str, Any] = {"divergence": divergence.kind, "beta": beta}
-        expected = losses.kl_sparse(logits, *kept, divergence=divergence)
+        expected = formulas.kl_sparse(logits, *kept, divergence=divergence)
         assert kl(targets, logits, tail="class", **options) == pytest.approx(float(expected))
-        expected = losses.kl_dense(logits, log_probs_NV, divergence=divergence)
+        expected = formulas.kl_dense(logits, log_probs_NV, divergence=divergence)
         assert kl(DenseTargets(log_probs_NV), logits, **options) == pytest.approx(float(expected))
     found = KLLoss(tail="gold").value(Said(logits, ()), Heard(targets, {}, labels), None)
-    torch.testing.assert_close(found, losses.kl_sparse(logits, *losses.tail_to_labels(*kept, labels)))
+    torch.testing.assert_close(found, formulas.kl_sparse(logits, *formulas.tail_to_labels(*kept, labels)))
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense", "made on demand"])

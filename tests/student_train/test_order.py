@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from shared.dump.reader import GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import DumpError
-from student_train import order
-from student_train.gather import Rows
-from student_train.loader import Batch, TrainingBatches
-from student_train.order import Order
+from student_train.data import order
+from student_train.data.batches import Batch, TrainingBatches
+from student_train.data.gather import Rows
+from student_train.data.order import Order
 
 BYTES_PER_TOKEN = 100
 

@@ -16,17 +16,17 @@ from shared.dump.dump import Dump
 from shared.errors import RecipeError
 from shared.text.tasks import task_named
 from student_train import distill
-from student_train.curriculum import lessons_of
-from student_train.evaluate import evaluate
-from student_train.judged import Heard, Said
-from student_train.loader import collate, in_order
-from student_train.objective import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
-from student_train.recipe import ColumnNames, Recipe, ScoredColumns
-from student_train.sources import OFFSETS, DumpSource, Source, TextSource
-from student_train.spans import over_positions
+from student_train.data.batches import collate, in_order
+from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource
+from student_train.data.spans import over_positions
+from student_train.data.subsets import Split
+from student_train.losses.base import Heard, Said
+from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.recipe.recipe import ColumnNames, Recipe, ScoredColumns
+from student_train.scoring.evaluate import evaluate
 from student_train.students import build_student
-from student_train.subsets import Split
-from student_train.trainer import DistillationTrainer, heard_about, said_about
+from student_train.training.plan import lessons_of
+from student_train.training.trainer import DistillationTrainer, heard_about, said_about
 
 TASK = "question-answering"
 WINDOWS: dict[str, Any] = {"max_length": 32, "stride": 8}

@@ -23,10 +23,13 @@ from typer.testing import CliRunner
 from shared.dump.storage import only_one
 from shared.errors import LecternError, RecipeError
 from shared.text.tasks import TASKS
-from student_train import distill, lesson, ranks, training_log
+from student_train import distill
 from student_train.cli import app
-from student_train.recipe import Recipe
-from student_train.trainer import DistillationTrainer
+from student_train.recipe.recipe import Recipe
+from student_train.training import log as training_log
+from student_train.training import ranks
+from student_train.training import stage_run as lesson
+from student_train.training.trainer import DistillationTrainer
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
 KL, GOLD = {"kind": "kl"}, {"kind": "gold", "weight": 0.5}

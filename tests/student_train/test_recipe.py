@@ -7,8 +7,8 @@ import pytest
 from shared.errors import RecipeError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
-from student_train.objective import GoldLoss, HiddenLoss, KLLoss
-from student_train.recipe import ColumnNames, Recipe, read_recipe
+from student_train.losses.logits import GoldLoss, HiddenLoss, KLLoss
+from student_train.recipe.recipe import ColumnNames, Recipe, read_recipe
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent
 
 FROM_DUMP = """

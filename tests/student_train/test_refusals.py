@@ -11,8 +11,8 @@ import pytest
 
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError
 from student_train import distill
-from student_train.recipe import Recipe
-from student_train.trainer import DistillationTrainer
+from student_train.recipe.recipe import Recipe
+from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, recipe
 
 

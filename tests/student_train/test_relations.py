@@ -11,10 +11,10 @@ from torch import Tensor
 
 from shared.dump.codecs import Int8Vectors
 from shared.errors import RecipeError
-from student_train import relations
-from student_train.attention import PARTS, Attended
-from student_train.relations import default_heads, refuse_misfit, relation_loss, relations_loss
-from student_train.vectors import TeacherVectors
+from student_train.forward.attention import PARTS, Attended
+from student_train.forward.teacher_vectors import TeacherVectors
+from student_train.losses.formulas import relation_formulas as relations
+from student_train.losses.relation_formulas import default_heads, refuse_misfit, relation_loss, relations_loss
 
 LENGTHS = (5, 1, 9, 5, 0, 2, 9)
 TEACHER_WIDTH, STUDENT_WIDTH = 48, 24

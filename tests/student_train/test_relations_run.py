@@ -12,12 +12,12 @@ from transformers import AutoModel, BertConfig
 
 from shared.errors import RecipeError
 from student_train import distill
-from student_train.intermediate import RelationLoss
-from student_train.loader import Batch, collate
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource
-from student_train.total import total_loss
-from student_train.trainer import DistillationTrainer, heard_about, said_about
+from student_train.data.batches import Batch, collate
+from student_train.data.sources import DumpSource
+from student_train.losses.hidden import RelationLoss
+from student_train.losses.total import total_loss
+from student_train.recipe.recipe import Recipe
+from student_train.training.trainer import DistillationTrainer, heard_about, said_about
 
 NARROW = {"kind": "transformer", "layers": 1, "hidden_size": 24, "heads": 2, "dropout": 0.0}
 SMALL_BERT = {

@@ -15,11 +15,12 @@ import transformers
 from seqeval.metrics import f1_score as seqeval_f1
 from transformers import AutoTokenizer
 
-from shared.dump.codecs.presets import PRESETS
+from shared.dump.codecs.selection.presets import PRESETS
 from shared.errors import RecipeError, UsageError
 from shared.text.tasks import TASKS
-from student_train import distill, evaluate
-from student_train.recipe import ScoredColumns
+from student_train import distill
+from student_train.recipe.recipe import ScoredColumns
+from student_train.scoring import evaluate
 from tests.student_train.runs import KL, TRANSFORMER, recipe
 
 

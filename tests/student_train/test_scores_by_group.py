@@ -17,8 +17,8 @@ from shared.text.corpus import Corpus
 from shared.text.formats import Columns
 from student_train import distill
 from student_train.cli import app
-from student_train.evaluate import Report, evaluate
-from student_train.recipe import Recipe, ScoredColumns
+from student_train.recipe.recipe import Recipe, ScoredColumns
+from student_train.scoring.evaluate import Report, evaluate
 
 LANGUAGES = ("de", "en", "fi")
 TAGS = ("O", "B-X", "I-X")

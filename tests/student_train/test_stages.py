@@ -16,17 +16,18 @@ import transformers
 
 from shared.errors import RecipeError
 from shared.text.tasks import TASKS
-from student_train import distill, journal
-from student_train.curriculum import lessons_of
-from student_train.loader import in_order
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource, Source
-from student_train.stages import stages_of
+from student_train import distill
+from student_train.data.batches import in_order
+from student_train.data.sources import DumpSource, Source
+from student_train.data.subsets import Split, is_held_out
+from student_train.recipe.recipe import Recipe
 from student_train.students import build_student
-from student_train.subsets import Split, is_held_out
-from student_train.thawing import gradual, groups_of, thawed
-from student_train.trainer import DistillationTrainer
-from student_train.validation import Validation
+from student_train.students.unfreezing import gradual, groups_of, thawed
+from student_train.training import journal
+from student_train.training.plan import lessons_of
+from student_train.training.stages import stages_of
+from student_train.training.trainer import DistillationTrainer
+from student_train.training.validation import Validation
 
 TASK = "sequence-classification"
 TRANSFORMER = {"kind": "transformer", "layers": 2, "hidden_size": 16, "heads": 2, "dropout": 0.1}

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from shared import Dump
 from shared.errors import DumpError, RecipeError
 from student_train import distill
-from student_train.recipe import Recipe
+from student_train.recipe.recipe import Recipe
 from student_train.students import BiLSTMStudent, StudentSpec, TransformerStudent, build_student
 from student_train.students.embeddings import compress
 

@@ -19,12 +19,15 @@ from shared.dump.codecs import DenseTargets, SparseTargets
 from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.text.tasks import TASKS
-from student_train import distill, evaluate, lesson, training_log
-from student_train.judged import Said
-from student_train.loader import TrainingBatches
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource
-from student_train.training_log import LOOK_POSITIONS, Account, line, look
+from student_train import distill
+from student_train.data.batches import TrainingBatches
+from student_train.data.sources import DumpSource
+from student_train.losses.base import Said
+from student_train.recipe.recipe import Recipe
+from student_train.scoring import evaluate
+from student_train.training import log as training_log
+from student_train.training import stage_run as lesson
+from student_train.training.log import LOOK_POSITIONS, Account, line, look
 
 KL = {"kind": "kl"}
 TASK = "sequence-classification"

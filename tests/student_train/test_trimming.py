@@ -22,11 +22,12 @@ from transformers import (
 
 from shared import Dump
 from shared.errors import RecipeError
-from student_train import distill, evaluate
-from student_train.recipe import Recipe
-from student_train.sources import DumpSource
+from student_train import distill
+from student_train.data.sources import DumpSource
+from student_train.data.vocabulary import kept_ids, token_counts
+from student_train.recipe.recipe import Recipe
+from student_train.scoring import evaluate
 from student_train.students import BiLSTMModel, BiLSTMStudent, TransformerStudent, build_student
-from student_train.vocabulary import kept_ids, token_counts
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 AT_LEAST = 46

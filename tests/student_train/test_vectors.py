@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from shared.dump.codecs import Float16Vectors, Int4Vectors, Int8Vectors, LowRankVectors, VectorCodec
 from shared.dump.codecs.constants import fingerprint
-from student_train import losses, vectors
-from student_train.vectors import RowVectors, TeacherVectors, compared_in_slices, one_of_each_row
+from student_train.forward import teacher_vectors as vectors
+from student_train.forward.teacher_vectors import RowVectors, TeacherVectors, compared_in_slices, one_of_each_row
+from student_train.losses import formulas
 
 TOKENS, WIDTH, STUDENT_WIDTH, RANK = 53, 24, 10, 9
 
@@ -40,9 +41,9 @@ CODECS: dict[str, VectorCodec] = {
     "low-rank-float16": low_rank("float16"),
 }
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": losses.hidden_mse,
-    "cosine": losses.hidden_cosine,
-    "kl": losses.hidden_kl,
+    "mse": formulas.hidden_mse,
+    "cosine": formulas.hidden_cosine,
+    "kl": formulas.hidden_kl,
 }
 
 
@@ -105,7 +106,7 @@ def test_no_more_than_a_slice_is_ever_decoded_and_nothing_twice(monkeypatch: pyt
 
     monkeypatch.setattr(Int8Vectors, "decode", counting)
     student = torch.randn(TOKENS, WIDTH, requires_grad=True)
-    compared_in_slices(student, None, encoded(CODECS["int8"]), losses.hidden_mse).backward()
+    compared_in_slices(student, None, encoded(CODECS["int8"]), formulas.hidden_mse).backward()
     assert (max(decoded), sum(decoded)) == (8, TOKENS)
 
 
@@ -113,11 +114,11 @@ def test_a_frozen_projection_gets_no_gradient_and_no_gradient_is_formed_where_no
     teacher, projection = encoded(CODECS["int8"]), nn.Linear(STUDENT_WIDTH, WIDTH)
     projection.bias.requires_grad_(False)
     student = torch.randn(TOKENS, STUDENT_WIDTH)
-    compared_in_slices(student, projection, teacher, losses.hidden_mse).backward()
+    compared_in_slices(student, projection, teacher, formulas.hidden_mse).backward()
     assert projection.bias.grad is None
     assert projection.weight.grad is not None
     with torch.no_grad():
-        assert not compared_in_slices(student, projection, teacher, losses.hidden_mse).requires_grad
+        assert not compared_in_slices(student, projection, teacher, formulas.hidden_mse).requires_grad
 
 
 def test_half_precision_states_get_gradients_that_do_not_vanish_before_they_are_scaled() -> None:
@@ -126,7 +127,7 @@ def test_half_precision_states_get_gradients_that_do_not_vanish_before_they_are_
     student = (teacher.codec.decode(teacher.columns) + 1e-2).half().requires_grad_()
     scale = 2.0**16
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (compared_in_slices(student, None, teacher, losses.hidden_mse) * scale).backward()
+        (compared_in_slices(student, None, teacher, formulas.hidden_mse) * scale).backward()
     assert student.grad is not None
     assert student.grad.dtype == torch.float16
     exact = 2 * (student.detach().float() - teacher.codec.decode(teacher.columns)) / student.numel() * scale
@@ -139,9 +140,9 @@ def test_a_projection_is_computed_in_float32_even_under_autocast() -> None:
         nn.Linear(STUDENT_WIDTH, WIDTH),
         encoded(CODECS["int4"]),
     )
-    plain = compared_in_slices(student, projection, teacher, losses.hidden_mse)
+    plain = compared_in_slices(student, projection, teacher, formulas.hidden_mse)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(compared_in_slices(student, projection, teacher, losses.hidden_mse), plain)
+        assert torch.equal(compared_in_slices(student, projection, teacher, formulas.hidden_mse), plain)
 
 
 def test_a_batch_without_tokens_trains_nothing_and_breaks_nothing() -> None:
@@ -149,7 +150,7 @@ def test_a_batch_without_tokens_trains_nothing_and_breaks_nothing() -> None:
     projection = nn.Linear(STUDENT_WIDTH, WIDTH)
     codec: Any = CODECS["int8"]
     teacher = TeacherVectors(codec, codec.encode(torch.zeros(0, WIDTH)))
-    loss = compared_in_slices(student, projection, teacher, losses.hidden_mse)
+    loss = compared_in_slices(student, projection, teacher, formulas.hidden_mse)
     loss.backward()
     assert loss.item() == 0
     assert projection.weight.grad is not None
@@ -201,7 +202,7 @@ def test_rows_decode_what_they_need_once_and_no_more_than_a_slice_at_a_time(
     monkeypatch.setattr(Int8Vectors, "decode", counting)
     teacher = RowVectors(encoded(CODECS["int8"]), LENGTHS, of_row)
     student = torch.randn(TOKENS, WIDTH, requires_grad=True)
-    compared_in_slices(one_of_each_row(student, LENGTHS, of_row), None, teacher, losses.hidden_mse).backward()
+    compared_in_slices(one_of_each_row(student, LENGTHS, of_row), None, teacher, formulas.hidden_mse).backward()
     assert max(decoded) <= 8
     assert sum(decoded) == tokens
 
@@ -218,8 +219,8 @@ def test_means_of_half_precision_states_are_made_in_float32() -> None:
 
 def test_the_kl_of_vectors_is_blind_to_what_all_channels_share_and_points_from_the_teacher() -> None:
     teacher = torch.tensor([[8.0, 8.0, 0.0, 0.0]])
-    assert float(losses.hidden_kl(teacher + 3, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(formulas.hidden_kl(teacher + 3, teacher)) == pytest.approx(0, abs=1e-6)
     # A teacher on two channels: a student on one of them misses half (expensive), one on all four wastes half (log 2).
     one, all_four = torch.tensor([[8.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 4)
-    assert float(losses.hidden_kl(all_four, teacher)) == pytest.approx(0.69, abs=0.02)
-    assert float(losses.hidden_kl(one, teacher)) > 3
+    assert float(formulas.hidden_kl(all_four, teacher)) == pytest.approx(0.69, abs=0.02)
+    assert float(formulas.hidden_kl(one, teacher)) > 3

@@ -22,13 +22,13 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from shared.errors import TeacherError
 from shared.text.tasks import TokenizedRow
-from teacher_dump import attention as attention_module
-from teacher_dump import packing
-from teacher_dump.attention import Attention
 from teacher_dump.batches import pad
-from teacher_dump.packing import Run, attend_packed, packed_inputs, runs_of
-from teacher_dump.packing_probe import LENGTHS as PROBE_LENGTHS
-from teacher_dump.packing_probe import probe_rows
+from teacher_dump.engines.transformers import attention as attention_module
+from teacher_dump.engines.transformers import packing
+from teacher_dump.engines.transformers.attention import Attention
+from teacher_dump.engines.transformers.packing import Run, attend_packed, packed_inputs, runs_of
+from teacher_dump.engines.transformers.packing_probe import LENGTHS as PROBE_LENGTHS
+from teacher_dump.engines.transformers.packing_probe import probe_rows
 
 VOCABULARY = 320
 PAD, BOS, EOS = 1, 0, 2

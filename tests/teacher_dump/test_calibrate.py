@@ -11,7 +11,7 @@ import torch
 
 from shared import Dump, DumpError, UsageError
 from shared.dump.codecs import Draws, Int8Vectors, LowRankVectors, Sparse, Threshold, TopK, TopP
-from shared.dump.codecs.presets import PRESETS
+from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group
 from shared.text.tasks import task_named

@@ -25,9 +25,9 @@ from shared.dump.rowgroup import to_flat
 from shared.dump.shards import read_row_group
 from shared.text.corpus import Example
 from shared.text.tasks import Tokenizing, task_named
-from teacher_dump import head as head_module
+from teacher_dump.engines.transformers import head as head_module
+from teacher_dump.engines.transformers.teacher import load_teacher, read_blueprint
 from teacher_dump.request import Request
-from teacher_dump.teacher import load_teacher, read_blueprint
 
 # What batching and another order of sums may do to a float32 log-probability; the codec's own error comes on top.
 NOISE = 1e-4

@@ -11,7 +11,7 @@ import transformers
 
 from shared.dump.codecs import LogitStep
 from shared.errors import TeacherError
-from teacher_dump.head import VocabularyHead
+from teacher_dump.engines.transformers.head import VocabularyHead
 
 
 def load(folder: Any, dtype: torch.dtype = torch.float32) -> Any:

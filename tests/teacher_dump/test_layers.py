@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from shared import Dump
 from teacher_dump.annotate import annotate, prepare
-from teacher_dump.layers import Layers
+from teacher_dump.engines.transformers.layers import Layers
 from teacher_dump.request import Request
 
 pytestmark = pytest.mark.usefixtures("no_hang")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from shared.errors import UsageError
-from teacher_dump import teacher as teacher_module
-from teacher_dump.teacher import _device
+from teacher_dump.engines.transformers import teacher as teacher_module
+from teacher_dump.engines.transformers.teacher import _device
 from teacher_dump.workers import Worker, worker
 
 LAUNCHERS = {

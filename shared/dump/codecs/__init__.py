@@ -7,13 +7,13 @@ from pydantic import Field
 from shared.dump.codecs.base import Codec, Column, DistributionCodec, NotFiniteError, VectorCodec, counts_of
 from shared.dump.codecs.dense import Dense
 from shared.dump.codecs.exact import Exact, LogitStep
-from shared.dump.codecs.low_rank import LowRankVectors
-from shared.dump.codecs.selection import Draws, Selection, Threshold, TopK, TopP
+from shared.dump.codecs.selection.rules import Draws, Selection, Threshold, TopK, TopP
+from shared.dump.codecs.selection.uniforms import position_keys
 from shared.dump.codecs.sparse import Sparse
 from shared.dump.codecs.targets import DenseTargets, SparseTargets, Targets
 from shared.dump.codecs.top_k_float16 import TopKFloat16
-from shared.dump.codecs.uniforms import position_keys
-from shared.dump.codecs.vectors import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
+from shared.dump.codecs.vectors.low_rank import LowRankVectors
+from shared.dump.codecs.vectors.quantized import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
 
 DISTRIBUTION = "distribution"
 HIDDEN = "hidden"

@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from shared.dump.codecs.base import Column, DistributionCodec, VectorCodec
 from shared.dump.codecs.constants import Constants, fingerprint
-from shared.dump.codecs.outliers import OutlierChannels
 from shared.dump.codecs.targets import DenseTargets
-from shared.dump.codecs.vectors import KINDS
+from shared.dump.codecs.vectors.outliers import OutlierChannels
+from shared.dump.codecs.vectors.quantized import KINDS
 from shared.errors import DumpError
 
 # To people a distribution is its most probable ids; all of a vocabulary's 30,000 to 250,000 would be megabytes a row.
@@ -127,7 +127,7 @@ class Exact(DistributionCodec):
         state = {
             "float16": f"`{name}`",
             "int8": f"`{name}.codes * {name}.scale`",
-            "int4": f"the vector in `{name}.*` (coded as Lectern's `shared/dump/codecs/vectors.py` describes)",
+            "int4": f"the vector in `{name}.*` (coded as `shared/dump/codecs/vectors/quantized.py` describes)",
         }[self.states]
         if self.outlier_channels:
             apart = f" Channels {list(self.outlier_channels)} are not in it but in `{name}.outliers`."

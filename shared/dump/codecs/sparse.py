@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from shared.dump.codecs import planes, power
 from shared.dump.codecs.base import Column, DistributionCodec, NotFiniteError, counts_of
-from shared.dump.codecs.selection import Draws, Kept, Selection, Threshold, TopK, TopP, owners_and_ranks
-from shared.dump.codecs.softmax import Softmax
+from shared.dump.codecs.selection.rules import Draws, Kept, Selection, Threshold, TopK, TopP, owners_and_ranks
+from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.codecs.targets import SparseTargets
 
 DEFAULT_LEVELS = 130

@@ -16,8 +16,9 @@ import pytest
 
 from shared.dump.storage import only_one
 from shared.errors import DumpError, LecternError, RecipeError, UsageError
-from student_train import cli, evaluate
+from student_train import cli
 from student_train import sweep as sweeps
+from student_train.scoring import evaluate
 from student_train.sweep import children
 from student_train.sweep.folder import check_same_recipe
 

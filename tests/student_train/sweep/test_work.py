@@ -114,7 +114,7 @@ def test_each_core_or_device_gets_a_job(monkeypatch: pytest.MonkeyPatch, make_re
 
 @pytest.fixture
 def make_recipe() -> Callable[..., object]:
-    from student_train.recipe import Recipe
+    from student_train.recipe.recipe import Recipe
 
     def make(device: str) -> Recipe:
         return Recipe.model_validate(

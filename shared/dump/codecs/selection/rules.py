@@ -1,0 +1,246 @@
+"""Which ids of a distribution are kept, and what stands for the others.
+
+Shapes: N positions, V vocabulary, K most that a position keeps, E kept ids of all positions, one position after the
+other.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from shared.dump.codecs.selection import blocks, sampling
+from shared.dump.codecs.selection.softmax import Softmax
+from shared.dump.codecs.selection.uniforms import uniforms
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a rule keeps. Within a position the exact ids come first, rising, then the sampled ones, rising.
+
+    Attributes:
+        ids_E: int64.
+        log_probs_E: float32; of a sampled id it is not used.
+        counts_N, exact_N: int64, how many ids a position keeps, and how many of them are exact.
+        tail_N: float32, log of the mass outside the exact ids.
+        times_E: int64, how often each was drawn; None unless ids are drawn with replacement.
+    """
+
+    ids_E: Tensor
+    log_probs_E: Tensor
+    counts_N: Tensor
+    exact_N: Tensor
+    tail_N: Tensor
+    times_E: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["Kept"]) -> "Kept":
+        """What one rule keeps of some positions, and of the next ones, and so on."""
+        ids_E, log_probs_E, counts_N, exact_N, tail_N = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("ids_E", "log_probs_E", "counts_N", "exact_N", "tail_N")
+        )
+        times = [part.times_E for part in parts if part.times_E is not None]
+        return cls(ids_E, log_probs_E, counts_N, exact_N, tail_N, torch.cat(times) if times else None)
+
+
+class Rule(BaseModel, ABC):
+    """A way to choose ids; its fields are in the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Whether ids stand for the tail. A loss against them is unbiased for forward KL, and for nothing else.
+    samples: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def expected_ids(self) -> int:
+        """About how many ids a position keeps."""
+
+    @abstractmethod
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        """The ids to keep; `keys_N` name the positions for what is drawn at random."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """A few words for people."""
+
+
+class TopK(Rule):
+    """The k most probable ids."""
+
+    rule: Literal["top-k"] = "top-k"
+    k: int = Field(ge=1)
+
+    @property
+    def expected_ids(self) -> int:
+        return self.k
+
+    def describe(self) -> str:
+        return f"top {self.k}"
+
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        ids_NK, log_probs_NK = most_probable(softmax, self.k)
+        return kept_of_top(softmax, ids_NK, log_probs_NK, torch.ones_like(ids_NK, dtype=torch.bool))
+
+
+class TopP(Rule):
+    """The most probable ids that together reach probability p (nucleus), at most k of them."""
+
+    rule: Literal["top-p"] = "top-p"
+    p: float = Field(gt=0, le=1)
+    k: int = Field(ge=1)
+
+    @property
+    def expected_ids(self) -> int:
+        return self.k
+
+    def describe(self) -> str:
+        return f"top mass {self.p:g}, at most {self.k} ids"
+
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        ids_NK, log_probs_NK = most_probable(softmax, self.k)
+        probs_NK = log_probs_NK.exp()
+        return kept_of_top(softmax, ids_NK, log_probs_NK, probs_NK.cumsum(-1) - probs_NK < self.p)
+
+
+class Threshold(Rule):
+    """Every id more probable than the threshold (and the most probable one), and something for the others.
+
+    `tail="sample"`: one of the others is kept with probability p / threshold and then weighs exactly the threshold.
+    It is drawn systematically, one random number a position: the running sum of p / threshold over the others, in the
+    order of their ids, keeps an id where it passes that number plus 0, 1, 2, ... So the weights of all kept ids are
+    unbiased for the distribution, at the least variance for their expected number (Duffield, Lund and Thorup 2007,
+    "Priority sampling for estimation of arbitrary subset sums", section on threshold sampling), and they sum to 1
+    within the threshold. Rounding moves an id's chance by about 1e-6.
+    `tail="mass"`: only the others' total is kept.
+    """
+
+    rule: Literal["threshold"] = "threshold"
+    threshold: float = Field(gt=0, lt=1)
+    tail: Literal["sample", "mass"] = "sample"
+
+    @property
+    def samples(self) -> bool:  # type: ignore[override]
+        """Whether ids stand for the tail."""
+        return self.tail == "sample"
+
+    @property
+    def expected_ids(self) -> int:
+        return max(1, round(0.5 / self.threshold))
+
+    def describe(self) -> str:
+        return f"p > {self.threshold:g}, the rest {'sampled' if self.samples else 'summed'}"
+
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        owners_E, ids_E = self._exact(softmax)
+        log_probs_E = softmax.log_probs(owners_E, ids_E)
+        exact_N = blocks.counted(owners_E, len(keys_N))
+        rest = softmax.without(owners_E, ids_E, math.ceil(1 / self.threshold))
+        if not self.samples:
+            return Kept(ids_E, log_probs_E, exact_N, exact_N, rest.log_mass_N)
+        step_N1 = rest.total_N1 * self.threshold
+        drawn = sampling.systematic(rest.mass_NV, rest.sums_NB, step_N1, uniforms(keys_N, 1))
+        return _joined(ids_E, log_probs_E, exact_N, *drawn, rest.log_mass_N)
+
+    def _exact(self, softmax: Softmax) -> tuple[Tensor, Tensor]:
+        """(owners_E, ids_E) of the ids above the threshold, and of the most probable ones."""
+        cut_N1 = math.log(self.threshold) + softmax.log_total_N1
+        is_near_NB = softmax.maxima_NB - softmax.largest_N1 > cut_N1
+        is_near_NB.scatter_(-1, softmax.best_N1 // blocks.SIZE, True)
+        rows_H, blocks_H = is_near_NB.nonzero(as_tuple=True)
+        shifted_HS = blocks.gather(softmax.logits_NV, rows_H, blocks_H, -torch.inf) - softmax.largest_N1[rows_H]
+        ids_HS = blocks_H[:, None] * blocks.SIZE + torch.arange(blocks.SIZE, device=blocks_H.device)
+        is_exact_HS = (shifted_HS > cut_N1[rows_H]) | (ids_HS == softmax.best_N1[rows_H])
+        return blocks.marked(is_exact_HS, rows_H, blocks_H)
+
+
+class Draws(Rule):
+    """n draws with replacement: ids and how often each came. Anshumann et al. 2025, "Sparse Logit Sampling"
+    (arXiv 2503.16870)."""
+
+    samples: ClassVar[bool] = True
+
+    rule: Literal["draws"] = "draws"
+    draws: int = Field(ge=1, le=255)
+
+    @property
+    def expected_ids(self) -> int:
+        return self.draws
+
+    def describe(self) -> str:
+        return f"{self.draws} random draws"
+
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        drawn_NM = sampling.with_replacement(softmax.mass_NV, softmax.sums_NB, uniforms(keys_N, self.draws))
+        drawn_NM = sorted_rows(drawn_NM)
+        is_first_NM = torch.ones_like(drawn_NM, dtype=torch.bool)
+        is_first_NM[:, 1:] = drawn_NM[:, 1:] != drawn_NM[:, :-1]
+        counts_N = is_first_NM.sum(-1)
+        starts_E = is_first_NM.flatten().nonzero().squeeze(-1)
+        times_E = torch.diff(starts_E, append=starts_E.new_tensor([drawn_NM.numel()]))
+        ids_E = drawn_NM[is_first_NM]
+        # No id is exact, so all mass is outside.
+        no_logs_E, no_logs_N = (torch.zeros_like(like, dtype=torch.float32) for like in (ids_E, counts_N))
+        return Kept(ids_E, no_logs_E, counts_N, torch.zeros_like(counts_N), no_logs_N, times_E)
+
+
+Selection = Annotated[TopK | TopP | Threshold | Draws, Field(discriminator="rule")]
+
+
+def most_probable(softmax: Softmax, k: int) -> tuple[Tensor, Tensor]:
+    """(ids, log-probabilities) of the k most probable ids (of all where there are fewer), in falling order."""
+    ids_NK = blocks.top(softmax.logits_NV, softmax.maxima_NB, min(k, softmax.logits_NV.shape[-1]))
+    owners_NK = torch.arange(len(ids_NK), device=ids_NK.device)[:, None].expand_as(ids_NK)
+    return ids_NK, softmax.log_probs(owners_NK, ids_NK)
+
+
+def kept_of_top(softmax: Softmax, ids_NK: Tensor, log_probs_NK: Tensor, is_kept_NK: Tensor) -> Kept:
+    """Some of the most probable ids, given in falling order."""
+    ids_NK, order_NK = rising(ids_NK)
+    is_kept_NK = is_kept_NK.gather(-1, order_NK)
+    counts_N = is_kept_NK.sum(-1)
+    ids_E, log_probs_E = ids_NK[is_kept_NK], log_probs_NK.gather(-1, order_NK)[is_kept_NK]
+    rest = softmax.without(torch.repeat_interleave(counts_N), ids_E, ids_NK.shape[-1])
+    return Kept(ids_E, log_probs_E, counts_N, counts_N, rest.log_mass_N)
+
+
+def rising(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """(ids in rising order within each position, the order that does it)."""
+    ranks_K = torch.arange(ids_NK.shape[-1], device=ids_NK.device)
+    keys_NK = sorted_rows((ids_NK << 32) | ranks_K)
+    return keys_NK >> 32, keys_NK & (2**32 - 1)
+
+
+def sorted_rows(values_NK: Tensor) -> Tensor:
+    """Each row in rising order. On a CPU by numpy, whose vectorised sort is some 15 times faster than torch's."""
+    if values_NK.device.type == "cpu":
+        return torch.from_numpy(np.sort(values_NK.numpy(), axis=-1))
+    return values_NK.sort(-1).values
+
+
+def owners_and_ranks(counts_N: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of E = sum of counts_N entries: whose it is, and the how manieth there."""
+    owners_E = torch.repeat_interleave(counts_N)
+    return owners_E, blocks.ranks(owners_E, counts_N)
+
+
+def _joined(
+    ids_E: Tensor, log_probs_E: Tensor, exact_N: Tensor, drawn_owners_E: Tensor, drawn_E: Tensor, tail_N: Tensor
+) -> Kept:
+    """Exact ids, and after those of each position the drawn ones."""
+    counts_N = exact_N + blocks.counted(drawn_owners_E, len(exact_N))
+    owners_E, ranks_E = owners_and_ranks(counts_N)
+    is_exact_E = ranks_E < exact_N[owners_E]
+    joined_E = torch.empty_like(owners_E)
+    joined_E[is_exact_E] = ids_E
+    joined_E[~is_exact_E] = drawn_E
+    joined_log_probs_E = torch.zeros_like(owners_E, dtype=log_probs_E.dtype)
+    joined_log_probs_E[is_exact_E] = log_probs_E
+    return Kept(joined_E, joined_log_probs_E, counts_N, exact_N, tail_N)

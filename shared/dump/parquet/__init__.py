@@ -1,0 +1,1 @@
+"""Parquet pages without Arrow: checked, and read straight into arrays."""

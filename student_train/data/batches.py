@@ -1,0 +1,163 @@
+"""Row groups -> training batches: gathered rows, padded, with the codecs' columns still encoded.
+
+A thread makes batches ahead of the trainer. Between two batches it reads some of the next window's row groups, so that
+no batch has to wait for a whole window.
+
+Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+
+from shared.ahead import ahead
+from shared.dump.rowgroup import RowGroup, to_flat
+from student_train.data.gather import Rows
+from student_train.data.order import Order, Window
+from student_train.data.sources import Source
+from student_train.data.spans import span_batch
+from student_train.losses.base import Loss
+from student_train.training.stages import Stage
+
+# What the trainer moves to the device: inputs for the student, and where and what it is asked.
+#   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
+#   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
+#   (of questions, labels are others, and an entry more says whose the positions are: `spans.span_batch`)
+#   columns: what the codecs decode, as stored;  rows: int64 [B], the rows' numbers in the corpus
+#   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
+Batch = dict[str, Any]
+
+# Batches that lie ready: enough to bridge the reading of some row groups, few enough to cost no memory.
+READY_BATCHES = 4
+
+
+def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
+    """The codecs' columns that some losses read."""
+    return source.columns_of({name for spec in losses for name in spec.signals(source.signals)})
+
+
+def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
+    """(the order of a stage's batches, the codecs' columns that its losses read)."""
+    training, columns = stage.training, columns_of(stage.loss, source)
+    return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
+
+
+class TrainingBatches(IterableDataset):
+    """An endless stream of batches from `first_batch` on, epoch after epoch.
+
+    Args:
+        columns: the codecs' columns to read; no others are touched.
+        rank, ranks: of each batch, this process takes rows rank, rank + ranks, ...
+        pinned: whether batches lie in page-locked memory, from which a GPU copies faster.
+        ready: how many batches the thread may be ahead.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        columns: Sequence[str],
+        order: Order,
+        first_batch: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        pinned: bool = False,
+        ready: int = READY_BATCHES,
+    ) -> None:
+        self.source, self.columns, self.order = source, columns, order
+        self.first_batch, self.rank, self.ranks = first_batch, rank, ranks
+        self.pinned, self.ready = pinned, ready
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ahead(self._batches(), self.ready) as batches:
+            yield from batches
+
+    def _batches(self) -> Iterator[Batch]:
+        for rows, is_spare in self._taken():
+            batch = padded(rows, self.source)
+            yield (_pinned(batch) if self.pinned else batch) | {"is_spare": is_spare}
+
+    def gathered(self) -> Iterator[RowGroup]:
+        """The batches' rows, flat and not padded, made by whoever asks for them."""
+        return (rows for rows, _ in self._taken())
+
+    def _taken(self) -> Iterator[tuple[RowGroup, bool]]:
+        """(this rank's rows of a batch, whether another rank has them too)."""
+        epoch, first_window, skip = self.order.seek(self.first_batch)
+        windows = self._windows(epoch, first_window)
+        following = next(windows)
+        loaded: dict[int, RowGroup] = {}
+        while True:
+            window, following = following, next(windows)
+            self._load(loaded, window.groups.tolist())
+            rows = Rows([loaded[group] for group in window.groups.tolist()], self.source.vector_columns)
+            batches = self.order.cut(window, rows.lengths)[skip:]
+            # What is done with goes before anything new comes, so that there are never more than two windows in memory.
+            needed = following.groups.tolist()
+            loaded = {group: loaded[group] for group in needed if group in loaded}
+            for number, batch in enumerate(batches):
+                # A rank for which a batch has no row repeats one: every rank must take the step.
+                is_spare = self.rank >= len(batch)
+                yield rows.take(batch[:1] if is_spare else batch[self.rank :: self.ranks]), is_spare
+                self._load(loaded, needed[: len(needed) * (number + 1) // len(batches)])
+            skip = 0
+
+    def _windows(self, epoch: int, first: int) -> Iterator[Window]:
+        yield from self.order.windows(epoch)[first:]
+        for later in count(epoch + 1):
+            yield from self.order.windows(later)
+
+    def _load(self, loaded: dict[int, RowGroup], groups: Sequence[int]) -> None:
+        loaded.update({group: self.source.load(group, self.columns) for group in groups if group not in loaded})
+
+
+def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length: bool = False) -> Iterator[Batch]:
+    """Every row once, in the order of the source, for scoring; `by_length` sorts each row group, against padding."""
+    for group, number in enumerate(source.group_rows):
+        rows = Rows([source.load(group, columns)], source.vector_columns)
+        order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
+        for start in range(0, number, batch_size):
+            yield padded(rows.take(order[start : start + batch_size]), source)
+
+
+def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
+    """The rows named, [B, 2] of (row group, row within it), as one padded batch."""
+    rows = Rows(list(loaded.values()), source.vector_columns)
+    sizes = [len(group.rows) for group in loaded.values()]
+    first = dict(zip(loaded, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+    return padded(rows.take(np.asarray([first[group] + row for group, row in references.tolist()])), source)
+
+
+def padded(rows: RowGroup, source: Source) -> Batch:
+    """Rows as one batch (padding on the right, masked out)."""
+    lengths = np.diff(rows.token_offsets)
+    longest = max(1, int(lengths.max(initial=0)))
+    is_real_BL = np.arange(longest) < lengths[:, None]
+
+    def table(values_T: NDArray[Any], fill: int) -> torch.Tensor:
+        table_BL = np.full(is_real_BL.shape, fill, np.int64)
+        table_BL[is_real_BL] = values_T
+        return torch.from_numpy(table_BL)
+
+    batch: Batch = {
+        "input_ids": table(rows.input_ids, source.tokenizer.pad_token_id or 0),
+        "attention_mask": torch.from_numpy(is_real_BL.astype(np.int64)),
+    }
+    if rows.token_type_ids is not None:
+        batch["token_type_ids"] = table(rows.token_type_ids, 0)
+    firsts = np.repeat(np.arange(len(lengths)) * longest, np.diff(rows.position_offsets))
+    batch["positions"] = torch.from_numpy(rows.positions + firsts)
+    batch["labels"] = torch.from_numpy(rows.labels.astype(np.int64))
+    batch["rows"] = torch.from_numpy(rows.rows)
+    if source.recorded == "spans":
+        batch |= span_batch(rows)
+    batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()}
+    return batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: _pinned(value) if isinstance(value, dict) else value.pin_memory() for name, value in batch.items()}

@@ -1,0 +1,111 @@
+"""Some of a source's rows as a source: those that a stage trains on, and a slice that is held out.
+
+Which rows these are is a pure function of the source, the seed and the recipe: the same on every rank and after every
+resume. It takes each row's number and gold labels, some bytes a row, read before the first step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.dump.codecs.selection.uniforms import position_keys, uniforms
+from shared.dump.reader import GroupSizes
+from shared.dump.rowgroup import RowGroup
+from student_train.data.gather import Rows
+from student_train.data.sources import Source
+from student_train.recipe.sections import Rows as Kind
+
+Bools = NDArray[np.bool_]
+
+# Dumps draw from the keys of positions, which begin at 0.
+_NO_POSITION = -1
+
+
+class Selected(Source):
+    """The rows of a source that are taken, one array of bools a row group; row groups without any are never read."""
+
+    def __init__(self, whole: Source, name: str, is_taken: Sequence[Bools], has_gold: bool) -> None:
+        self._whole = whole
+        self._groups = [group for group, taken in enumerate(is_taken) if taken.any()]
+        self._kept = [np.flatnonzero(is_taken[group]) for group in self._groups]
+        values = {field.name: getattr(whole, field.name) for field in fields(Source)}
+        rows = tuple(len(kept) for kept in self._kept)
+        super().__init__(**values | {"name": name, "group_rows": rows, "has_gold": has_gold})
+
+    def load(self, group: int, columns: Sequence[str]) -> RowGroup:
+        loaded, kept = self._whole.load(self._groups[group], columns), self._kept[group]
+        return loaded if len(kept) == len(loaded.rows) else Rows([loaded], self.vector_columns).take(kept)
+
+    def sizes(self, columns: Sequence[str]) -> GroupSizes:
+        """As large a share of the group's tokens and bytes as of its rows: in a dump its rows are of similar length."""
+        whole, rows = self._whole.sizes(columns), np.asarray(self.group_rows, np.int64)
+        shares = rows / whole.rows[self._groups]
+        return GroupSizes(
+            rows,
+            np.maximum(np.rint(whole.tokens[self._groups] * shares).astype(np.int64), rows),
+            np.rint(whole.bytes[self._groups] * shares).astype(np.int64),
+        )
+
+
+class Split:
+    """A source's rows by two questions: is the row held out, and has it a gold label?
+
+    Args:
+        share: of the rows that are held out, drawn by `seed` and the row's number alone; 0 for none. Windows of one
+            question's context are held out together.
+    """
+
+    def __init__(self, source: Source, share: float, seed: int) -> None:
+        self.source, self._share, self._seed = source, share, seed
+        self._facts: list[tuple[Bools, Bools]] | None = None
+
+    def to_train(self, kind: Kind) -> Source:
+        """The rows of a kind that are not held out; may be empty."""
+        if not self._share and kind == "all":
+            return self.source
+        return self._selected(kind, [~held_out & fits for held_out, fits in self._by_kind(kind)])
+
+    def held_out(self, kind: Kind, rank: int = 0, ranks: int = 1) -> Source:
+        """The rows of a kind that are held out; each rank's part of them."""
+        taken = [held_out & fits for held_out, fits in self._by_kind(kind)]
+        turns = np.cumsum([0, *(int(each.sum()) for each in taken)])
+        for each, first in zip(taken, turns.tolist(), strict=False):
+            places = np.flatnonzero(each)
+            each[places[(first + np.arange(len(places))) % ranks != rank]] = False
+        return self._selected(kind, taken)
+
+    def _selected(self, kind: Kind, is_taken: Sequence[Bools]) -> Source:
+        name = self.source.name if kind == "all" else f"the {kind} rows of {self.source.name}"
+        return Selected(self.source, name, is_taken, self.source.has_gold and kind != "unlabelled")
+
+    def _by_kind(self, kind: Kind) -> list[tuple[Bools, Bools]]:
+        """(is held out, is of the kind) of the rows of each group."""
+        if self._facts is None:
+            self._facts = []
+            for group in range(len(self.source.group_rows)):
+                rows, is_labelled = self.source.gold(group)
+                self._facts.append((is_held_out(rows, self._share, self._seed), is_labelled))
+        wanted = {"all": (True, False), "labelled": (True,), "unlabelled": (False,)}[kind]
+        return [(held_out, np.isin(is_labelled, wanted)) for held_out, is_labelled in self._facts]
+
+
+def first_rows(source: Source, count: int) -> Source:
+    """The first rows of a source's first row group."""
+    rows = np.asarray(source.group_rows)
+    is_taken = [np.arange(number) < (count if group == 0 else 0) for group, number in enumerate(rows.tolist())]
+    return Selected(source, source.name, is_taken, source.has_gold)
+
+
+def is_held_out(rows: NDArray[np.int64], share: float, seed: int) -> Bools:
+    """Whether each of these rows of a corpus belongs to the slice that is held out, bool [R].
+
+    >>> is_held_out(np.arange(4000), 0.25, seed=0).mean().round(1)
+    np.float64(0.2)
+    """
+    numbers = torch.from_numpy(rows.astype(np.int64))
+    draws = uniforms(position_keys(seed, numbers, torch.full_like(numbers, _NO_POSITION)), 1)
+    is_drawn: Bools = draws[:, 0].numpy() < share
+    return is_drawn

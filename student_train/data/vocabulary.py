@@ -1,0 +1,62 @@
+"""What a fresh student's word embeddings begin from: which tokens get a row of their own, and the teacher's rows.
+
+A token gets one when the rows to learn from have it often enough; the others are read as the tokenizer's unknown
+token, after tokenization, so that positions stay where the teacher's signals are. Special tokens are always kept.
+
+Shapes: V ids of the vocabulary, K ids that are kept, D width of the teacher's embeddings.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.errors import RecipeError
+from student_train.data.sources import Source
+from student_train.students import BiLSTMStudent, PretrainedStudent, StudentSpec
+
+
+def kept_ids(spec: StudentSpec, source: Source) -> Tensor | None:
+    """ids_K, ascending, of the tokens that occur `trim_vocabulary` times or more, and of the special tokens; None where
+    the student keeps the whole vocabulary.
+
+    Raises:
+        RecipeError: where the tokenizer has no unknown token, or no token occurs so often.
+    """
+    at_least = spec.trim_vocabulary if isinstance(spec, BiLSTMStudent) else None
+    if at_least is None:
+        return None
+    if source.tokenizer.unk_token_id is None:
+        raise RecipeError(
+            f"student.trim_vocabulary = {at_least}: the tokenizer of {source.name} has no unknown token that could "
+            "stand for the tokens left out; leave the key out."
+        )
+    counts_V = token_counts(source)
+    special = list(source.tokenizer.all_special_ids)
+    counts_V[special] = 0
+    if counts_V.max() < at_least:
+        raise RecipeError(
+            f"student.trim_vocabulary = {at_least}: no token of {source.name} occurs so often (the most frequent one "
+            f"{counts_V.max():,} times); choose a smaller number."
+        )
+    is_kept_V = counts_V >= at_least
+    is_kept_V[special] = True
+    return torch.from_numpy(np.flatnonzero(is_kept_V))
+
+
+def word_embeddings(spec: StudentSpec, source: Source) -> Tensor | None:
+    """The teacher's embeddings_VD where the student begins from them, None elsewhere.
+
+    Raises:
+        RecipeError, DumpError: where the source has none.
+    """
+    begins_from_them = not isinstance(spec, PretrainedStudent) and spec.embeddings == "svd"
+    return source.word_embeddings() if begins_from_them else None
+
+
+def token_counts(source: Source) -> NDArray[np.int64]:
+    """How often each id occurs in all rows, int64 [V]."""
+    counts_V = np.zeros(source.vocabulary, np.int64)
+    for group in range(len(source.group_rows)):
+        counts_V += np.bincount(source.load(group, []).input_ids, minlength=source.vocabulary)
+    return counts_V

@@ -1,0 +1,57 @@
+"""The weighted sum of a recipe's losses over a batch; those of a large vocabulary's logits in one pass over its slices.
+
+Shapes: N recorded positions, M of a slice, V classes, P losses.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from student_train.forward.sliced_logits import SlicedLogits
+from student_train.losses.base import Heard, Said
+from student_train.losses.logits import LossSpec
+
+
+def total_loss(
+    specs: tuple[LossSpec, ...], said: Said, heard: Heard, projections: nn.ModuleDict, shares: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum, and each loss by its name (detached, not weighted).
+
+    A batch that is a part of a larger one has, for each loss, a share of what is counted there, between 0 and 1: the
+    sums of its parts are then the losses of the whole.
+    """
+    share_of = torch.ones(len(specs), device=heard.labels_N.device) if shares is None else shares
+    in_slices = [index for index, spec in enumerate(specs) if spec.by_position and said.sliced is not None]
+    total, values = torch.zeros(()), dict[int, Tensor]()
+    if said.sliced is not None and in_slices:
+        total, values = _over_slices({index: specs[index] for index in in_slices}, said.sliced, heard, share_of)
+    for index, spec in enumerate(specs):
+        if index in values:
+            continue
+        projection = projections[str(index)] if str(index) in projections else None  # noqa: SIM401
+        value = share_of[index] * spec.value(said, heard, projection)
+        values[index] = value.detach()
+        total = total.to(value.device) + spec.weight * value
+    parts: dict[str, Tensor] = {}
+    for index, spec in enumerate(specs):
+        parts[spec.label if spec.label not in parts else f"{spec.label}#{index}"] = values[index]
+    return total, parts
+
+
+def _over_slices(
+    specs: dict[int, LossSpec], sliced: SlicedLogits, heard: Heard, share_of: Tensor
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """(their weighted sum, each one's value) by the loss's number."""
+    last = max(specs)
+    whole = {index: spec.counted(heard.labels_N).clamp(min=1) for index, spec in specs.items()}
+
+    def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+        here, values = heard.part(part), []
+        for index, spec in specs.items():
+            # Nobody looks at the logits after the last loss.
+            mean = spec.value(Said(logits_MV, (), overwrite=index == last), here, None)
+            values.append(mean * (share_of[index] * spec.counted(here.labels_N) / whole[index]))
+        weighted = [spec.weight * value for spec, value in zip(specs.values(), values, strict=True)]
+        return torch.stack(weighted).sum(), torch.stack(values)
+
+    total, values_P = sliced.judged(judge)
+    return total, dict(zip(specs, values_P, strict=True))

@@ -1,0 +1,1 @@
+"""Predictions, reports, latency, export and model cards."""

@@ -1,0 +1,38 @@
+"""The student's model card: what it is, what it learnt from, how, and its scores."""
+
+from pathlib import Path
+
+from shared.dump.storage import write_text_atomically
+from student_train.data.sources import Source
+from student_train.losses.logits import LossSpec
+from student_train.recipe.recipe import Recipe
+from student_train.scoring.evaluate import Report
+
+
+def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
+    """Write README.md into the student's folder."""
+    learnt_from = "a teacher's record (a Lectern dump)" if recipe.dump else "gold labels"
+    phases = {"": recipe.loss} if recipe.loss else {f"{stage.name}: ": stage.loss for stage in recipe.stage}
+    losses = "; ".join(name + ", ".join(_weighed(spec) for spec in specs) for name, specs in phases.items())
+    training = recipe.training
+    batch = f"{training.batch_size} rows" if training.batch_size else f"about {training.batch_tokens:,} tokens"
+    scores = "".join(f"| {name} | {value} |\n" for name, value in report.table()) if report else "| not scored | |\n"
+    write_text_atomically(
+        folder / "README.md",
+        f"""---
+library_name: transformers
+tags: [knowledge-distillation, lectern, {source.task.name}]
+---
+# {recipe.output.name}
+
+Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} steps of
+{batch}, losses {losses}. The whole recipe is in `recipe.json`.
+
+| | |
+|---|---|
+{scores}""",
+    )
+
+
+def _weighed(spec: LossSpec) -> str:
+    return f"{spec.label} x {spec.weight:g}"

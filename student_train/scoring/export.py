@@ -1,0 +1,209 @@
+"""`distill export`: a model folder as one ONNX file, for which onnxruntime's logits have been found to be torch's.
+
+Batch and length are free. The inputs are input_ids and attention_mask, and token_type_ids where the model knows more
+than one type; all are int64 [B, L], padded on the right.
+
+Shapes: B rows, L tokens of the longest.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shared.dump.storage import write_atomically
+from shared.errors import LecternError, UsageError
+from shared.text.tasks import Task, task_named
+from student_train.data.batches import Batch
+from student_train.data.sources import TextSource, load_tokenizer
+from student_train.recipe.recipe import ColumnNames
+from student_train.scoring.evaluate import label_names_of, load_model, longest_row
+from student_train.scoring.latency import first_batches
+from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
+
+# Protocol buffers, of which an ONNX file is one, end at 2 GiB.
+LARGEST_BYTES = 2**31
+# (rows, longest) of the batches that the file is checked with; none is the one that was traced.
+CHECKED_SHAPES = ((1, 1), (1, 9), (2, 512), (5, 33), (32, 17))
+TRACED_SHAPE = (3, 6)
+# Rows to a batch of those that --data gives, and batches of each.
+CHECKED_SIZES = (1, 5, 32)
+BATCHES_OF_DATA = 4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished file and what its check has found.
+
+    Attributes:
+        difference: the largest between a logit of torch's and of onnxruntime's.
+        rows, batches: what was compared.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    difference: float
+    rows: int
+    batches: int
+
+
+def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence[str], names: ColumnNames) -> Exported:
+    """Write the model of a folder to `out` (by default model.onnx in the folder), whole or not at all.
+
+    The check compares rows of ids that are drawn over the whole vocabulary, and the first rows of `data`.
+
+    Raises:
+        UsageError, RecipeError: without the extra, for a task without logits, or where no model is.
+        LecternError: when the model cannot be translated, or its logits come out otherwise.
+    """
+    _check_extra()
+    if task_name is not None and task_named(task_name).classes is None:
+        raise UsageError(f"the task {task_name} has no logits to export; the others have.")
+    model, task = load_model(folder, task_name)
+    tokenizer = load_tokenizer(str(folder))
+    path = out or folder / MODEL_FILE
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: there is no such folder to write into; make it first.")
+    if (size := sum(weight.numel() * weight.element_size() for weight in model.parameters())) >= LARGEST_BYTES:
+        raise LecternError(f"{folder}: {size / 1e9:.1f} GB of weights are more than the 2.1 GB of one ONNX file.")
+    batches = _drawn_batches(model, tokenizer)
+    if data:
+        batches += _batches_of(data, model, task, tokenizer, names)
+    found: list[Exported] = []
+
+    def write(temporary: Path) -> None:
+        inputs, outputs = _translate(model, tokenizer, temporary, folder)
+        largest = _check(model, temporary, path, batches)
+        rows = sum(len(batch["input_ids"]) for batch in batches)
+        found.append(Exported(path, inputs, outputs, largest, rows, len(batches)))
+
+    write_atomically(path, write)
+    return found[0]
+
+
+def _check_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"export needs {error.name}: pip install 'lectern[onnx]'.") from None
+
+
+class _Logits(nn.Module):
+    """A model whose inputs come in order and whose outputs are logits alone."""
+
+    def __init__(self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *tensors_BL: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(**dict(zip(self.inputs, tensors_BL, strict=True)))
+        return tuple(output[name] for name in self.outputs)
+
+
+def _translate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, folder: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write the file. -> names of its inputs and outputs."""
+    model.config.use_cache = False
+    sample = _drawn(model, tokenizer, *TRACED_SHAPE, generator=torch.Generator().manual_seed(0))
+    inputs = tuple(name for name in INPUTS if name in sample)
+    outputs = tuple(TorchRuntime(model).run(sample))
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                _Logits(model, inputs, outputs).eval(),
+                tuple(sample[name] for name in inputs),
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=(tuple(free for _ in inputs),),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise LecternError(
+                f"{folder}: {type(model).__name__} cannot be translated to ONNX with free batch and length "
+                f"({_reason(error)})."
+            ) from error
+        assert program is not None
+        program.save(file, external_data=False)
+    return inputs, outputs
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what torch's exporter stumbled over, which it wraps in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not there and on what it does not fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Batch]) -> float:
+    """The largest difference between logits. Raises LecternError where one is outside the tolerance."""
+    torch_runtime, exported = TorchRuntime(model), OnnxRuntime(file)
+    largest = 0.0
+    for batch in batches:
+        apart, is_close = difference(torch_runtime, exported, batch)
+        if not is_close:
+            rows, length = batch["input_ids"].shape
+            raise LecternError(
+                f"{path}: not written, because onnxruntime's logits differ from torch's by up to {apart:.2g} on "
+                f"{rows} rows of up to {length} tokens; {type(model).__name__} is not translated faithfully."
+            )
+        largest = max(largest, apart)
+    return largest
+
+
+def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
+    """Rows of random ids: every part of the vocabulary, every kind of padding, the longest row there may be."""
+    generator = torch.Generator().manual_seed(1)
+    limit = longest_row(model, tokenizer)
+    return [_drawn(model, tokenizer, rows, min(longest, limit), generator) for rows, longest in CHECKED_SHAPES]
+
+
+def _drawn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, longest: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Inputs [rows, longest] that the model reads: lengths from 1 on, the last row the longest."""
+    padding = tokenizer.pad_token_id or 0
+    lengths_B = torch.randint(1, longest + 1, (rows,), generator=generator)
+    lengths_B[-1] = longest
+    mask_BL = (torch.arange(longest) < lengths_B[:, None]).long()
+    ids_BL = torch.randint(len(tokenizer), (rows, longest), generator=generator)
+    drawn: dict[str, Any] = {"input_ids": torch.where(mask_BL == 1, ids_BL, padding), "attention_mask": mask_BL}
+    types = getattr(model.config, "type_vocab_size", None) or 0
+    if types > 1:
+        types_BL = torch.randint(types, (rows, longest), generator=generator)
+        drawn["token_type_ids"] = types_BL * mask_BL
+    return drawn
+
+
+def _batches_of(
+    data: Sequence[str], model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, names: ColumnNames
+) -> list[Batch]:
+    columns = names.columns(task, labels_required=False)
+    label_names = label_names_of(model) if task.classes == "labels" else None
+    source = TextSource(task, data, columns, tokenizer, longest_row(model, tokenizer), label_names)
+    return [batch for size in CHECKED_SIZES for batch in first_batches(source, size, BATCHES_OF_DATA)]

@@ -1,0 +1,115 @@
+"""A model as something that turns a batch into logits: in torch, or by onnxruntime from an exported file.
+
+Shapes: B rows, L tokens of the longest, padded on the right.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shared.errors import LecternError, UsageError
+from student_train.data.batches import Batch
+
+MODEL_FILE = "model.onnx"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUTS = ("logits", "start_logits", "end_logits")
+# Logits differ by float32 sums in another order. Measured: 1e-6 at usual scales, 3e-4 on random ids through a random
+# head whose logits reach 40. A graph that reads padding is wrong by 1e-2 and more.
+ABSOLUTE_TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 1e-3
+
+
+class Runtime(Protocol):
+    """What runs a model. `inputs` is what may be done ahead, so that `run` alone is timed."""
+
+    name: str
+
+    def inputs(self, batch: Batch) -> Any:
+        """A batch's input_ids, attention_mask and token_type_ids [B, L] as `run` takes them."""
+
+    def run(self, inputs: Any) -> dict[str, Tensor]:
+        """One forward pass, finished when this returns: those of `OUTPUTS` that the model has, by name."""
+
+
+class TorchRuntime:
+    """A model of transformers' as it is, on its own device."""
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: batch[name].to(self.model.device) for name in INPUTS if name in batch}
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        output = self.model(**inputs)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {name: output[name] for name in OUTPUTS if name in output}
+
+
+class OnnxRuntime:
+    """An exported file on the CPU, with as many threads as torch has.
+
+    Raises:
+        UsageError: without the package onnxruntime.
+        LecternError: when the file is no model that onnxruntime can load.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UsageError("running ONNX files needs onnxruntime: pip install 'lectern[onnx]'.") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # As the command line sets it for torch: threads that spin while they wait take the core from others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            reason = str(error).strip().split("\n")[0]
+            raise LecternError(f"{path}: onnxruntime cannot load it ({reason}).") from None
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        # Rows of a single text come without token types; torch's models take zeros then.
+        absent = torch.zeros_like(batch["input_ids"])
+        return {name: batch.get(name, absent).numpy() for name in self._inputs}
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        arrays = self._session.run(self._outputs, inputs)
+        return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
+
+
+def has_onnxruntime() -> bool:
+    """Whether the package is installed."""
+    return find_spec("onnxruntime") is not None
+
+
+def difference(reference: Runtime, other: Runtime, batch: Batch) -> tuple[float, bool]:
+    """(largest absolute difference between the logits of two runtimes, whether all are within the tolerance).
+
+    Padding counts: there, too, both must say the same.
+    """
+    expected, found = reference.run(reference.inputs(batch)), other.run(other.inputs(batch))
+    largest, is_close = 0.0, expected.keys() == found.keys()
+    for name in expected.keys() & found.keys():
+        wanted = expected[name].cpu()
+        if wanted.shape != found[name].shape:
+            return float("inf"), False
+        # Where both say -inf, their difference would be NaN.
+        apart = torch.where(wanted == found[name], 0.0, (wanted - found[name]).abs())
+        largest = max(largest, float(apart.max()))
+        is_close &= torch.allclose(found[name], wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
+    return largest, is_close

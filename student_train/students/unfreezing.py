@@ -1,0 +1,87 @@
+"""What of a student is trainable: its head, and groups of parameters below it, thawed from the top.
+
+The groups are the embeddings (with whatever comes before the first layer), each layer, and the head: what is not in
+the base model, and what stands in it above the layers (a pooler, a last norm). A weight that a head shares with the
+embeddings is the embeddings'.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shared.errors import RecipeError
+from student_train.recipe.sections import Trainable
+from student_train.students.depth import layers_of
+
+
+def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
+    """The groups from the bottom up: embeddings, layers, head."""
+    base: nn.Module = student.base_model
+    layers = layers_of(student)
+    layer_of = {id(value): number for number, layer in enumerate(layers, 1) for value in layer.parameters()}
+    groups: list[list[nn.Parameter]] = [[] for _ in range(len(layers) + 2)]
+    lowest = {id(value) for value in student.get_input_embeddings().parameters()}
+    in_base = {id(value) for value in base.parameters()}
+    has_met_layers = False
+    for value in student.parameters():
+        layer = layer_of.get(id(value))
+        has_met_layers = has_met_layers or layer is not None
+        if layer is not None:
+            groups[layer].append(value)
+        elif id(value) in lowest or (id(value) in in_base and not has_met_layers):
+            groups[0].append(value)
+        else:
+            groups[-1].append(value)
+    return groups
+
+
+@contextmanager
+def thawed(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bool) -> Iterator[None]:
+    """A block in which so much of the student is trainable and nothing else; the word embeddings not, where they are to
+    stay frozen. (What a model keeps frozen by itself, tables of sines for instance, stays so.)
+
+    Raises:
+        RecipeError: for more groups than there are below the head, or when nothing would be trainable.
+    """
+    groups = groups_of(student)
+    below = len(groups) - 1
+    count = below if trainable == "all" else 0 if trainable == "head" else int(trainable)
+    if count > below:
+        raise RecipeError(
+            f"trainable = {trainable}: the student has {below} groups below its head (embeddings and layers); give a "
+            "smaller number."
+        )
+    frozen = [value for group in groups[: below - count] for value in group]
+    if freeze_embeddings:
+        frozen += student.get_input_embeddings().parameters()
+    before = [(value, value.requires_grad) for value in student.parameters()]
+    try:
+        for value in frozen:
+            value.requires_grad_(False)
+        if not any(value.requires_grad for value in student.parameters()):
+            raise RecipeError(f"trainable = {trainable!r}: nothing of this student is trainable then; thaw more.")
+        yield
+    finally:
+        for value, was_trainable in before:
+            value.requires_grad_(was_trainable)
+
+
+def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable]:
+    """The head alone, then with one group more at a time until everything: XtremeDistil's schedule (Mukherjee &
+    Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would thaw
+    nothing new are left out."""
+    below = len(groups_of(student)) - 1
+    found: list[Trainable] = []
+    before: set[int] = set()
+    for trainable in ("head", *range(1, below + 1)):
+        try:
+            with thawed(student, trainable, freeze_embeddings):
+                now = {id(value) for value in student.parameters() if value.requires_grad}
+        except RecipeError:
+            continue  # A head that shares all of its weights with the embeddings.
+        if now != before:
+            found.append(trainable)
+        before = now
+    return found

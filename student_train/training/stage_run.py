@@ -1,0 +1,167 @@
+"""One stage from its first step, or its last checkpoint, to its end."""
+
+import gc
+import time
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState
+
+from student_train.data.batches import order_of
+from student_train.recipe.recipe import Recipe
+from student_train.recipe.sections import TrainingSection
+from student_train.students.unfreezing import thawed
+from student_train.training import ranks
+from student_train.training.journal import TRACKED, Journal, StageResult
+from student_train.training.log import LogAtTheEnd, ProgressReport
+from student_train.training.plan import Lesson
+from student_train.training.stages import Stage
+from student_train.training.trainer import DistillationTrainer
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Seconds and CPU seconds of a stage, which its checkpoints keep."""
+
+    def __init__(self) -> None:
+        self.seconds_before = self.cpu_seconds_before = 0.0
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began, without what a killed run lost."""
+        return self.seconds_before + time.perf_counter() - self._start
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The same of this process' CPU time."""
+        return self.cpu_seconds_before + time.process_time() - self._cpu_start
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"seconds_before": self.seconds, "cpu_seconds_before": self.cpu_seconds}}
+
+
+class Scoring(TrainerCallback):
+    """Asks for a score every so many steps, and after the last one."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for it."""
+        is_due = state.global_step % args.eval_steps == 0 or state.global_step >= state.max_steps
+        control.should_evaluate = control.should_evaluate or is_due
+
+
+def train(lesson: Lesson, student: PreTrainedModel, recipe: Recipe, journal: Journal, is_first: bool) -> StageResult:
+    """Train the student for one stage; what it is then is what the next one begins with.
+
+    `is_first`: the student is as it was built, and the random numbers go on from there.
+    """
+    stage = lesson.stage
+    checkpoint = ranks.first_does(lambda: journal.checkpoint(stage.name))
+    first_step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    if not is_first:
+        set_seed(stage.training.seed)
+    with thawed(student, stage.trainable, stage.training.freeze_embeddings):
+        arguments = _arguments(lesson, recipe, journal)
+        with ranks.agreed():
+            trainer = DistillationTrainer(stage, lesson.rows, student, arguments, first_step, lesson.validation)
+        _call_back(trainer, recipe, first_step)
+        trainer.resume_or_train(checkpoint)
+        trainer.release()
+    result = _result(trainer)
+    if ranks.count() > 1:
+        # What wraps the student (DistributedDataParallel) goes before the next stage wraps it anew.
+        del trainer
+        gc.collect()
+    return result
+
+
+def _call_back(trainer: DistillationTrainer, recipe: Recipe, first_step: int) -> None:
+    """Clocks, scores, logs and bars."""
+    arguments, stage = trainer.args, trainer.stage
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LogAtTheEnd())
+    trainer.add_callback(Clock())
+    if trainer.validation is not None:
+        trainer.add_callback(Scoring())
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            # Beside the student, and not among the checkpoints, which are deleted.
+            callback.logging_dir = str(recipe.output / TRACKED / (stage.name if recipe.stage else ""))
+    if ranks.is_first():
+        trainer.add_callback(ProgressReport(_label(stage, recipe), arguments.max_steps, first_step))
+
+
+def _result(trainer: DistillationTrainer) -> StageResult:
+    state, validation = trainer.state, trainer.validation
+    (clock,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Clock))
+    return StageResult(
+        name=trainer.stage.name,
+        steps=state.global_step,
+        seconds=round(clock.seconds, 3),
+        cpu_seconds=round(sum(ranks.gathered(clock.cpu_seconds)), 3),
+        metric=None if validation is None else validation.metric,
+        best_score=state.best_metric,
+        best_step=state.best_global_step,
+    )
+
+
+def _label(stage: Stage, recipe: Recipe) -> str:
+    return f"{recipe.output.name} {stage.name}" if recipe.stage else recipe.output.name
+
+
+def _steps(training: TrainingSection, batches: float) -> int:
+    return max(1, round(batches / training.gradient_accumulation))
+
+
+def _arguments(lesson: Lesson, recipe: Recipe, journal: Journal) -> TrainingArguments:
+    stage, validation = lesson.stage, lesson.validation
+    training, order = stage.training, order_of(stage, lesson.rows)[0]
+    steps = training.max_steps
+    if steps is None:
+        assert training.epochs is not None
+        steps = _steps(training, order.batches(training.epochs))
+    scoring: dict[str, Any] = {}
+    if validation is not None:
+        scoring = {
+            # When to score is up to `Scoring`: the Trainer's own way wants a data set to score on.
+            "eval_steps": validation.every_steps or _steps(training, order.batches(validation.every)),
+            "metric_for_best_model": validation.metric,
+            "greater_is_better": not validation.less_is_better,
+        }
+    arguments = TrainingArguments(
+        output_dir=str(journal.folder_of(stage.name)),
+        max_steps=steps,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=round(training.warmup * steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        use_cpu=ranks.runs_on_cpu(training.device),
+        seed=training.seed,
+        save_steps=training.save_steps,
+        save_total_limit=1,
+        logging_steps=training.log_steps,
+        report_to=list(training.report_to) or "none",
+        run_name=_label(stage, recipe),
+        disable_tqdm=True,
+        # The loader itself starts at the step to resume from.
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        **scoring,
+    )
+    # One process trains on one device; several devices take torchrun. (Left alone, Trainer would use DataParallel.)
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

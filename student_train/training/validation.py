@@ -1,0 +1,175 @@
+"""How good a student is on rows that are held out, while it trains: a stage's best weights are those that score best.
+
+Each rank scores its part of the rows; what is added up are plain numbers, in the ranks' order, so that all ranks come
+to the very same score and decide alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from shared.errors import RecipeError
+from shared.text.metrics import Predictions
+from student_train.data.batches import columns_of, in_order
+from student_train.data.sources import Source
+from student_train.data.subsets import Split, first_rows
+from student_train.forward.head import plain_head
+from student_train.losses.logits import LossSpec
+from student_train.losses.total import total_loss
+from student_train.recipe.sections import EPOCHS_BETWEEN_SCORES, ValidationSection
+from student_train.scoring.evaluate import EVAL_ROWS, predictions_of, to_device
+from student_train.training import ranks
+from student_train.training.stages import Stage
+from student_train.training.trainer import PROJECTIONS, heard_about, said_by
+
+LOSS, AGREEMENT = "loss", "agreement"
+_LESS_IS_BETTER = (LOSS, "perplexity")
+FEW_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The score of one stage.
+
+    Attributes:
+        metric: "loss", "agreement" or one of the task's.
+        rows: this rank's part of those that are held out: for a loss of the stage's kind, for a task's metric those
+            with gold labels, and all for the agreement.
+        every_steps: steps from score to score, if they are given in steps; else `every` epochs.
+        patience: so many scores without a better one end the stage; None for never.
+    """
+
+    metric: str
+    loss: tuple[LossSpec, ...]
+    rows: Source
+    every: float
+    every_steps: int | None
+    patience: int | None
+
+    @classmethod
+    def of(cls, section: ValidationSection, stage: Stage, split: Split) -> "Validation":
+        """How the section scores a stage.
+
+        Raises:
+            RecipeError: when no row to score on is held out, naming section and key.
+        """
+        kind = {LOSS: stage.rows, AGREEMENT: "all"}.get(stage.metric, "labelled")
+        whole = split.held_out(kind)
+        if not whole.group_rows:
+            what = "" if kind == "all" else f" that is {kind}"
+            raise RecipeError(
+                f"validation.share = {section.share:g}: it holds out no row{what} of {split.source.name}, and "
+                f"{stage.metric!r} needs some; give a larger share, or another metric."
+            )
+        every = section.every or EPOCHS_BETWEEN_SCORES
+        rows = split.held_out(kind, ranks.rank(), ranks.count())
+        return cls(stage.metric, stage.loss, rows, every, section.every_steps, stage.patience)
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether of two scores the smaller is the better."""
+        return self.metric in _LESS_IS_BETTER
+
+    def is_better(self, score: float, best: float | None) -> bool:
+        """Whether a score is better than the best one so far."""
+        return best is None or (score < best if self.less_is_better else score > best)
+
+    @torch.no_grad()
+    def score(self, student: PreTrainedModel) -> float:
+        """The student's score on all held-out rows. Every rank calls this, and all get the same number."""
+        was_training = student.training
+        student.eval()
+        try:
+            part = self._part(student, self.rows)
+        finally:
+            student.train(was_training)
+        return self._joined(ranks.gathered(part))
+
+    def check(self, student: PreTrainedModel) -> None:
+        """Score a few rows. Raises RecipeError for a metric that the task does not have."""
+        if self.metric == LOSS or not self.rows.group_rows:
+            return
+        if self.metric == AGREEMENT:
+            if self.rows.distribution is None:
+                raise RecipeError(
+                    f"the metric 'agreement' needs the teacher's distributions, and {self.rows.name} has none; choose "
+                    "another metric."
+                )
+            return
+        task = self.rows.task
+        if task.classes == "spans":
+            raise RecipeError(
+                f"the metric {self.metric!r} is not for {task.name}, whose own metrics need all windows of a question "
+                f"and the text of its context; the valid ones are {LOSS}, {AGREEMENT}."
+            )
+        few = predictions_of(student.eval(), first_rows(self.rows, FEW_ROWS))
+        known = () if task.metrics is None else tuple(task.metrics(few))
+        if self.metric not in known:
+            valid = ", ".join(dict.fromkeys((LOSS, AGREEMENT, *known)))
+            raise RecipeError(f"the metric {self.metric!r} is unknown for {task.name}; the valid ones are {valid}.")
+
+    def _part(self, student: PreTrainedModel, rows: Source) -> Any:
+        if self.metric == LOSS:
+            return self._losses(student, rows)
+        if self.metric == AGREEMENT:
+            return _agreed(student, rows)
+        return predictions_of(student, rows)
+
+    def _joined(self, parts: Sequence[Any]) -> float:
+        if self.metric == LOSS:
+            # The mean of each loss over its places, as in training.
+            values, places = (np.sum([part[index] for part in parts], axis=0) for index in (0, 1))
+            weights = np.asarray([spec.weight for spec in self.loss])
+            return float((weights * values / np.maximum(places, 1)).sum())
+        if self.metric == AGREEMENT:
+            agreed, positions = np.sum(parts, axis=0)
+            return float(agreed / max(positions, 1))
+        assert self.rows.task.metrics is not None
+        return self.rows.task.metrics(_as_one(parts))[self.metric]
+
+    def _losses(self, student: PreTrainedModel, rows: Source) -> tuple[list[float], list[int]]:
+        """(sum of each loss over its places, how many these are)."""
+        head = plain_head(student) if rows.task.classes == "vocabulary" else None
+        columns = columns_of(self.loss, rows)
+        values, places = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
+        for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
+            batch = to_device(batch, student.device)
+            said = said_by(student, batch, rows, self.loss, head)
+            _, parts = total_loss(self.loss, said, heard_about(batch, rows), getattr(student, PROJECTIONS))
+            counts = np.asarray([spec.count(batch) for spec in self.loss])
+            values += counts * np.asarray([float(value) for value in parts.values()])
+            places += counts
+        return values.tolist(), places.tolist()
+
+
+def _agreed(student: PreTrainedModel, rows: Source) -> tuple[int, int]:
+    """(recorded positions where the student's first choice is the teacher's, all of them)."""
+    assert rows.distribution is not None
+    head = plain_head(student) if rows.task.classes == "vocabulary" else None
+    columns = rows.columns_of({rows.distribution.name})
+    agreed = positions = 0
+    for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
+        batch = to_device(batch, student.device)
+        targets = heard_about(batch, rows).targets
+        assert targets is not None
+        for part, logits_NV in said_by(student, batch, rows, (), head).parts():
+            teacher_N = targets.part(part).resized(logits_NV.shape[-1]).argmax()
+            agreed += int((logits_NV.argmax(-1) == teacher_N).sum())
+            positions += len(logits_NV)
+    return agreed, positions
+
+
+def _as_one(parts: Sequence[Predictions]) -> Predictions:
+    """Several ranks' predictions: lists one after the other, sums added up, names as they are."""
+    values: dict[str, Any] = {}
+    for field in fields(Predictions):
+        first, *others = (getattr(part, field.name) for part in parts)
+        if isinstance(first, dict):
+            values[field.name] = {key: value for part in (first, *others) for key, value in part.items()}
+        else:
+            values[field.name] = first if isinstance(first, tuple) else sum(others, first)
+    return Predictions(**values)
