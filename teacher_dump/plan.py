@@ -20,8 +20,8 @@ from shared.dump.manifest import (
 )
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.errors import UsageError
+from shared.text.columns import ANSWERS, LABEL, TAGS, gold_column
 from shared.text.corpus import Columns, Corpus, Survey
-from shared.text.formats import ANSWERS
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
@@ -61,27 +61,25 @@ class Plan:
 def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
     """The corpus with the columns that the task reads. Label columns are optional unless they are named."""
     if task.windows is not None:
-        named = request.answers_column
+        answers, required = gold_column(request.answers_column, ANSWERS)
         columns = Columns.of_questions(
             request.question_column,
             request.context_column,
-            None if named == "none" else named or ANSWERS,
+            answers,
             request.starts_column,
-            None if named == "none" else request.impossible_column,
-            label_required=named is not None and named != "none",
+            None if answers is None else request.impossible_column,
+            label_required=required,
         )
         return task_corpus(task, how, request.data, columns, request.limit)
     if request.messages_column is not None:
         columns = Columns.of_chats(request.messages_column, request.text_column, request.pair_column)
         return Corpus(request.data, columns, request.limit)
     if task.words:
-        named, text, pair = request.tags_column, request.tokens_column, None
+        text, pair, gold = request.tokens_column, None, gold_column(request.tags_column, TAGS)
     else:
-        named, text, pair = request.label_column, request.text_column, request.pair_column
-    label = (named or ("tags" if task.words else "label")) if task.classes == "labels" else None
-    if label == "none":
-        named = label = None
-    columns = Columns(text, pair, label, label_required=bool(named and label), words=task.words)
+        text, pair, gold = request.text_column, request.pair_column, gold_column(request.label_column, LABEL)
+    label, required = gold if task.classes == "labels" else (None, False)
+    columns = Columns(text, pair, label, label_required=required, words=task.words)
     return Corpus(request.data, columns, request.limit)
 
 

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import CorpusError, UsageError
+from shared.text.columns import TEXT
 
-TEXT = "text"
-ANSWERS = "answer_texts"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 csv.field_size_limit(2**31 - 1)
 

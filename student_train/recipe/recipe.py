@@ -8,8 +8,8 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.errors import RecipeError, UsageError
+from shared.text.columns import ANSWERS
 from shared.text.corpus import Columns
-from shared.text.formats import ANSWERS
 from shared.text.tasks import TASKS, Task
 from shared.text.tokenized import DEFAULT_STRIDE
 from student_train.losses.logits import LossSpec
