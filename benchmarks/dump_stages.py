@@ -81,7 +81,7 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
         batches = list(batches_of(teacher, shard, Budget(plan.request.batch_tokens, teacher)))
     pieces: list[tuple[int, Columns]] = []
-    wanted = Wanted.of(codec.takes if codec else None, manifest.vectors.values())
+    wanted = Wanted.of(codec.takes if codec else None, manifest.vector_signals)
     for batch in batches:
         with clock("forward"):
             said = run(teacher, batch, wanted)

@@ -52,7 +52,7 @@ def main() -> None:
     draw = np.random.default_rng(0)
     large = Sparse(name="distribution", selection=TopK(k=TOP), vocabulary=LARGE, in_planes=True)
     top_64 = {how: Drawn(large, f"top-64-{how}", SHARDS, draw, how) for how in get_args(Compression)}
-    hidden = Drawn(Int8Vectors(name="hidden.6", layer=6, width=WIDTH), "int8", SHARDS, draw)
+    hidden = Drawn(Int8Vectors(name="hidden.6", width=WIDTH), "int8", SHARDS, draw)
     small = Drawn(large.model_copy(update={"vocabulary": SMALL}), "small", 1, draw)
     figures = [
         *(
@@ -84,7 +84,7 @@ class Drawn:
         self.manifest = manifest_of(codec).model_copy(update={"compression": compression})
         self.names = [column.name for column in codec.columns]
         self.is_vector = isinstance(codec, VectorCodec)
-        self.vector_columns = set(self.names) if self.is_vector else set()
+        self.per_column = self.manifest.per_column
         shard_path(self.folder, 0).parent.mkdir(parents=True)
         groups = [group for shard in range(shards) for group in self._write(shard, draw)]
         self.reader = GroupReader(self.folder, self.manifest, receipts(self.folder, shards))
@@ -157,7 +157,7 @@ class Mapped:
     tokenizer, recorded = Drawn.tokenizer, Drawn.recorded
 
     def __init__(self, drawn: Drawn) -> None:
-        self.vector_columns, self._groups = drawn.vector_columns, drawn.mapped
+        self.per_column, self._groups = drawn.per_column, drawn.mapped
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         """One row group."""

@@ -13,13 +13,16 @@ from shared.dump.codecs import Codec, VectorCodec
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, Values
 from shared.dump.shards import Receipt, column_sizes, row_group_sizes, shard_path, write_shard
+from shared.dump.signals import Signal
 
 
 def manifest_of(codec: Codec) -> Manifest:
     """A manifest that knows the codec and nothing else: enough to write and read shards."""
-    recorded = "none" if isinstance(codec, VectorCodec) else "next-token"
+    is_vectors = isinstance(codec, VectorCodec)
+    signal = Signal(site=codec.name, per="token" if is_vectors else "position", codec=codec)
+    recorded = "none" if is_vectors else "next-token"
     return Manifest.model_construct(
-        format_version=1, task="none", recorded=recorded, gold="none", pairs=False, signals=(codec,)
+        format_version=1, task="none", recorded=recorded, gold="none", pairs=False, signals=(signal,)
     )
 
 

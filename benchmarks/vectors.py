@@ -148,12 +148,12 @@ def with_outliers(texts: Vectors) -> Vectors:
 
 def codecs_for(sample_ND: Tensor) -> dict[str, VectorCodec]:
     """Every setting, fitted to a sample."""
-    facts = {"name": "hidden.6", "layer": 6, "width": sample_ND.shape[-1]}
-    fitted = {kind: fit_vector_codec(kind, "hidden.6", 6, sample_ND) for kind in KINDS}
+    facts = {"name": "hidden.6", "width": sample_ND.shape[-1]}
+    fitted = {kind: fit_vector_codec(kind, "hidden.6", sample_ND) for kind in KINDS}
     plain = {f"{kind}, none apart": KINDS[kind].model_validate(facts) for kind in ("int8", "int4")}
     groups = {f"int4, groups of {group}": Int4Vectors.model_validate({**facts, "group": group}) for group in (16, 64)}
     low_rank = {
-        f"rank {rank}, {kind}": fit_vector_codec(kind, "hidden.6", 6, sample_ND, rank=rank)
+        f"rank {rank}, {kind}": fit_vector_codec(kind, "hidden.6", sample_ND, rank=rank)
         for rank in sorted(RANKS, reverse=True)
         for kind in KINDS
     }

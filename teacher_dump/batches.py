@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.dump.signals import Per
 from shared.text.tasks import TokenizedRow
 
 Int64 = NDArray[np.int64]
@@ -54,13 +55,10 @@ class Batch:
         starts_B = np.cumsum([0, *self.lengths])[:-1] if self.packed else np.arange(len(self.rows)) * self._width
         return np.concatenate([row.positions for row in self.rows]) + np.repeat(starts_B, self._recorded)
 
-    def owners_of_tokens(self) -> Int64:
-        """Whose each token is: row numbers [T]."""
-        return np.repeat(np.asarray(self.numbers, np.int64), self.lengths)
-
-    def owners_of_positions(self) -> Int64:
-        """Whose each recorded position is: row numbers [N]."""
-        return np.repeat(np.asarray(self.numbers, np.int64), self._recorded)
+    def owners(self, per: Per) -> Int64:
+        """Whose each token is, or each recorded position, or each row: row numbers [T], [N] or [B]."""
+        counts = {"token": self.lengths, "position": self._recorded, "row": [1] * len(self.rows)}[per]
+        return np.repeat(np.asarray(self.numbers, np.int64), counts)
 
     @property
     def _recorded(self) -> list[int]:

@@ -8,15 +8,15 @@ Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import HIDDEN, Dense, Exact, Signal, Sparse, SparseTargets, Threshold, VectorCodec
+from shared.dump.codecs import Codec, Dense, Exact, Sparse, SparseTargets, Threshold, VectorCodec
 from shared.dump.codecs.vectors.fitting import fit_vector_codec, reconstruction
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
+from shared.dump.signals import HIDDEN, Signal
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
@@ -49,27 +49,27 @@ def calibrate(
         UsageError: for a byte budget that no threshold meets.
     """
     chosen = _rows_within(rows, SAMPLE_TOKENS)
-    if not chosen or all(isinstance(signal, Dense) for signal in draft.signals):
+    if not chosen or all(isinstance(signal.codec, Dense) for signal in draft.signals):
         return draft
     sample = _Sample(
         teacher,
         ShardRows.in_order([rows[index] for index in chosen], [numbers[index] for index in chosen]),
         batch_tokens,
     )
-    vectors = sample.vectors(draft.vectors)
+    vectors = sample.vectors(draft.vector_signals)
     if isinstance(draft.distribution, Exact):
         vectors[draft.distribution.name] = sample.states(draft)
-    fitted = tuple(_fit(sample, draft, signal, vectors) for signal in draft.signals)
+    fitted = tuple(signal.with_codec(_fit(sample, draft, signal, vectors)) for signal in draft.signals)
     manifest = draft.model_copy(update={"signals": fitted})
     sizes = sample.bytes_by_signal(manifest)
     measured = {name: {"bytes_per_position": size} for name, size in sizes.items()}
-    for signal in manifest.signals:
-        if isinstance(signal, Sparse):
-            measured[signal.name] |= _loss_of_distribution(sample, manifest, signal)
-        elif isinstance(signal, Exact):
-            measured[signal.name] |= _loss_of_states(signal, vectors[signal.name])
-        elif isinstance(signal, VectorCodec):
-            measured[signal.name] |= reconstruction(signal, vectors[signal.name])._asdict()
+    for codec in (signal.codec for signal in manifest.signals):
+        if isinstance(codec, Sparse):
+            measured[codec.name] |= _loss_of_distribution(sample, manifest, codec)
+        elif isinstance(codec, Exact):
+            measured[codec.name] |= _loss_of_states(codec, vectors[codec.name])
+        elif isinstance(codec, VectorCodec):
+            measured[codec.name] |= reconstruction(codec, vectors[codec.name])._asdict()
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
     return manifest.model_copy(update={"measured": rounded})
 
@@ -77,29 +77,29 @@ def calibrate(
 def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
     """The draft with what was fitted when the dump was begun, wherever the same was asked for, and its version: one of
     an earlier version goes on in it."""
-    had = {signal.name: signal for signal in begun.signals}
+    had = {signal.name: signal.codec for signal in begun.signals}
     same_budget = begun.options.bytes_per_token == draft.options.bytes_per_token is not None
     same_vectors = (begun.options.hidden_codec, begun.options.hidden_rank) == (
         draft.options.hidden_codec,
         draft.options.hidden_rank,
     )
 
-    def fitted(signal: Signal) -> Signal:
-        old = had.get(signal.name)
-        if isinstance(signal, VectorCodec) and isinstance(old, VectorCodec):
-            return old if same_vectors and (old.layer, old.width) == (signal.layer, signal.width) else signal
-        if isinstance(signal, Exact) and isinstance(old, Exact) and old.states == signal.states:
-            return signal.model_copy(update={"outlier_channels": old.outlier_channels})
-        if isinstance(signal, Sparse) and isinstance(old, Sparse):
-            rules = old.selection, signal.selection
+    def fitted(codec: Codec) -> Codec:
+        old = had.get(codec.name)
+        if isinstance(codec, VectorCodec) and isinstance(old, VectorCodec):
+            return old if same_vectors and old.width == codec.width else codec
+        if isinstance(codec, Exact) and isinstance(old, Exact) and old.states == codec.states:
+            return codec.model_copy(update={"outlier_channels": old.outlier_channels})
+        if isinstance(codec, Sparse) and isinstance(old, Sparse):
+            rules = old.selection, codec.selection
             if rules[0] == rules[1]:
-                return signal.model_copy(update={"in_planes": old.in_planes})
+                return codec.model_copy(update={"in_planes": old.in_planes})
             if same_budget and all(isinstance(rule, Threshold) for rule in rules):
-                moved = signal.selection.model_copy(update={"threshold": getattr(old.selection, "threshold", None)})
-                return signal.model_copy(update={"selection": moved})
-        return signal
+                moved = codec.selection.model_copy(update={"threshold": getattr(old.selection, "threshold", None)})
+                return codec.model_copy(update={"selection": moved})
+        return codec
 
-    signals = tuple(fitted(signal) for signal in draft.signals)
+    signals = tuple(signal.with_codec(fitted(signal.codec)) for signal in draft.signals)
     kept = {"measured": begun.measured, "format_version": begun.format_version}
     return draft.model_copy(update={"signals": signals, **kept})
 
@@ -117,15 +117,16 @@ class _Sample:
             yield batch, run(self.teacher, on_device, wanted)
 
     @torch.inference_mode()
-    def vectors(self, codecs: Mapping[str, VectorCodec]) -> dict[str, Tensor]:
+    def vectors(self, signals: Sequence[Signal]) -> dict[str, Tensor]:
         """The vectors [M, D] of each signal, on the host. Raises TeacherError for NaN or infinity, naming the row."""
-        parts: dict[str, list[Tensor]] = {name: [] for name in codecs}
-        for batch, said in self.said(Wanted.of(None, codecs.values())) if codecs else ():
-            for name, vectors_TD in said.vectors.items():
-                is_broken_T = ~vectors_TD.isfinite().all(-1)
-                if is_broken_T.any():
-                    raise broken(batch.owners_of_tokens()[int(is_broken_T.nonzero()[0, 0])], name)
-                parts[name].append(vectors_TD.float().cpu())
+        parts: dict[str, list[Tensor]] = {signal.name: [] for signal in signals}
+        for batch, said in self.said(Wanted.of(None, signals)) if signals else ():
+            for signal in signals:
+                vectors_ND = said.vectors[signal.name]
+                is_broken_N = ~vectors_ND.isfinite().all(-1)
+                if is_broken_N.any():
+                    raise broken(batch.owners(signal.per)[int(is_broken_N.nonzero()[0, 0])], signal.name)
+                parts[signal.name].append(vectors_ND.float().cpu())
         return {name: torch.cat(each) for name, each in parts.items()}
 
     @torch.inference_mode()
@@ -139,7 +140,7 @@ class _Sample:
                 broken_N = ~states_ND.isfinite().all(-1)
                 if broken_N.any():
                     position = start + int(broken_N.nonzero()[0, 0])
-                    raise broken(batch.owners_of_positions()[position], "last hidden states")
+                    raise broken(batch.owners("position")[position], "last hidden states")
                 parts.append(states_ND.to(self.teacher.head.projection.weight.device))
         return torch.cat(parts)
 
@@ -157,8 +158,7 @@ class _Sample:
             groups = annotate_rows(self.teacher, manifest, self.rows, batches, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {
-            signal.name: sum(sizes[column.name] for column in signal.columns)
-            / max(1, facts["tokens" if isinstance(signal, VectorCodec) else "positions"])
+            signal.name: sum(sizes[column.name] for column in signal.columns) / max(1, facts[f"{signal.per}s"])
             for signal in manifest.signals
         }
 
@@ -175,31 +175,31 @@ def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
     return chosen
 
 
-def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Signal:
-    options = draft.options
-    if isinstance(signal, Sparse) and options.bytes_per_token is not None:
-        return _meet_budget(sample, draft, signal, options.bytes_per_token)
-    if isinstance(signal, Exact) and signal.states != "float16" and len(vectors[signal.name]):
-        state_codec = fit_vector_codec(signal.states, signal.name, 0, vectors[signal.name])
-        return signal.model_copy(update={"outlier_channels": getattr(state_codec, "outlier_channels", ())})
-    if isinstance(signal, VectorCodec):
+def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Codec:
+    options, codec = draft.options, signal.codec
+    if isinstance(codec, Sparse) and options.bytes_per_token is not None:
+        return _meet_budget(sample, draft, signal, codec, options.bytes_per_token)
+    if isinstance(codec, Exact) and codec.states != "float16" and len(vectors[signal.name]):
+        state_codec = fit_vector_codec(codec.states, signal.name, vectors[signal.name])
+        return codec.model_copy(update={"outlier_channels": getattr(state_codec, "outlier_channels", ())})
+    if isinstance(codec, VectorCodec):
         # Queries, keys and values make relations, which a basis of their own would not preserve.
-        rank = options.hidden_rank if signal.name.startswith(HIDDEN) else None
-        fitted = fit_vector_codec(options.hidden_codec, signal.name, signal.layer, vectors[signal.name], rank)
-        return cast(Signal, fitted)
-    return signal
+        rank = options.hidden_rank if signal.site == HIDDEN else None
+        return fit_vector_codec(options.hidden_codec, signal.name, vectors[signal.name], rank)
+    return codec
 
 
-def _meet_budget(sample: _Sample, draft: Manifest, signal: Sparse, budget: float) -> Sparse:
+def _meet_budget(sample: _Sample, draft: Manifest, signal: Signal, codec: Sparse, budget: float) -> Sparse:
     """The threshold with which the signal takes `budget` bytes a position, by bisection in its logarithm."""
-    assert isinstance(signal.selection, Threshold)
+    assert isinstance(codec.selection, Threshold)
     least, most = THRESHOLDS
-    found, nearest = signal, float("inf")
-    threshold = signal.selection.threshold
+    found, nearest = codec, float("inf")
+    threshold = codec.selection.threshold
     for _ in range(BUDGET_STEPS):
-        rule = signal.selection.model_copy(update={"threshold": float(f"{threshold:.3g}")})
-        candidate = signal.model_copy(update={"selection": rule})
-        size = sample.bytes_by_signal(draft.model_copy(update={"signals": (candidate,)}))[signal.name]
+        rule = codec.selection.model_copy(update={"threshold": float(f"{threshold:.3g}")})
+        candidate = codec.model_copy(update={"selection": rule})
+        only = signal.with_codec(candidate)
+        size = sample.bytes_by_signal(draft.model_copy(update={"signals": (only,)}))[signal.name]
         if abs(size - budget) < nearest:
             found, nearest = candidate, abs(size - budget)
         if nearest <= BUDGET_TOLERANCE * budget:

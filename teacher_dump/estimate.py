@@ -94,14 +94,14 @@ def estimate(plan: Plan) -> Estimate:
 
 def _bytes_kept_once(manifest: Manifest) -> int:
     """Those of `weights/`, which do not grow with the corpus."""
-    constants = (tensor for signal in manifest.signals for tensor in signal.constants().values())
+    constants = (tensor for signal in manifest.signals for tensor in signal.codec.constants().values())
     return sum(tensor.nbytes for tensor in constants) + (manifest.embeddings.bytes if manifest.embeddings else 0)
 
 
 @torch.inference_mode()
 def _bare_seconds(teacher: Teacher, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
     """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
-    wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vectors.values())
+    wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vector_signals)
     begun = time.monotonic()
     for batch in batches_of(teacher, shard, budget):
         said = run(teacher, batch.to(teacher.device), wanted)
@@ -121,7 +121,7 @@ def _reading_seconds(manifest: Manifest, written: pq.ParquetFile) -> float:
         flat = to_flat(read_row_group(manifest, written, group, names).columns)
         tensors = {name: torch.from_numpy(np.array(values)) for name, values in flat.items()}
         for signal in manifest.signals:
-            signal.decode(tensors)
+            signal.codec.decode(tensors)
     return time.monotonic() - begun
 
 

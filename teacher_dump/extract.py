@@ -41,7 +41,7 @@ class Encoded:
     copied: torch.cuda.Event | None
 
     def columns(self, manifest: Manifest) -> Columns:
-        """Column name -> N (distributions) or T (vectors) positions. Waits for the copy."""
+        """Column name -> one entry for each token, recorded position or row of the batch. Waits for the copy."""
         if self.copied is not None:
             self.copied.synchronize()
         arrays: dict[str, NDArray[Any]] = {name: values.numpy() for name, values in self.tensors.items()}
@@ -60,7 +60,7 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
     """
     batch = batch.to(teacher.device)
     codec = manifest.distribution
-    said = run(teacher, batch, Wanted.of(codec.takes if codec else None, manifest.vectors.values()))
+    said = run(teacher, batch, Wanted.of(codec.takes if codec else None, manifest.vector_signals))
     tensors: dict[str, Tensor] = {}
     if codec is not None:
         slices = []
@@ -68,13 +68,13 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
             try:
                 slices.append(codec.encode(taken, keys_N))
             except NotFiniteError as error:
-                raise broken(batch.owners_of_positions()[start + error.position], _WHAT[codec.takes]) from None
+                raise broken(batch.owners("position")[start + error.position], _WHAT[codec.takes]) from None
         tensors |= {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
-    for name, vectors in manifest.vectors.items():
+    for signal, vectors in zip(manifest.vector_signals, manifest.vectors.values(), strict=True):
         try:
-            tensors |= vectors.encode(said.vectors[name])
+            tensors |= vectors.encode(said.vectors[signal.name])
         except NotFiniteError as error:
-            raise broken(batch.owners_of_tokens()[error.position], name) from None
+            raise broken(batch.owners(signal.per)[error.position], signal.name) from None
     return _to_host(tensors)
 
 
@@ -84,7 +84,7 @@ def distributions(
     """The recorded positions of a batch, slice by slice: (the first one's number in the batch, what the codec takes of
     them, float32 logits_NV or states_ND, and the positions' keys_N)."""
     assert said.distribution_at is not None
-    owners_N = torch.from_numpy(batch.owners_of_positions())
+    owners_N = torch.from_numpy(batch.owners("position"))
     positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
     keys_N = position_keys(manifest.options.seed, owners_N, positions_N)
     per_row = manifest.recorded == "row"

@@ -7,18 +7,11 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import cast, get_args
 
-from shared.dump.codecs import Float16Vectors, Signal
 from shared.dump.embeddings import WordEmbeddings
-from shared.dump.manifest import (
-    FORMAT_VERSION,
-    Compression,
-    CorpusFacts,
-    Manifest,
-    Options,
-    Recorded,
-    TokenizerFacts,
-)
+from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, Recorded, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.signals import HIDDEN, RELATIONS, Signal
+from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.columns import ANSWERS, LABEL, TAGS, gold_column
 from shared.text.corpus import Columns, Corpus, Survey
@@ -28,7 +21,7 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 from teacher_dump.engines.transformers.forward import relation_widths
 from teacher_dump.engines.transformers.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 from teacher_dump.request import Request
-from teacher_dump.signals import RELATIONS, distribution, hidden_layers, hidden_name, relation_layers
+from teacher_dump.signals import distribution, hidden_layers, relation_layers, vectors
 
 
 @dataclass(frozen=True)
@@ -166,7 +159,7 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
     layers = hidden_layers(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    hidden = (Float16Vectors(name=hidden_name(layer), layer=layer, width=teacher.width) for layer in layers)
+    hidden = (vectors(HIDDEN, layer, teacher.width) for layer in layers)
     return (*distributions, *hidden, *_relations(request, teacher))
 
 
@@ -180,5 +173,5 @@ def _attention_heads(request: Request, teacher: Teacher) -> int | None:
 def _relations(request: Request, teacher: Teacher) -> Iterator[Signal]:
     """Queries, keys and values, each as wide as the teacher shows it to be on a probe."""
     for layer in relation_layers(request, teacher.layers):
-        for name, width in zip(RELATIONS, relation_widths(teacher, layer), strict=True):
-            yield Float16Vectors(name=f"{name}.{layer}", layer=layer, width=width)
+        for site, width in zip(RELATIONS, relation_widths(teacher, layer), strict=True):
+            yield vectors(site, layer, width)

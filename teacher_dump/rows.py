@@ -87,18 +87,17 @@ def row_groups(manifest: Manifest, shard: ShardRows, pieces: Iterable[tuple[int,
             held_rows += count
             held.append(columns)
         group = row_group(shard.rows[start : start + size], shard.numbers[start : start + size])
-        group.columns, rest = _split(held, manifest, len(group.input_ids), len(group.positions))
+        group.columns, rest = _split(held, manifest, group)
         yield group
         held, held_rows, start = [rest], held_rows - size, start + size
 
 
-def _split(held: list[Columns], manifest: Manifest, tokens: int, positions: int) -> tuple[Columns, Columns]:
-    """Columns of several batches -> those of a row group with so many tokens and positions, and what is left over."""
-    vectors = {column.name for codec in manifest.vectors.values() for column in codec.columns}
+def _split(held: list[Columns], manifest: Manifest, group: RowGroup) -> tuple[Columns, Columns]:
+    """Columns of several batches -> those of a row group, and what is left over."""
     mine: Columns = {}
     rest: Columns = {}
-    for name in held[0] if held else ():
+    for name, per in manifest.per_column.items() if held else ():
         joined = join([columns[name] for columns in held]) if len(held) > 1 else held[0][name]
-        at = tokens if name in vectors else positions
+        at = int(group.offsets(per)[-1])
         mine[name], rest[name] = joined[:at], joined[at:]
     return mine, rest

@@ -9,28 +9,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.dump.codecs import (
-    DISTRIBUTION,
-    HIDDEN,
-    KINDS,
-    Dense,
-    Draws,
-    Selection,
-    Signal,
-    Sparse,
-    Threshold,
-    TopK,
-    TopP,
-)
+from shared.dump.codecs import KINDS, Codec, Dense, Draws, Float16Vectors, Selection, Sparse, Threshold, TopK, TopP
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
+from shared.dump.signals import DISTRIBUTION, Signal, name_of
 from shared.errors import UsageError
 from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request
 
 Made = TypeVar("Made")
 
-# What attention works with in a layer: three signals, from which a student's attention relations are made (MiniLMv2).
-RELATIONS = ("queries", "keys", "values")
 FIRST_THRESHOLD = 0.03
 # Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
@@ -46,6 +33,13 @@ def distribution(
         UsageError: for options that exclude each other or that no distribution of so many classes can have.
         TeacherError: for an exact distribution of a head that has none.
     """
+    codec = _codec_of_distribution(request, classes, head, is_whole)
+    return () if codec is None else (Signal.of(DISTRIBUTION, None, codec),)
+
+
+def _codec_of_distribution(
+    request: Request, classes: int | None, head: VocabularyHead | None, is_whole: bool
+) -> Codec | None:
     asked = _asked(request)
     if request.exact_codec not in KINDS:
         raise UsageError(f"--exact-codec {request.exact_codec!r}: use {', '.join(KINDS)}.")
@@ -54,7 +48,7 @@ def distribution(
     if classes is None:
         if asked:
             raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
-        return ()
+        return None
     names = list(asked)
     if is_whole and set(names) - {"dense", "exact"}:
         raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {_flag(names[0])}.")
@@ -73,14 +67,14 @@ def distribution(
             )
         if request.exact:
             assert head is not None
-            return (head.exact(DISTRIBUTION, request.exact_codec),)
-        return (Dense(name=DISTRIBUTION, classes=classes),)
+            return head.exact(DISTRIBUTION, request.exact_codec)
+        return Dense(name=DISTRIBUTION, classes=classes)
     selection, levels = _selection(request, classes)
     options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures), "entropy": request.entropy}
     if levels is not None:
         options["levels"] = levels
     options["in_planes"] = isinstance(selection, TopK)
-    return (_checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options)),)
+    return _checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options))
 
 
 def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list[int]:
@@ -134,9 +128,9 @@ def relation_layers(request: Request, layers: int) -> list[int]:
     return sorted({int(part) for part in named})
 
 
-def hidden_name(layer: int) -> str:
-    """The name of a layer's signal."""
-    return f"{HIDDEN}.{layer}"
+def vectors(site: str, layer: int, width: int) -> Signal:
+    """A signal of vectors, before it is fitted to a sample of them."""
+    return Signal.of(site, layer, Float16Vectors(name=name_of(site, layer), width=width))
 
 
 def _asked(request: Request) -> dict[str, Any]:

@@ -167,7 +167,8 @@ class Dump:
         return span_lists(self.scan(), self.distribution, self.manifest.gold != "none")
 
     def vectors(self, name: str) -> pl.LazyFrame:
-        """One row a token of signal `name` ("hidden.6"): row, position, vector (list of float32).
+        """The vectors of signal `name` ("hidden.6"): row, position, vector (list of float32). One row a token, or of a
+        signal that is recorded once a row one row a row, without a position.
 
         Raises:
             DumpError: when there is no such signal, naming those there are.
@@ -177,6 +178,10 @@ class Dump:
             raise DumpError(f"{self.path}: no vectors named {name!r} in this dump; it has {have}.")
         codec = self.manifest.vectors[name]
         raw = [column.name for column in codec.columns]
+        if self.manifest.per_column[raw[0]] == "row":
+            no_position = pl.lit(None, dtype=pl.Int32).alias("position")
+            frame = self.scan().select("row", *raw).explode(raw)
+            return frame.select("row", no_position, codec.vector_expr().alias("vector"))
         length = pl.col("input_ids").list.len().cast(pl.Int64)
         return (
             self.scan()

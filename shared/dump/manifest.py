@@ -6,16 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.dump.codecs import DistributionCodec, Signal, VectorCodec
+from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.signals import Per, Signal
 from shared.dump.storage import write_text_atomically
+from shared.dump.versions import FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
 
-# 1 had dense and top-k distributions and float16 vectors; 2 added the codecs of sparse.py, vectors.py and low_rank.py;
-# 3 that of exact.py, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression, word
-# embeddings, questions in windows, and the number of attention heads.
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (1, 2, 3, 4)
 FILE_NAME = "manifest.json"
 
 # Where things came from, for people; two dumps that differ in these alone hold the same.
@@ -113,6 +110,7 @@ class Manifest(_Frozen):
     """Everything a student needs to know about a dump.
 
     Attributes:
+        format_version: of the dump's files; what was read of an earlier one is nonetheless as today's.
         vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
         recorded: where the distributions are; gold: where the gold labels are ("none" when the corpus has none).
         pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
@@ -146,12 +144,23 @@ class Manifest(_Frozen):
     @property
     def distribution(self) -> DistributionCodec | None:
         """The codec of the distribution, if one is recorded."""
-        return next((signal for signal in self.signals if isinstance(signal, DistributionCodec)), None)
+        found = (signal.codec for signal in self.signals if isinstance(signal.codec, DistributionCodec))
+        return next(found, None)
 
     @property
     def vectors(self) -> dict[str, VectorCodec]:
-        """The vector signals by name."""
-        return {signal.name: signal for signal in self.signals if isinstance(signal, VectorCodec)}
+        """The codecs of the vector signals, by the signals' names."""
+        return {signal.name: signal.codec for signal in self.signals if isinstance(signal.codec, VectorCodec)}
+
+    @property
+    def vector_signals(self) -> tuple[Signal, ...]:
+        """The signals that are vectors."""
+        return tuple(signal for signal in self.signals if not signal.is_distribution)
+
+    @property
+    def per_column(self) -> dict[str, Per]:
+        """What each of the signals' columns has an entry for, by the column's name."""
+        return {column.name: signal.per for signal in self.signals for column in signal.columns}
 
     def measured_in_words(self, signal: str) -> str:
         """What a signal costs and loses, to be put after its description; empty where nothing was measured."""
@@ -169,12 +178,18 @@ class Manifest(_Frozen):
 
     def differences(self, asked: "Manifest") -> list[str]:
         """One sentence for each thing in which a command that would write `asked` differs from this dump."""
-        mine, theirs = _flat(self.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+        mine, theirs = self._facts(), asked._facts()
         return [
             f"{key}: the dump has {mine.get(key, 'none')}, this command asks for {theirs.get(key, 'none')}"
             for key in sorted(mine.keys() | theirs.keys())
             if not key.startswith(_INFORMATIONAL) and mine.get(key) != theirs.get(key)
         ]
+
+    def _facts(self) -> dict[str, Any]:
+        """Everything by its place, a signal's by its name and whether they are the codec's or not."""
+        content = self.model_dump(mode="json")
+        entries = {signal.name: entry for signal, entry in zip(self.signals, content["signals"], strict=True)}
+        return _flat(content | {"signals": {name: entry | entry["codec"] for name, entry in entries.items()}})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -198,7 +213,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: format version {version}, but this Lectern reads versions 1 to {FORMAT_VERSION}; {advice}."
         )
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(upgraded(content))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -208,7 +223,4 @@ def read_manifest(folder: Path) -> Manifest:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        named = {str(part.get("name", index)): part for index, part in enumerate(value)}
-        return _flat(named, prefix)
     return {prefix.rstrip("."): value}

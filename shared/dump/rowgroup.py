@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shared.dump.codecs import Column, VectorCodec, counts_of
+from shared.dump.codecs import Column, counts_of
 from shared.dump.manifest import Manifest
+from shared.dump.signals import Per
 
 MISSING = -100
 # Columns that are no codec's; which of them a dump has, its manifest says.
@@ -105,8 +106,8 @@ class RowGroup:
         position_offsets: int64 [R + 1], likewise into the recorded positions.
         positions: int32 [P], indices into the row's own tokens.
         labels: int32 [P], gold labels, -100 where missing.
-        columns: the codecs' columns, [P, width] for a distribution and [T, width] for vectors ([P] or [T] at width 1),
-            `Lists` of P or T where positions differ.
+        columns: the codecs' columns, [n, width] ([n] at width 1), `Lists` of n where there are different numbers of
+            values; n is T, P or R, as what the signal is recorded per.
         questions: int64 [R], where rows are windows of a question's context: the question's row in the files. A row
             group that is read again is without them.
     """
@@ -120,6 +121,15 @@ class RowGroup:
     labels: NDArray[np.int32]
     columns: dict[str, Values] = field(default_factory=dict)
     questions: NDArray[np.int64] | None = None
+
+    def offsets(self, per: Per) -> Offsets:
+        """int64 [R + 1], where each row's entries begin and end in a column of a signal that is recorded per this."""
+        return offsets_per(per, self.token_offsets, self.position_offsets)
+
+
+def offsets_per(per: Per, token_offsets: Offsets, position_offsets: Offsets) -> Offsets:
+    """The offsets [R + 1] of entries of which there is one for each token, recorded position or row."""
+    return {"token": token_offsets, "position": position_offsets, "row": np.arange(len(token_offsets))}[per]
 
 
 def shard_schema(manifest: Manifest) -> pa.Schema:
@@ -147,7 +157,7 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         fields.append(("labels", numbers(pa.int32(), nullable=True), about))
     if manifest.gold == "row":
         fields.append(("label", pa.int32(), "gold label of the row, or null"))
-    where = {
+    at_positions = {
         "next-token": "one for each token but the last: the distribution after token t is that of token t + 1",
         "listed-next-token": "one for each of `positions`: the distribution after token t is that of token t + 1",
         "listed": "one for each of `positions`",
@@ -156,7 +166,7 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         "none": "",
     }[manifest.recorded]
     for signal in manifest.signals:
-        place = "one for each token" if isinstance(signal, VectorCodec) else where
+        place = {"token": "one for each token", "position": at_positions, "row": "one for the row"}[signal.per]
         fields += [
             (column.name, numbers(_arrow_type(column)), f"{_about(column)}, {place}") for column in signal.columns
         ]
@@ -192,7 +202,7 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
     if manifest.gold == "row":
         arrays["label"] = pa.array(group.labels, mask=group.labels == MISSING)
     for signal in manifest.signals:
-        offsets = tokens if isinstance(signal, VectorCodec) else positions
+        offsets = group.offsets(signal.per)
         for column in signal.columns:
             arrays[column.name] = lists(column.name, offsets, _arrow_values(column, group.columns[column.name]))
     return pa.table([arrays[name] for name in schema.names], schema=schema)

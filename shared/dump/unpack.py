@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shared.dump.codecs import Column, VectorCodec
+from shared.dump.codecs import Column
 from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import MISSING, Int32, Lists, Offsets, RowGroup, Values
+from shared.dump.rowgroup import MISSING, Int32, Lists, Offsets, RowGroup, Values, offsets_per
 
 # The types of columns that are no codec's and have no number missing.
 PLAIN_COLUMNS = {
@@ -65,11 +65,9 @@ def from_columns(manifest: Manifest, flat: Mapping[str, Flat], columns: Sequence
     """
     token_offsets, input_ids = _offsets(flat["input_ids"]), flat["input_ids"].numbers()
     position_offsets, positions, labels = _RECORDED[manifest.recorded](manifest, flat, token_offsets, input_ids)
-    vectors = {
-        column.name for signal in manifest.signals if isinstance(signal, VectorCodec) for column in signal.columns
-    }
+    per_column = manifest.per_column
     for name in columns:
-        _check_lengths(name, flat, token_offsets if name in vectors else position_offsets)
+        _check_lengths(name, flat, offsets_per(per_column[name], token_offsets, position_offsets))
     if manifest.pairs:
         _check_lengths("token_type_ids", flat, token_offsets)
     return RowGroup(

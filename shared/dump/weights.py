@@ -25,7 +25,8 @@ Owner = TypeVar("Owner", Codec, WordEmbeddings)
 
 def save_weights(manifest: Manifest, folder: Path) -> None:
     """Write the constants of every signal that has some, and the word embeddings, into a dump's folder."""
-    for owner in (*manifest.signals, *([manifest.embeddings] if manifest.embeddings else [])):
+    codecs = (signal.codec for signal in manifest.signals)
+    for owner in (*codecs, *([manifest.embeddings] if manifest.embeddings else [])):
         if owner.constants_file is not None:
             (folder / WEIGHTS).mkdir(exist_ok=True)
             # `save_file` would make a file that only its owner may read.
@@ -39,7 +40,8 @@ def load_weights(manifest: Manifest, folder: Path) -> Manifest:
     Raises:
         DumpError: when a file is missing, damaged, or not the one that the manifest knows.
     """
-    return manifest.model_copy(update={"signals": tuple(_load(signal, folder) for signal in manifest.signals)})
+    signals = tuple(signal.with_codec(_load(signal.codec, folder)) for signal in manifest.signals)
+    return manifest.model_copy(update={"signals": signals})
 
 
 def load_embeddings(manifest: Manifest, folder: Path) -> Tensor:

@@ -94,7 +94,7 @@ class TrainingBatches(IterableDataset):
         while True:
             window, following = following, next(windows)
             self._load(loaded, window.groups.tolist())
-            rows = Rows([loaded[group] for group in window.groups.tolist()], self.source.vector_columns)
+            rows = Rows([loaded[group] for group in window.groups.tolist()], self.source.per_column)
             batches = self.order.cut(window, rows.lengths)[skip:]
             # What is done with goes before anything new comes, so that there are never more than two windows in memory.
             needed = following.groups.tolist()
@@ -118,7 +118,7 @@ class TrainingBatches(IterableDataset):
 def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length: bool = False) -> Iterator[Batch]:
     """Every row once, in the order of the source, for scoring; `by_length` sorts each row group, against padding."""
     for group, number in enumerate(source.group_rows):
-        rows = Rows([source.load(group, columns)], source.vector_columns)
+        rows = Rows([source.load(group, columns)], source.per_column)
         order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
         for start in range(0, number, batch_size):
             yield padded(rows.take(order[start : start + batch_size]), source)
@@ -126,7 +126,7 @@ def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length:
 
 def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
     """The rows named, [B, 2] of (row group, row within it), as one padded batch."""
-    rows = Rows(list(loaded.values()), source.vector_columns)
+    rows = Rows(list(loaded.values()), source.per_column)
     sizes = [len(group.rows) for group in loaded.values()]
     first = dict(zip(loaded, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     return padded(rows.take(np.asarray([first[group] + row for group, row in references.tolist()])), source)

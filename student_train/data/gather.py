@@ -3,13 +3,14 @@
 Shapes: R rows of all groups, B rows wanted, U units (tokens, positions or values of lists) of these.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.dump.rowgroup import Lists, RowGroup, Values
+from shared.dump.signals import Per
 
 # Rows of a column that have more bytes than this are copied one by one, at some 500 ns a row and then as fast as memory
 # is; shorter ones by indices, at some 3 ns a unit (measured on int32).
@@ -47,13 +48,13 @@ class Rows:
     """The rows of several row groups, numbered through, to gather batches from.
 
     Args:
-        vectors: names of the columns that have an entry for each token, not for each recorded position.
+        per_column: what columns have an entry for, by their names: others have one for each recorded position.
 
     Attributes:
         lengths: int64 [R], tokens of each row.
     """
 
-    def __init__(self, groups: Sequence[RowGroup], vectors: Collection[str]) -> None:
+    def __init__(self, groups: Sequence[RowGroup], per_column: Mapping[str, Per]) -> None:
         tokens = [group.token_offsets for group in groups]
         positions = [group.position_offsets for group in groups]
         self._group_of_row = np.repeat(np.arange(len(groups)), [len(group.rows) for group in groups])
@@ -64,7 +65,10 @@ class Rows:
         self._positions = _Ranges([group.positions for group in groups], positions)
         self._labels = _Ranges([group.labels for group in groups], positions)
         self._columns = {
-            name: _column([group.columns[name] for group in groups], tokens if name in vectors else positions)
+            name: _column(
+                [group.columns[name] for group in groups],
+                [group.offsets(per_column.get(name, "position")) for group in groups],
+            )
             for name in groups[0].columns
         }
         self.lengths = self._input_ids.counts

@@ -15,6 +15,7 @@ from shared.dump.dump import Dump
 from shared.dump.manifest import Recorded
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
+from shared.dump.signals import Per
 from shared.errors import RecipeError
 from shared.text.corpus import Columns, Corpus
 from shared.text.examples import Example
@@ -39,6 +40,7 @@ class Source(ABC):
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
         distribution, vectors: codecs of the teacher's signals; none in files with gold labels.
+        per_column: what their columns have an entry for, by the columns' names.
         attention_heads: the teacher's, where the source says.
     """
 
@@ -53,6 +55,7 @@ class Source(ABC):
     positions: str | None
     distribution: DistributionCodec | None = None
     vectors: dict[str, VectorCodec] = field(default_factory=dict)
+    per_column: dict[str, Per] = field(default_factory=dict)
     attention_heads: int | None = None
 
     @abstractmethod
@@ -82,11 +85,6 @@ class Source(ABC):
         """The columns of the signals named, those of vectors first."""
         codecs = [*self.vectors.values(), *([self.distribution] if self.distribution else [])]
         return [column.name for codec in codecs if codec.name in signals for column in codec.columns]
-
-    @property
-    def vector_columns(self) -> set[str]:
-        """Names of the columns that have an entry for each token."""
-        return {column.name for codec in self.vectors.values() for column in codec.columns}
 
     @property
     def recorded(self) -> Recorded:
@@ -131,6 +129,7 @@ class DumpSource(Source):
             positions=manifest.options.positions,
             distribution=manifest.distribution,
             vectors=manifest.vectors,
+            per_column=manifest.per_column,
             attention_heads=manifest.teacher.attention_heads,
         )
 

@@ -37,7 +37,7 @@ class Selected(Source):
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         loaded, kept = self._whole.load(self._groups[group], columns), self._kept[group]
-        return loaded if len(kept) == len(loaded.rows) else Rows([loaded], self.vector_columns).take(kept)
+        return loaded if len(kept) == len(loaded.rows) else Rows([loaded], self.per_column).take(kept)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """As large a share of the group's tokens and bytes as of its rows: in a dump its rows are of similar length."""

@@ -23,6 +23,7 @@ from shared.dump.codecs import Column, Sparse, TopK, counts_of
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, shard_schema, to_flat, to_table
 from shared.dump.shards import open_shard, read_row_group
+from shared.dump.signals import Signal
 from shared.dump.storage import only_one, write_atomically, write_text_atomically
 from shared.dump.unpack import from_table
 
@@ -211,7 +212,7 @@ def test_a_row_group_with_lists_comes_back_from_its_table_whole_or_in_part(
     """Rows of any number of positions, none among them, each with a list, a number and a pair of numbers."""
     codec = Sparse(name="d", selection=TopK(k=2), vocabulary=9, temperatures=(0.5, 2.0))
     facts: dict[str, Any] = {"format_version": 1, "task": "none", "recorded": "listed", "gold": "listed"}
-    manifest = Manifest.model_construct(**facts, pairs=False, signals=(codec,))
+    manifest = Manifest.model_construct(**facts, pairs=False, signals=(Signal(site="d", per="position", codec=codec),))
     positions = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     count = int(positions[-1])
     labels = np.where(np.arange(count) % 3 == 0, -100, np.arange(count)).astype(np.int32)
@@ -339,8 +340,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def test_another_format_version_is_refused(copy: Path) -> None:
-    edit(copy, format_version=5, something_new=[1])
-    with pytest.raises(DumpError, match=r"manifest\.json: format version 5, .* reads versions 1 to 4; upgrade Lectern"):
+    edit(copy, format_version=6, something_new=[1])
+    with pytest.raises(DumpError, match=r"manifest\.json: format version 6, .* reads versions 1 to 5; upgrade Lectern"):
         Dump(copy)
     edit(copy, format_version=0)
     with pytest.raises(DumpError, match=r"format version 0, .* dump again"):
@@ -390,7 +391,7 @@ def test_differences_names_each_key_that_changes_content_and_no_other(dumps: dic
     assert [difference.split(":")[0] for difference in mine.differences(other)] == [
         "label_names",
         "options.seed",
-        *(f"signals.hidden.{layer}.{key}" for layer in (0, 2) for key in ("codec", "layer", "name", "width")),
+        *(f"signals.hidden.{layer}.{key}" for layer in (0, 2) for key in ("codec", "layer", "per", "site", "width")),
     ]
     assert "options.seed: the dump has 0, this command asks for 5" in mine.differences(other)
 

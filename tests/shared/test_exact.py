@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shared import Dump
 from shared.dump import inspection
-from shared.dump.codecs import DenseTargets, Exact, LogitStep, NotFiniteError, Signal
+from shared.dump.codecs import AnyCodec, DenseTargets, Exact, LogitStep, NotFiniteError
 from shared.dump.codecs import exact as exact_module
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group
@@ -179,7 +179,7 @@ def test_logits_are_float32_even_inside_autocast_and_of_a_head_in_half_precision
 def test_the_codec_comes_back_from_the_manifest_with_its_constants(dtype: torch.dtype, tmp_path: Path) -> None:
     weight, bias = random_head(dtype=dtype)
     codec = Exact.of_head("d", weight, bias, LogitStep(step="softcap", value=30.0), "int8")
-    read: Any = TypeAdapter(Signal).validate_json(codec.model_dump_json())
+    read: Any = TypeAdapter(AnyCodec).validate_json(codec.model_dump_json())
     assert read == codec
     save_file(codec.constants(), tmp_path / "d.safetensors")
     opened = read.with_constants(load_file(tmp_path / "d.safetensors"))
@@ -191,7 +191,7 @@ def test_the_codec_comes_back_from_the_manifest_with_its_constants(dtype: torch.
 def test_without_its_projection_or_with_another_nothing_is_decoded() -> None:
     weight, bias = random_head()
     codec, states = Exact.of_head("d", weight, bias, LogitStep()), random_states()
-    bare: Any = TypeAdapter(Signal).validate_json(codec.model_dump_json())
+    bare: Any = TypeAdapter(AnyCodec).validate_json(codec.model_dump_json())
     columns = bare.encode(states, keys_of(states))
     for use in (lambda: bare.decode(columns).logits_NV, bare.constants):
         with pytest.raises(DumpError, match=r"without the teacher's output projection, .* weights/d\.safetensors"):

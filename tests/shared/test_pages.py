@@ -15,21 +15,26 @@ from shared.dump.codecs import Column, Int8Vectors, Sparse, TopK
 from shared.dump.manifest import Compression, Manifest
 from shared.dump.parquet import pages as pages_module
 from shared.dump.parquet.pages import GroupPages
-from shared.dump.rowgroup import RowGroup
+from shared.dump.rowgroup import RowGroup, offsets_per
 from shared.dump.shards import open_shard, shard_path, write_shard
+from shared.dump.signals import Signal
 from shared.dump.unpack import Flat, columns_of, flat_columns
 
 CODECS = (
     Sparse(name="d", selection=TopK(k=5), vocabulary=70_000, levels=999, temperatures=(2.0, 4.0), in_planes=True),
     Sparse(name="one", selection=TopK(k=1), vocabulary=9, temperatures=(2.0,), entropy=True, in_planes=True),
-    Int8Vectors(name="hidden.1", layer=1, width=6),
+)
+SIGNALS = (
+    *(Signal(site=codec.name, per="position", codec=codec) for codec in CODECS),
+    Signal(site="hidden", layer=1, per="token", codec=Int8Vectors(name="hidden.1", width=6)),
+    Signal(site="pooled", per="row", codec=Int8Vectors(name="pooled", width=5)),
 )
 LENGTHS = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300)), min_size=1, max_size=12)
 
 
 def manifest_of(compression: str) -> Manifest:
     facts: dict[str, Any] = {"format_version": 4, "task": "none", "recorded": "listed", "gold": "none"}
-    return Manifest.model_construct(**facts, pairs=True, signals=CODECS, compression=compression)
+    return Manifest.model_construct(**facts, pairs=True, signals=SIGNALS, compression=compression)
 
 
 def drawn(manifest: Manifest, lengths: list[int], seed: int) -> RowGroup:
@@ -51,7 +56,7 @@ def drawn(manifest: Manifest, lengths: list[int], seed: int) -> RowGroup:
         positions=draw.integers(0, 300, positions[-1], dtype=np.int32),
         labels=np.zeros(positions[-1], np.int32),
         columns={
-            column.name: values(column, int(tokens[-1] if signal is CODECS[2] else positions[-1]))
+            column.name: values(column, int(offsets_per(signal.per, tokens, positions)[-1]))
             for signal in manifest.signals
             for column in signal.columns
         },

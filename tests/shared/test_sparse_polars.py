@@ -15,6 +15,7 @@ from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import open_shard, read_row_group, shard_path, write_shard
+from shared.dump.signals import Signal
 from tests.shared.references import check_targets
 from tests.shared.round_trips import (
     EVERY_RULE,
@@ -62,7 +63,7 @@ def test_polars_and_torch_decode_sparse_alike(
 def bare_manifest(codec: Sparse) -> Manifest:
     """One that knows the codec and nothing else: enough to write and read shards."""
     facts: dict[str, Any] = {"format_version": 1, "task": "none", "recorded": "next-token", "gold": "none"}
-    return Manifest.model_construct(**facts, pairs=False, signals=(codec,))
+    return Manifest.model_construct(**facts, pairs=False, signals=(Signal(site="d", per="position", codec=codec),))
 
 
 def group_of(columns: Columns, rows: range, row_positions: Sequence[int]) -> RowGroup:

@@ -90,7 +90,7 @@ def test_int8_is_within_its_stated_error(
 ) -> None:
     apart = channels_of(data, width)
     vectors = random_vectors(seed, positions, width, scale)
-    found = through_storage(Int8Vectors(name="h", layer=0, width=width, outlier_channels=apart), vectors)
+    found = through_storage(Int8Vectors(name="h", width=width, outlier_channels=apart), vectors)
     ordinary = [channel for channel in range(width) if channel not in apart]
     assert torch.equal(found[:, apart], vectors[:, apart])
     exact = vectors[:, ordinary].double()
@@ -105,7 +105,7 @@ def test_int4_is_within_its_stated_error(
 ) -> None:
     apart = channels_of(data, width)
     vectors = random_vectors(seed, positions, width, scale)
-    codec = Int4Vectors(name="h", layer=0, width=width, group=group, outlier_channels=apart)
+    codec = Int4Vectors(name="h", width=width, group=group, outlier_channels=apart)
     found = through_storage(codec, vectors)
     ordinary = [channel for channel in range(width) if channel not in apart]
     assert torch.equal(found[:, apart], vectors[:, apart])
@@ -119,7 +119,7 @@ def test_int4_is_within_its_stated_error(
 def test_int4_meets_the_largest_of_a_group_and_loses_little_of_the_others() -> None:
     """0.0066 of the squared length of normally distributed vectors; even levels from -7 to 7 lose 0.0095 of it."""
     vectors = torch.randn(2000, 96, generator=torch.Generator().manual_seed(0))
-    codec = Int4Vectors(name="h", layer=0, width=96)
+    codec = Int4Vectors(name="h", width=96)
     found = codec.decode(codec.encode(vectors))
     largest = vectors.unflatten(-1, (3, 32)).abs().argmax(-1, keepdim=True)
     exact, seen = (values.unflatten(-1, (3, 32)).gather(-1, largest) for values in (vectors, found))
@@ -128,8 +128,8 @@ def test_int4_meets_the_largest_of_a_group_and_loses_little_of_the_others() -> N
 
 
 def test_vectors_of_zeros_have_codes_of_zero_and_a_scale_to_divide_by() -> None:
-    int8 = Int8Vectors(name="h", layer=0, width=4).encode(torch.zeros(2, 4))
-    int4 = Int4Vectors(name="h", layer=0, width=4).encode(torch.zeros(2, 4))
+    int8 = Int8Vectors(name="h", width=4).encode(torch.zeros(2, 4))
+    int4 = Int4Vectors(name="h", width=4).encode(torch.zeros(2, 4))
     assert int8["h.codes"].tolist() == [[0] * 4] * 2
     assert int4["h.codes"].tolist() == [[0x88] * 2] * 2
     assert int8["h.scale"].tolist() == int4["h.scale"].tolist() == [torch.finfo(torch.float32).tiny] * 2
@@ -142,7 +142,7 @@ def test_low_rank_is_exact_up_to_its_coefficients_when_the_data_is_of_that_rank(
 ) -> None:
     rank = data.draw(st.integers(1, width))
     sample = low_rank_vectors(seed, 100, width, rank)
-    codec = fit_vector_codec(kind, "h", 0, sample, rank=rank)
+    codec = fit_vector_codec(kind, "h", sample, rank=rank)
     assert isinstance(codec, LowRankVectors)
     vectors = sample[:positions]
     found = through_storage(codec, vectors)
@@ -162,7 +162,7 @@ def test_low_rank_is_exact_up_to_its_coefficients_when_the_data_is_of_that_rank(
 def test_the_basis_is_the_best_of_its_rank() -> None:
     """Against float64's singular values of the centred sample: no basis of rank 8 leaves out less (Eckart-Young)."""
     sample = torch.randn(300, 24, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.2, 3, 24) + 5
-    codec = fit_vector_codec("float16", "h", 0, sample, rank=8)
+    codec = fit_vector_codec("float16", "h", sample, rank=8)
     singular = torch.linalg.svdvals((sample - sample.mean(0)).double())
     left_out = (codec.decode(codec.encode(sample)) - sample).double().square().sum()
     assert left_out.item() == pytest.approx(singular[8:].square().sum().item(), rel=1e-4)
@@ -173,11 +173,11 @@ def test_the_basis_is_the_best_of_its_rank() -> None:
 def test_polars_and_torch_decode_alike(seed: int, positions: int, width: int, kind: str, data: st.DataObject) -> None:
     vectors = random_vectors(seed, positions, width)
     apart = {} if kind == "float16" else {"outlier_channels": channels_of(data, width)}
-    codec = KINDS[kind].model_validate({"name": "hidden.1", "layer": 1, "width": width, **apart})
+    codec = KINDS[kind].model_validate({"name": "hidden.1", "width": width, **apart})
     assert torch.equal(through_polars(codec, vectors), through_storage(codec, vectors))
 
     rank = data.draw(st.integers(1, width))
-    low_rank = fit_vector_codec(kind, "hidden.1", 1, random_vectors(seed, 30, width), rank=rank)
+    low_rank = fit_vector_codec(kind, "hidden.1", random_vectors(seed, 30, width), rank=rank)
     torch.testing.assert_close(
         through_polars(low_rank, vectors), through_storage(low_rank, vectors), rtol=1e-5, atol=1e-5
     )
@@ -188,9 +188,9 @@ def test_polars_and_torch_decode_alike(seed: int, positions: int, width: int, ki
 def test_planted_outlier_channels_cost_the_others_nothing(kind: str, everywhere: bool) -> None:
     vectors, channels = planted(0, everywhere=everywhere)
     ordinary = [channel for channel in range(vectors.shape[1]) if channel not in channels]
-    alone = fit_vector_codec(kind, "h", 0, vectors[:, ordinary])
-    fitted = fit_vector_codec(kind, "h", 0, vectors)
-    without = KINDS[kind](name="h", layer=0, width=vectors.shape[1])
+    alone = fit_vector_codec(kind, "h", vectors[:, ordinary])
+    fitted = fit_vector_codec(kind, "h", vectors)
+    without = KINDS[kind](name="h", width=vectors.shape[1])
     assert set(channels) <= set(fitted.outlier_channels)
 
     def worst(codec: VectorCodec) -> float:
@@ -208,38 +208,38 @@ def test_outlier_channels_are_exact_beyond_float16() -> None:
     vectors, channels = planted(1)
     vectors[:, channels] *= 1e6
     for kind in ("int8", "int4"):
-        codec = fit_vector_codec(kind, "h", 0, vectors)
+        codec = fit_vector_codec(kind, "h", vectors)
         assert torch.equal(codec.decode(codec.encode(vectors))[:, channels], vectors[:, channels])
     with pytest.raises(NotFiniteError):
-        Float16Vectors(name="h", layer=0, width=96).encode(vectors)
+        Float16Vectors(name="h", width=96).encode(vectors)
 
 
 def test_low_rank_with_planted_outliers_keeps_its_coefficients_fine() -> None:
     """The outliers are the first coefficients; with one scale for all of them the others would be lost."""
     vectors, _ = planted(2)
-    in_float16, in_int8 = (fit_vector_codec(kind, "h", 0, vectors, rank=80) for kind in ("float16", "int8"))
+    in_float16, in_int8 = (fit_vector_codec(kind, "h", vectors, rank=80) for kind in ("float16", "int8"))
     assert in_int8.outlier_coefficients[:3] == (0, 1, 2)
     assert reconstruction(in_int8, vectors).channel_error < 1.05 * reconstruction(in_float16, vectors).channel_error
 
 
 def test_no_channel_is_kept_apart_where_that_does_not_pay() -> None:
     vectors = torch.randn(500, 128, generator=torch.Generator().manual_seed(0))
-    assert fit_vector_codec("int8", "h", 0, vectors).outlier_channels == ()
-    assert fit_vector_codec("int4", "h", 0, vectors).outlier_channels == ()
+    assert fit_vector_codec("int8", "h", vectors).outlier_channels == ()
+    assert fit_vector_codec("int4", "h", vectors).outlier_channels == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rank", [None, 7])
 def test_fitting_twice_gives_the_same_codec(kind: str, rank: int | None) -> None:
     vectors, _ = planted(3)
-    first, again = (fit_vector_codec(kind, "hidden.2", 2, vectors, rank=rank) for _ in range(2))
+    first, again = (fit_vector_codec(kind, "hidden.2", vectors, rank=rank) for _ in range(2))
     assert first == again
     assert first.model_dump_json() == again.model_dump_json()
 
 
 def test_the_sign_of_a_basis_vector_is_fixed() -> None:
     """An eigenvector's is not: LAPACK of another version may turn it round."""
-    basis = fit_vector_codec("float16", "h", 0, random_vectors(0, 60, 40), rank=20).constants()["basis"]
+    basis = fit_vector_codec("float16", "h", random_vectors(0, 60, 40), rank=20).constants()["basis"]
     assert (basis.gather(-1, basis.abs().argmax(-1, keepdim=True)) > 0).all()
 
 
@@ -247,7 +247,7 @@ def test_the_sign_of_a_basis_vector_is_fixed() -> None:
 @pytest.mark.parametrize("rank", [None, 7])
 def test_a_codec_comes_back_from_the_manifest_with_its_constants(kind: str, rank: int | None) -> None:
     vectors, _ = planted(4)
-    codec = fit_vector_codec(kind, "hidden.2", 2, vectors, rank=rank)
+    codec = fit_vector_codec(kind, "hidden.2", vectors, rank=rank)
     read: VectorCodec = TypeAdapter(type(codec)).validate_json(codec.model_dump_json())
     assert read == codec
     assert (read.constants_file is None) == (rank is None) == (not codec.constants())
@@ -257,7 +257,7 @@ def test_a_codec_comes_back_from_the_manifest_with_its_constants(kind: str, rank
 
 def test_low_rank_without_its_basis_or_with_another_is_refused() -> None:
     vectors, _ = planted(5)
-    codec = fit_vector_codec("int8", "hidden.2", 2, vectors, rank=7)
+    codec = fit_vector_codec("int8", "hidden.2", vectors, rank=7)
     bare = LowRankVectors.model_validate_json(codec.model_dump_json())
     for use in (lambda: bare.decode(codec.encode(vectors)), lambda: bare.encode(vectors), bare.vector_expr):
         with pytest.raises(DumpError, match=r"'hidden\.2' .*weights/hidden\.2\.safetensors"):
@@ -271,7 +271,7 @@ def test_low_rank_without_its_basis_or_with_another_is_refused() -> None:
 
 def test_low_rank_is_decoded_in_float32_within_autocast() -> None:
     vectors, _ = planted(6)
-    codec = fit_vector_codec("float16", "h", 0, vectors, rank=20)
+    codec = fit_vector_codec("float16", "h", vectors, rank=20)
     with torch.autocast("cpu", torch.bfloat16):
         within = codec.decode(codec.encode(vectors))
     assert torch.equal(within, codec.decode(codec.encode(vectors)))
@@ -284,10 +284,10 @@ def test_a_broken_vector_is_refused_with_its_position(bad: float, channel: int) 
     vectors[2, channel] = bad
     sound = random_vectors(0, 30, 6)
     codecs = [
-        Float16Vectors(name="h", layer=0, width=6),
-        Int8Vectors(name="h", layer=0, width=6, outlier_channels=(3,)),
-        Int4Vectors(name="h", layer=0, width=6, outlier_channels=(3,)),
-        *(fit_vector_codec(kind, "h", 0, sound, rank=2) for kind in KINDS),
+        Float16Vectors(name="h", width=6),
+        Int8Vectors(name="h", width=6, outlier_channels=(3,)),
+        Int4Vectors(name="h", width=6, outlier_channels=(3,)),
+        *(fit_vector_codec(kind, "h", sound, rank=2) for kind in KINDS),
     ]
     for codec in codecs:
         with pytest.raises(NotFiniteError) as raised:
@@ -296,13 +296,13 @@ def test_a_broken_vector_is_refused_with_its_position(bad: float, channel: int) 
     for kind in KINDS:
         for rank in (None, 2):
             with pytest.raises(NotFiniteError):
-                fit_vector_codec(kind, "h", 0, vectors, rank=rank)
+                fit_vector_codec(kind, "h", vectors, rank=rank)
 
 
 def test_vectors_of_any_floating_type_are_encoded_as_their_float32_is() -> None:
     sound = random_vectors(0, 80, 64)
-    codecs = [KINDS[kind](name="h", layer=0, width=64) for kind in KINDS]
-    codecs_of_rank = [fit_vector_codec(kind, "h", 0, sound, rank=9) for kind in KINDS]
+    codecs = [KINDS[kind](name="h", width=64) for kind in KINDS]
+    codecs_of_rank = [fit_vector_codec(kind, "h", sound, rank=9) for kind in KINDS]
     for codec in [*codecs, *codecs_of_rank]:
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             vectors = sound.to(dtype)
@@ -313,9 +313,9 @@ def test_columns_declare_what_is_stored() -> None:
     def columns(codec: VectorCodec) -> list[tuple[str, str, int | None]]:
         return [(column.name, column.dtype, column.width) for column in codec.columns]
 
-    assert columns(Float16Vectors(name="hidden.2", layer=2, width=5)) == [("hidden.2", "float16", 5)]
-    assert columns(Int8Vectors(name="h", layer=2, width=5)) == [("h.codes", "int8", 5), ("h.scale", "float32", 1)]
-    assert columns(Int4Vectors(name="h", layer=2, width=38, outlier_channels=(3,))) == [
+    assert columns(Float16Vectors(name="hidden.2", width=5)) == [("hidden.2", "float16", 5)]
+    assert columns(Int8Vectors(name="h", width=5)) == [("h.codes", "int8", 5), ("h.scale", "float32", 1)]
+    assert columns(Int4Vectors(name="h", width=38, outlier_channels=(3,))) == [
         ("h.codes", "uint8", 19),
         ("h.group_scales", "int8", 2),
         ("h.scale", "float32", 1),
@@ -327,31 +327,29 @@ def test_columns_declare_what_is_stored() -> None:
 def test_outlier_channels_that_cannot_be_are_refused(channels: tuple[int, ...]) -> None:
     for kind in (Int8Vectors, Int4Vectors):
         with pytest.raises(ValidationError, match="outlier channels"):
-            kind(name="h", layer=0, width=4, outlier_channels=channels)
+            kind(name="h", width=4, outlier_channels=channels)
 
 
 @pytest.mark.parametrize("rank", [0, 7])
 def test_a_rank_that_cannot_be_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank}: vectors 6 wide"):
-        fit_vector_codec("int8", "h", 0, random_vectors(0, 30, 6), rank=rank)
+        fit_vector_codec("int8", "h", random_vectors(0, 30, 6), rank=rank)
 
 
 def test_reconstruction_is_what_was_lost() -> None:
     """Float16 of small integers is exact; a codec without the outlier channels loses what only `channel_error` sees."""
     exact = torch.randint(-9, 10, (50, 12), generator=torch.Generator().manual_seed(0)).float()
-    assert reconstruction(Float16Vectors(name="h", layer=0, width=12), exact) == pytest.approx(
-        Reconstruction(0.0, 1.0, 0.0)
-    )
+    assert reconstruction(Float16Vectors(name="h", width=12), exact) == pytest.approx(Reconstruction(0.0, 1.0, 0.0))
     vectors, _ = planted(7)
-    blind = reconstruction(Int8Vectors(name="h", layer=0, width=96), vectors)
+    blind = reconstruction(Int8Vectors(name="h", width=96), vectors)
     assert blind.relative_error < 1e-4
     assert blind.cosine > 0.9999
     assert blind.channel_error > 0.3
-    assert reconstruction(fit_vector_codec("int8", "h", 0, vectors), vectors).channel_error < 1e-3
+    assert reconstruction(fit_vector_codec("int8", "h", vectors), vectors).channel_error < 1e-3
 
 
 def test_reconstruction_against_float64() -> None:
-    vectors, codec = random_vectors(1, 40, 16) + 1, Int4Vectors(name="h", layer=0, width=16)
+    vectors, codec = random_vectors(1, 40, 16) + 1, Int4Vectors(name="h", width=16)
     found = codec.decode(codec.encode(vectors)).numpy().astype(np.float64)
     exact = vectors.numpy().astype(np.float64)
     squared = (found - exact) ** 2
@@ -364,7 +362,7 @@ def test_reconstruction_against_float64() -> None:
 
 
 def test_reconstruction_of_vectors_without_length_or_variance_is_a_number() -> None:
-    codec = Int8Vectors(name="h", layer=0, width=3)
+    codec = Int8Vectors(name="h", width=3)
     assert reconstruction(codec, torch.zeros(4, 3)) == (0.0, 1.0, 0.0)
     assert reconstruction(codec, torch.ones(1, 3)).channel_error == 0.0
     one_varies = torch.ones(4, 3)

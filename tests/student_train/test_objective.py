@@ -232,7 +232,7 @@ def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metri
     layers = tuple(torch.randn(5, 4) for _ in range(3))
     vectors = {"hidden.0": torch.randn(5, 6), "hidden.6": torch.randn(5, 6), "hidden.7": torch.randn(5, 4)}
     vectors = {name: vector.half().float() for name, vector in vectors.items()}
-    codecs = {name: Float16Vectors(name=name, layer=0, width=vector.shape[1]) for name, vector in vectors.items()}
+    codecs = {name: Float16Vectors(name=name, width=vector.shape[1]) for name, vector in vectors.items()}
     coded = {name: TeacherVectors(codec, codec.encode(vectors[name])) for name, codec in codecs.items()}
     heard, said = Heard(None, coded, torch.zeros(0)), Said(None, layers)
     linear = nn.Linear(4, 6)

@@ -26,7 +26,7 @@ BYTES_PER_TOKEN = 100
 class Numbers:
     """A source whose rows are sequences of one number, from 1 on, that no other row has."""
 
-    vector_columns: set[str] = set()  # noqa: RUF012
+    per_column: dict[str, Any] = {}  # noqa: RUF012
     recorded = "listed"
 
     class tokenizer:

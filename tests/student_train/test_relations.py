@@ -22,7 +22,7 @@ TEACHER_WIDTH, STUDENT_WIDTH = 48, 24
 
 def teacher_part(seed: int, tokens: int = sum(LENGTHS)) -> TeacherVectors:
     torch.manual_seed(seed)
-    codec = Int8Vectors(name="queries.2", layer=2, width=TEACHER_WIDTH, outlier_channels=(7,))
+    codec = Int8Vectors(name="queries.2", width=TEACHER_WIDTH, outlier_channels=(7,))
     return TeacherVectors(codec, codec.encode(torch.randn(tokens, TEACHER_WIDTH) * 2))
 
 

@@ -23,7 +23,6 @@ def low_rank(coefficients: str) -> VectorCodec:
     constants = {"mean": torch.linspace(-1, 1, WIDTH), "basis": basis}
     made = LowRankVectors(
         name="hidden.1",
-        layer=1,
         width=WIDTH,
         rank=RANK,
         coefficients=coefficients,
@@ -33,10 +32,10 @@ def low_rank(coefficients: str) -> VectorCodec:
 
 
 CODECS: dict[str, VectorCodec] = {
-    "float16": Float16Vectors(name="hidden.1", layer=1, width=WIDTH),
-    "int8": Int8Vectors(name="hidden.1", layer=1, width=WIDTH),
-    "int8-outliers": Int8Vectors(name="hidden.1", layer=1, width=WIDTH, outlier_channels=(3, 20)),
-    "int4": Int4Vectors(name="hidden.1", layer=1, width=WIDTH, group=8, outlier_channels=(0,)),
+    "float16": Float16Vectors(name="hidden.1", width=WIDTH),
+    "int8": Int8Vectors(name="hidden.1", width=WIDTH),
+    "int8-outliers": Int8Vectors(name="hidden.1", width=WIDTH, outlier_channels=(3, 20)),
+    "int4": Int4Vectors(name="hidden.1", width=WIDTH, group=8, outlier_channels=(0,)),
     "low-rank-int8": low_rank("int8"),
     "low-rank-float16": low_rank("float16"),
 }

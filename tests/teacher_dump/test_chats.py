@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from shared import Dump, UsageError
 from shared.dump.cli import app as shards
-from shared.dump.manifest import FORMAT_VERSION
+from shared.dump.versions import FORMAT_VERSION
 from shared.errors import CorpusError
 from teacher_dump.cli import app as dump_app
+from tests.older_versions import downgraded
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
 MAX_LENGTH = 64
@@ -201,7 +202,7 @@ def test_a_dump_of_an_earlier_version_goes_on_in_it(make_dump: Any, texts: list[
     options: dict[str, Any] = {"teacher": make_teacher("causal-lm"), "data": texts[:40], "top_k": 3}
     out = make_dump("causal-lm", **options)
     manifest = out / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 2}))
+    manifest.write_text(json.dumps(downgraded(json.loads(manifest.read_text()), 2)))
     (out / "shards" / "00001.parquet").unlink()
     make_dump("causal-lm", out=out, **options)
     dump = Dump(out)
@@ -217,9 +218,9 @@ def test_a_dump_that_was_begun_with_lists_of_ids_goes_on_with_them(
     out = make_dump("causal-lm", **options)
     assert Dump(out).distribution.in_planes
     wanted = Dump(out).positions().collect()
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = downgraded(json.loads((out / "manifest.json").read_text()), 3)
     del manifest["signals"][0]["in_planes"], manifest["compression"]
-    (out / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    (out / "manifest.json").write_text(json.dumps(manifest))
     for file in (out / "shards").iterdir():
         file.unlink()
     make_dump("causal-lm", out=out, **options)

@@ -262,10 +262,11 @@ def test_what_is_fitted_to_a_sample_is_whose_who_began(
 
     def other_digits(*arguments: Any) -> Any:
         manifest = calibrate(*arguments)
-        (distribution,) = (signal for signal in manifest.signals if signal.name == "distribution")
-        (hidden,) = manifest.vectors.values()
-        rule = distribution.selection.model_copy(update={"threshold": 1.01 * distribution.selection.threshold})
-        moved = distribution.model_copy(update={"selection": rule})
+        distribution, hidden = manifest.signals
+        assert distribution.name == "distribution"
+        codec = distribution.codec
+        rule = codec.selection.model_copy(update={"threshold": 1.01 * codec.selection.threshold})
+        moved = distribution.with_codec(codec.model_copy(update={"selection": rule}))
         return manifest.model_copy(update={"signals": (moved, hidden), "measured": {}})
 
     with monkeypatch.context() as patch:

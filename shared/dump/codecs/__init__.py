@@ -1,4 +1,4 @@
-"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is `Signal`."""
+"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is `AnyCodec`."""
 
 from typing import Annotated
 
@@ -15,18 +15,14 @@ from shared.dump.codecs.top_k_float16 import TopKFloat16
 from shared.dump.codecs.vectors.low_rank import LowRankVectors
 from shared.dump.codecs.vectors.quantized import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
 
-DISTRIBUTION = "distribution"
-HIDDEN = "hidden"
-
-Signal = Annotated[
+AnyCodec = Annotated[
     Dense | Sparse | Exact | TopKFloat16 | Float16Vectors | Int8Vectors | Int4Vectors | LowRankVectors,
     Field(discriminator="codec"),
 ]
 
 __all__ = [
-    "DISTRIBUTION",
-    "HIDDEN",
     "KINDS",
+    "AnyCodec",
     "Codec",
     "Column",
     "Dense",
@@ -41,7 +37,6 @@ __all__ = [
     "LowRankVectors",
     "NotFiniteError",
     "Selection",
-    "Signal",
     "Sparse",
     "SparseTargets",
     "Targets",

@@ -83,7 +83,7 @@ def refuse_broken(is_broken_N: Tensor) -> None:
 
 
 class Codec(BaseModel, ABC):
-    """What every codec offers; `name` is the signal's name and the head of its columns' names."""
+    """What every codec offers; `name` is the head of its columns' names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,7 +99,7 @@ class Codec(BaseModel, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """A few words for people."""
+        """A few words for people about how it keeps what."""
 
     @property
     def bytes_per_position(self) -> int:
@@ -192,14 +192,10 @@ class DistributionCodec(Codec):
 
 
 class VectorCodec(Codec):
-    """A codec of vectors: hidden states of one layer at every token.
-
-    `layer` counts as transformers' `hidden_states` does: 0 is the embeddings' output, n that of the n-th layer.
-    """
+    """A codec of vectors, such as the hidden states of a layer."""
 
     compresses: ClassVar[bool] = False
 
-    layer: int
     width: int
 
     @abstractmethod

@@ -28,7 +28,7 @@ class Dense(DistributionCodec):
         return (self._logits,)
 
     def describe(self) -> str:
-        return f"{self.name} (all {self.classes:,} logits)"
+        return f"all {self.classes:,} logits"
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
         refuse_broken((logits_NV.isnan() | logits_NV.isposinf()).any(-1))

@@ -111,7 +111,7 @@ class Exact(DistributionCodec):
     def state_codec(self) -> VectorCodec:
         """The codec of the states."""
         apart = {"outlier_channels": self.outlier_channels} if self.outlier_channels else {}
-        facts = {"name": f"{self.name}.state", "layer": 0, "width": self.width, **apart}
+        facts = {"name": f"{self.name}.state", "width": self.width, **apart}
         return KINDS[self.states].model_validate(facts)
 
     @property
@@ -120,7 +120,7 @@ class Exact(DistributionCodec):
 
     def describe(self) -> str:
         states = f"last hidden states in {self.states}, {self.width} wide"
-        return f"{self.name} (all {self.vocabulary:,} logits, from {states})"
+        return f"all {self.vocabulary:,} logits, from {states}"
 
     def explain(self) -> str:
         name, apart = f"{self.name}.state", ""

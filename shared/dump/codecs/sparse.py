@@ -131,7 +131,7 @@ class Sparse(DistributionCodec):
         extra = f", log-sum-exp at T = {', '.join(f'{t:g}' for t in self.temperatures)}" if self.temperatures else ""
         precision = "" if isinstance(self.selection, Draws) else f", {self.levels:,} levels"
         extra += ", entropy" if self.entropy else ""
-        return f"{self.name} ({self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra})"
+        return f"{self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra}"
 
     def explain(self) -> str:
         """How to read the columns without Lectern."""

@@ -25,7 +25,7 @@ class TopKFloat16(DistributionCodec):
     vocabulary: int = Field(ge=1)
 
     def describe(self) -> str:
-        return f"{self.name} (top {self.k} of {self.vocabulary:,} ids, float16)"
+        return f"top {self.k} of {self.vocabulary:,} ids, float16"
 
     @property
     def _ids(self) -> Column:

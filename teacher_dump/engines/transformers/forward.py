@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import HIDDEN, VectorCodec
+from shared.dump.signals import HIDDEN, RELATIONS, Signal, name_of
 from shared.errors import TeacherError
 from teacher_dump.batches import Batch
 from teacher_dump.engines.transformers.teacher import Teacher
-from teacher_dump.signals import RELATIONS
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,14 @@ class Wanted:
     relations: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[VectorCodec]) -> "Wanted":
+    def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[Signal]) -> "Wanted":
         """What these signals are made from."""
-        layers: dict[bool, set[int]] = {True: set(), False: set()}
-        for codec in vectors:
-            layers[codec.name.startswith(HIDDEN)].add(codec.layer)
-        return cls(distribution, tuple(sorted(layers[True])), tuple(sorted(layers[False])))
+        layers: dict[str, set[int]] = {}
+        for signal in vectors:
+            assert signal.layer is not None
+            layers.setdefault(signal.site, set()).add(signal.layer)
+        relations = set().union(*(layers.get(site, ()) for site in RELATIONS))
+        return cls(distribution, tuple(sorted(layers.get(HIDDEN, ()))), tuple(sorted(relations)))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Said:
         distribution_at: indices [N] into the flattened inputs (of a task with one distribution a row, indices of rows)
             -> float32 logits_NV or states_ND there. None where neither is wanted.
         slice_positions: how many to ask for at a time; None for all.
-        vectors: by the signal's name, [T, D] of any floating type: tokens without padding.
+        vectors: by the signal's name, [T, D] of any floating type: tokens without padding; of a signal that is recorded
+            per position [N, D], per row [B, D].
     """
 
     distribution_at: Callable[[Tensor], Tensor] | None
@@ -73,10 +75,10 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
                 arguments["output_hidden_states"] = list(wanted.hidden)
             hidden, distribution_at = _run_whole(teacher, arguments, wanted.distribution)
     token_T = torch.from_numpy(batch.token_index())
-    vectors = {f"{HIDDEN}.{layer}": _tokens(hidden[layer], token_T) for layer in wanted.hidden}
+    vectors = {name_of(HIDDEN, layer): _tokens(hidden[layer], token_T) for layer in wanted.hidden}
     for layer, of_layer in parts.items():
-        for name, heads_BHLD in zip(RELATIONS, of_layer, strict=True):
-            vectors[f"{name}.{layer}"] = _tokens(heads_BHLD.transpose(1, 2).flatten(2), token_T)
+        for site, heads_BHLD in zip(RELATIONS, of_layer, strict=True):
+            vectors[name_of(site, layer)] = _tokens(heads_BHLD.transpose(1, 2).flatten(2), token_T)
     # States are no wider than the model, so that all of them are had at once.
     head = teacher.head if wanted.distribution == "logits" else None
     return Said(distribution_at, head.slice_positions if head else None, vectors)

@@ -37,7 +37,7 @@ class Reconstruction(NamedTuple):
     channel_error: float
 
 
-def fit_vector_codec(kind: str, name: str, layer: int, sample_MD: Tensor, rank: int | None = None) -> VectorCodec:
+def fit_vector_codec(kind: str, name: str, sample_MD: Tensor, rank: int | None = None) -> VectorCodec:
     """The codec `kind` ("float16", "int8", "int4") fitted to a sample; with `rank`, in a PCA basis of that rank.
 
     Raises:
@@ -51,14 +51,13 @@ def fit_vector_codec(kind: str, name: str, layer: int, sample_MD: Tensor, rank: 
         raise ValueError(f"rank {rank}: vectors {width} wide can have ranks 1 to {width}")
     refuse_broken(~sample_MD.isfinite().all(-1))
     if rank is None:
-        return _fit_outliers(kind, name, layer, sample_MD.float())
+        return _fit_outliers(kind, name, sample_MD.float())
     mean_D, basis_RD = principal_components(sample_MD, rank)
     constants = {"mean": mean_D, "basis": basis_RD}
-    of_coefficients = _fit_outliers(kind, name, layer, (sample_MD.float() - mean_D) @ basis_RD.T)
+    of_coefficients = _fit_outliers(kind, name, (sample_MD.float() - mean_D) @ basis_RD.T)
     return LowRankVectors.model_validate(
         {
             "name": name,
-            "layer": layer,
             "width": width,
             "rank": rank,
             "coefficients": kind,
@@ -84,14 +83,14 @@ def reconstruction(codec: VectorCodec, sample_MD: Tensor) -> Reconstruction:
     )
 
 
-def _fit_outliers(kind: str, name: str, layer: int, sample_MD: Tensor) -> VectorCodec:
+def _fit_outliers(kind: str, name: str, sample_MD: Tensor) -> VectorCodec:
     """The codec with as many outlier channels (none, 1, 2, 3, 4, 6, 8, 12, ...) as pay.
 
     Any codec halves its error (a quarter of the squared one) for one more bit a channel. So a setting costs its bytes
     and the bytes that would bring its error down to that of the others.
     """
     width = sample_MD.shape[-1]
-    facts = {"name": name, "layer": layer, "width": width}
+    facts = {"name": name, "width": width}
     if "outlier_channels" not in KINDS[kind].model_fields:
         return KINDS[kind].model_validate(facts)
 

@@ -34,7 +34,6 @@ class LowRankVectors(VectorCodec):
     """
 
     codec: Literal["low-rank"] = "low-rank"
-    layer: int = Field(ge=0)
     width: int = Field(ge=1)
     rank: int = Field(ge=1)
     coefficients: Literal["float16", "int8", "int4"]
@@ -61,10 +60,10 @@ class LowRankVectors(VectorCodec):
         """The codec of the coefficients, vectors of `rank` numbers themselves."""
         apart = {"outlier_channels": self.outlier_coefficients} if self.outlier_coefficients else {}
         kind = KINDS[self.coefficients]
-        return kind.model_validate({"name": self.name, "layer": self.layer, "width": self.rank, **apart})
+        return kind.model_validate({"name": self.name, "width": self.rank, **apart})
 
     def describe(self) -> str:
-        return f"{self.name} (rank {self.rank} in {self.coefficients}, layer {self.layer}, {self.width} wide)"
+        return f"rank {self.rank} in {self.coefficients}, {self.width} wide"
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         mean_D, basis_RD = self._mean_and_basis(vectors_ND.device)

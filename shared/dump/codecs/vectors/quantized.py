@@ -1,4 +1,4 @@
-"""Codecs of vectors: hidden states at every token, in 16, 8 or about 4 bits a number.
+"""Codecs of vectors in 16, 8 or about 4 bits a number.
 
 Shapes: N positions, D width, K outlier channels, C ordinary channels (D - K), G groups of channels, B bytes of codes.
 """
@@ -29,7 +29,6 @@ class Float16Vectors(VectorCodec):
     """Vectors rounded to float16: off by at most 2**-11 of each value (2**-25 near 0); none beyond 65,504."""
 
     codec: Literal["float16"] = "float16"
-    layer: int = Field(ge=0)
     width: int = Field(ge=1)
 
     @property
@@ -37,7 +36,7 @@ class Float16Vectors(VectorCodec):
         return (Column(self.name, "float16", self.width),)
 
     def describe(self) -> str:
-        return f"{self.name} (float16, layer {self.layer}, {self.width} wide)"
+        return f"float16, {self.width} wide"
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         rounded_ND = vectors_ND.half()
@@ -59,7 +58,6 @@ class Int8Vectors(VectorCodec):
     """
 
     codec: Literal["int8"] = "int8"
-    layer: int = Field(ge=0)
     width: int = Field(ge=1)
     outlier_channels: OutlierChannels = ()
 
@@ -77,7 +75,7 @@ class Int8Vectors(VectorCodec):
         )
 
     def describe(self) -> str:
-        return f"{self.name} (int8{_apart(self.outlier_channels)}, layer {self.layer}, {self.width} wide)"
+        return f"int8{_apart(self.outlier_channels)}, {self.width} wide"
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
@@ -113,7 +111,6 @@ class Int4Vectors(VectorCodec):
     """
 
     codec: Literal["int4"] = "int4"
-    layer: int = Field(ge=0)
     width: int = Field(ge=1)
     group: int = Field(default=32, ge=1)
     outlier_channels: OutlierChannels = ()
@@ -134,7 +131,7 @@ class Int4Vectors(VectorCodec):
 
     def describe(self) -> str:
         coded = f"int4 in groups of {self.group}{_apart(self.outlier_channels)}"
-        return f"{self.name} ({coded}, layer {self.layer}, {self.width} wide)"
+        return f"{coded}, {self.width} wide"
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
@@ -178,7 +175,7 @@ class Int4Vectors(VectorCodec):
         return group_scales_NG.float().repeat_interleave(self.group, -1)[:, : self._ordinary]
 
 
-# Each is given its name, layer and width, and where it keeps outlier channels apart, these.
+# Each is given its name and width, and where it keeps outlier channels apart, these.
 KINDS: dict[str, type[Float16Vectors] | type[Int8Vectors] | type[Int4Vectors]] = {
     "float16": Float16Vectors,
     "int8": Int8Vectors,
