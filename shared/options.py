@@ -1,14 +1,83 @@
-"""Options of more than one command line: which columns of the files hold what."""
+"""Options of command lines, declared once: options that belong together are the fields of one dataclass, a group.
 
-from typing import Annotated
+A field's name, type, default, help text (`Doc`) and least value (`Ge`) are those of its option, and where a section of
+a recipe has the same keys, it inherits the same group. What concerns the command line alone (a metavar, a parser) is a
+`typer.Option` beside them. `grouped` lets a command take whole groups, so that no function lists their options again.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from copy import copy
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from annotated_doc import Doc
+from annotated_types import Ge
+from typer.models import OptionInfo
 
-TextColumn = Annotated[str, typer.Option(help="Column of texts.")]
-PairColumn = Annotated[str | None, typer.Option(help="Column of the second text, for pairs.")]
-TokensColumn = Annotated[str, typer.Option(help="Column of word lists (token-classification).")]
-QuestionColumn = Annotated[str, typer.Option(help="Column of questions (question-answering).")]
-ContextColumn = Annotated[str, typer.Option(help="Column of the contexts that hold the answers.")]
-ImpossibleColumn = Annotated[
-    str, typer.Option(help="Column that is true for questions without an answer, where there is one.")
-]
+Result = TypeVar("Result")
+
+
+def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The command with its groups spread out: typer sees one parameter for each field, the command gets the groups.
+
+    Other parameters stay as they are, and options come in the order of the parameters.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Lengths:
+        ...     max_length: Annotated[int, Ge(1), Doc("Rows are cut to this many tokens.")] = 512
+        >>> @grouped
+        ... def show(lengths: Lengths, dry_run: bool = False) -> str:
+        ...     return f"{lengths} {dry_run}"
+        >>> list(inspect.signature(show).parameters), show(max_length=8, dry_run=True)
+        (['max_length', 'dry_run'], 'Lengths(max_length=8) True')
+
+    Raises:
+        TypeError: for a field without a help text.
+        ValueError: where two groups have an option of the same name.
+    """
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = parameter.annotation
+        if isinstance(group, type) and dataclasses.is_dataclass(group):
+            groups[parameter.name] = group
+            parameters += options_of(group)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> Result:
+        filled = {}
+        for name, group in groups.items():
+            values = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
+            # typer gives lists; a frozen value holds tuples.
+            filled[name] = group(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        return command(**filled, **given)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return flat
+
+
+def options_of(group: type[Any]) -> list[inspect.Parameter]:
+    """The parameter of each field of a group, as typer reads it. Raises TypeError for a field without a help text."""
+    annotations = get_type_hints(group, include_extras=True)
+    return [_option(field, annotations[field.name]) for field in dataclasses.fields(group)]
+
+
+def _option(field: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:
+    kind, *facts = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    option = next((copy(fact) for fact in facts if isinstance(fact, OptionInfo)), typer.Option())
+    option.help = next((fact.documentation for fact in facts if isinstance(fact, Doc)), None)
+    if option.help is None:
+        raise TypeError(f"the option {field.name} has no help text; annotate it with Doc.")
+    option.min = next((fact.ge for fact in facts if isinstance(fact, Ge)), None)
+    option.default = ... if field.default is dataclasses.MISSING else field.default
+    if kind is bool:  # a flag; typer would add a second one that says no
+        option.param_decls = (f"--{field.name.replace('_', '-')}",)
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)

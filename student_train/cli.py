@@ -1,16 +1,23 @@
 """The command line `distill`."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from shared.cli import EPILOG, run
-from shared.options import ContextColumn, ImpossibleColumn, PairColumn, QuestionColumn, TextColumn, TokensColumn
+from shared.options import grouped
+from shared.text.columns import ColumnNames, ScoredColumns
+from shared.text.lengths import Positions
 
 if TYPE_CHECKING:
     from shared.text.groups import GroupScores
+
+TaskOption = Annotated[
+    str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -52,43 +59,18 @@ def run_recipe(
 
 
 @app.command("eval")
+@grouped
 def evaluate_model(
     student: Annotated[str, typer.Argument(help="A model's folder; a teacher's too.")],
     data: Annotated[list[str], typer.Option(help="Held-out file with gold labels. Repeat it for more.")],
+    *,
     dump: Annotated[
         Path | None,
         typer.Option(help="A dump of held-out rows, for the agreement with its teacher.", show_default=False),
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
-    ] = None,
-    text_column: TextColumn = "text",
-    pair_column: PairColumn = None,
-    messages_column: Annotated[
-        str | None, typer.Option(help="Column of chats in place of texts (causal-lm).", show_default=False)
-    ] = None,
-    label_column: Annotated[str, typer.Option(help="Column of gold labels.")] = "label",
-    tokens_column: TokensColumn = "tokens",
-    tags_column: Annotated[str, typer.Option(help="Column of tag lists, one tag a word.")] = "tags",
-    group_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column by whose values rows are also scored apart, each value for itself, and the mean over them.",
-            show_default=False,
-        ),
-    ] = None,
-    question_column: QuestionColumn = "question",
-    context_column: ContextColumn = "context",
-    answers_column: Annotated[str, typer.Option(help="Column of lists of gold answers.")] = "answer_texts",
-    starts_column: Annotated[str, typer.Option(help="Column of lists: where each answer begins.")] = "answer_starts",
-    impossible_column: ImpossibleColumn = "is_impossible",
-    stride: Annotated[
-        int, typer.Option(min=0, help="Tokens by which the windows of a long context overlap (question-answering).")
-    ] = 128,
-    positions: Annotated[
-        str | None,
-        typer.Option(help="Where it is scored; the choices and defaults of dump --positions.", show_default=False),
-    ] = None,
+    task: TaskOption = None,
+    names: ScoredColumns,
+    where: Positions,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -104,24 +86,11 @@ def evaluate_model(
     from json import dumps
 
     from shared.dump.storage import write_text_atomically
-    from student_train.recipe.recipe import ScoredColumns
+    from student_train.recipe import recipe
     from student_train.scoring.evaluate import evaluate
 
-    names = ScoredColumns(
-        text_column=text_column,
-        pair_column=pair_column,
-        messages_column=messages_column,
-        label_column=label_column,
-        tokens_column=tokens_column,
-        tags_column=tags_column,
-        group_column=group_column,
-        question_column=question_column,
-        context_column=context_column,
-        answers_column=answers_column,
-        starts_column=starts_column,
-        impossible_column=impossible_column,
-    )
-    report = evaluate(student, data, names, dump, task, device, max_length, positions, stride)
+    columns = recipe.ScoredColumns(**asdict(names))
+    report = evaluate(student, data, columns, dump, task, device, max_length, where.positions, where.stride)
     typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())
     _print_groups(report.groups)
@@ -155,8 +124,10 @@ def run_sweep(
 
 
 @app.command("export")
+@grouped
 def export_model(
     student: Annotated[Path, typer.Argument(help="A model's folder; a teacher's too.")],
+    *,
     format_: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="The file; by default model.onnx in the folder.", show_default=False)
@@ -164,27 +135,14 @@ def export_model(
     data: Annotated[
         list[str] | None, typer.Option(help="Check with these rows, too. Repeat it for more.", show_default=False)
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
-    ] = None,
-    text_column: TextColumn = "text",
-    pair_column: PairColumn = None,
-    tokens_column: TokensColumn = "tokens",
-    question_column: QuestionColumn = "question",
-    context_column: ContextColumn = "context",
+    task: TaskOption = None,
+    names: ColumnNames,
 ) -> None:
     """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
-    from student_train.recipe.recipe import ColumnNames
+    from student_train.recipe import recipe
     from student_train.scoring.export import export
 
-    names = ColumnNames(
-        text_column=text_column,
-        pair_column=pair_column,
-        tokens_column=tokens_column,
-        question_column=question_column,
-        context_column=context_column,
-    )
-    exported = export(student, out, task, data or [], names)
+    exported = export(student, out, task, data or [], recipe.ColumnNames(**asdict(names)))
     typer.echo(f"{exported.path}: {exported.path.stat().st_size / 1e6:,.1f} MB of {format_}")
     typer.echo(
         f"  {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}: within {exported.difference:.1g} of torch's "

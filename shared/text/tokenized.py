@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.text.lengths import DEFAULT_STRIDE
+
 if TYPE_CHECKING:  # at run time the command line's --help would wait for it
     from transformers import PreTrainedTokenizerBase
 
     from shared.text.metrics import LostWords
 
 Int32 = NDArray[np.int32]
-DEFAULT_STRIDE = 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,173 @@
+"""Options are declared once: a group gives every command that takes it the same options."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import pytest
+import typer
+from annotated_doc import Doc
+from annotated_types import Ge
+from typer.testing import CliRunner
+
+from shared.options import grouped, options_of
+from shared.text.columns import ColumnNames, ScoredColumns
+from shared.text.lengths import Lengths, Positions
+from student_train.cli import app as distill
+from teacher_dump import annotate
+from teacher_dump.cli import app as dump
+from teacher_dump.cli import dump as dump_command
+from teacher_dump.request import Distributions, Request, Running, Source, Storage, Vectors
+
+DISTILL = typer.main.get_command(distill).commands
+COMMANDS = {"dump": typer.main.get_command(dump), "eval": DISTILL["eval"], "export": DISTILL["export"]}
+TAKEN = {
+    "dump": (ColumnNames, Positions, Lengths, Source, Distributions, Vectors, Running, Storage),
+    "eval": (ScoredColumns, Positions),
+    "export": (ColumnNames,),
+}
+GROUPS = sorted({group for groups in TAKEN.values() for group in groups}, key=lambda group: group.__name__)
+# Gold labels may be missing where a teacher runs; eval's length is by default what the model takes.
+OTHERWISE_IN_DUMP = {"label_column", "tags_column", "answers_column"}
+OTHERWISE_IN_EVAL = {"max_length"}
+
+
+def shown(command: Any) -> dict[str, tuple[Any, ...]]:
+    """Name -> flags, help, default, metavar and least value of each option of a command."""
+    return {
+        option.name: (option.opts, option.help, option.default, option.metavar, option.min) for option in command.params
+    }
+
+
+def alone(group: type[Any]) -> Any:
+    """A command that takes this group only."""
+
+    @grouped
+    def command(group: group) -> None: ...
+
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    return typer.main.get_command(app)
+
+
+@pytest.mark.parametrize(("name", "group"), [(name, group) for name, groups in TAKEN.items() for group in groups])
+def test_a_groups_options_are_the_same_in_every_command(name: str, group: type[Any]) -> None:
+    of_command = shown(COMMANDS[name])
+    for option, facts in shown(alone(group)).items():
+        if option != "help" and not (name == "dump" and option in OTHERWISE_IN_DUMP):
+            assert of_command[option] == facts
+
+
+@pytest.mark.parametrize("option", sorted(OTHERWISE_IN_DUMP))
+def test_what_dump_says_otherwise_is_its_default(option: str) -> None:
+    (_, help_, default, *_), (_, elsewhere, usual, *_) = (shown(COMMANDS[name])[option] for name in ("dump", "eval"))
+    assert (default, usual) == (None, getattr(ColumnNames(), option))
+    assert help_.startswith(elsewhere.rstrip("."))
+    assert f"By default '{usual}' where there is one; 'none' ignores it." in help_
+
+
+def test_every_field_of_a_request_is_an_option_and_every_option_a_field() -> None:
+    options = {option.name for option in COMMANDS["dump"].params}
+    assert options - {"dry_run", "help"} == {field.name for field in dataclasses.fields(Request)}
+
+
+def test_no_option_is_declared_twice() -> None:
+    declared = [name for group in GROUPS for name in inspect.get_annotations(group)]
+    assert sorted(declared) == sorted(set(declared))
+    assert set(inspect.get_annotations(Request)) == OTHERWISE_IN_DUMP
+    shared = {name for group in (ScoredColumns, Positions, Lengths) for name in group.__dataclass_fields__}
+    for name, command in (("dump", dump_command), *((c.name, c.callback) for c in distill.registered_commands)):
+        by_hand = set(inspect.signature(inspect.unwrap(command)).parameters)
+        assert by_hand & shared == (OTHERWISE_IN_EVAL if name == "eval" else set())
+
+
+def test_every_option_has_a_help_text() -> None:
+    for command in COMMANDS.values():
+        assert all(option.help and option.help.endswith(".") for option in command.params)
+
+
+def requested(monkeypatch: pytest.MonkeyPatch, *words: str) -> Request:
+    """What a `dump` command of these words asks for."""
+    asked: list[Request] = []
+
+    def prepare(request: Request) -> None:
+        asked.append(request)
+        raise typer.Exit
+
+    monkeypatch.setattr(annotate, "prepare", prepare)
+    ended = CliRunner().invoke(dump, words)
+    assert ended.exit_code == 0, ended.output
+    return asked[0]
+
+
+NAMED = ("--teacher", "t", "--task", "encoder", "--data", "a", "--data", "b", "--out", "o")
+
+
+def test_the_command_lines_defaults_are_those_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requested(monkeypatch, *NAMED) == Request("t", "encoder", ("a", "b"), Path("o"))
+
+
+def test_every_option_reaches_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, expected, types = list(NAMED), {}, get_type_hints(Request)
+    for field in dataclasses.fields(Request):
+        if field.default is dataclasses.MISSING:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        value: Any = True
+        if field.default is not False:
+            is_text = types[field.name] in (str, str | None)
+            value = f"given {field.name}" if is_text else len(expected) + 3
+        expected[field.name] = value
+        words += [flag] if value is True else [flag, str(value)]
+    assert len(expected) > 40
+    assert requested(monkeypatch, *words) == Request("t", "encoder", ("a", "b"), Path("o"), **expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    size: Annotated[int, Ge(2), Doc("How large.")] = 3
+    files: Annotated[tuple[str, ...], Doc("Which.")] = ()
+    is_loud: Annotated[bool, Doc("Louder.")] = False
+
+
+def test_a_group_becomes_options_and_comes_back_as_one_value() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @grouped
+    def show(toy: Toy, name: Annotated[str, typer.Argument()] = "x") -> None:
+        typer.echo(f"{toy} {name}")
+
+    def called(*words: str) -> Any:
+        return CliRunner().invoke(app, words)
+
+    assert called().output == f"{Toy()} x\n"
+    assert called("y", "--size", "2", "--files", "a", "--files", "b", "--is-loud").output == (
+        f"{Toy(2, ('a', 'b'), True)} y\n"
+    )
+    assert called("--size", "1").exit_code == 2
+    assert called("--no-is-loud").exit_code == 2
+
+
+def test_an_option_without_help_is_refused() -> None:
+    @dataclasses.dataclass
+    class Mute:
+        size: int = 1
+
+    with pytest.raises(TypeError, match="the option size has no help text"):
+        options_of(Mute)
+
+
+def test_two_groups_with_one_name_are_refused() -> None:
+    def command(one: Toy, other: Toy) -> None: ...
+
+    with pytest.raises(ValueError, match="duplicate parameter name"):
+        grouped(command)
+
+
+def test_a_request_loads_neither_torch_nor_pyarrow_nor_numpy() -> None:
+    check = "import sys, teacher_dump.cli; sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
