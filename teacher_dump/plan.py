@@ -1,7 +1,6 @@
 """What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from shared.text.corpus import Columns, Corpus, Survey
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
-from teacher_dump.engines.transformers.forward import relation_widths
+from teacher_dump.engines.transformers.signals import Place, widths_of
 from teacher_dump.engines.transformers.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 from teacher_dump.request import Request
 from teacher_dump.signals import distribution, hidden_layers, relation_layers, vectors
@@ -159,8 +158,11 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
     layers = hidden_layers(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    hidden = (vectors(HIDDEN, layer, teacher.width) for layer in layers)
-    return (*distributions, *hidden, *_relations(request, teacher))
+    places: list[Place] = [(HIDDEN, layer) for layer in layers]
+    places += [(site, layer) for layer in relation_layers(request, teacher.layers) for site in RELATIONS]
+    widths = widths_of(teacher, places)
+    found = (vectors(site, layer, width) for (site, layer), width in zip(places, widths, strict=True))
+    return (*distributions, *found)
 
 
 def _attention_heads(request: Request, teacher: Teacher) -> int | None:
@@ -168,10 +170,3 @@ def _attention_heads(request: Request, teacher: Teacher) -> int | None:
     if not relation_layers(request, teacher.layers):
         return None
     return getattr(teacher.model.config.get_text_config(), "num_attention_heads", None)
-
-
-def _relations(request: Request, teacher: Teacher) -> Iterator[Signal]:
-    """Queries, keys and values, each as wide as the teacher shows it to be on a probe."""
-    for layer in relation_layers(request, teacher.layers):
-        for site, width in zip(RELATIONS, relation_widths(teacher, layer), strict=True):
-            yield vectors(site, layer, width)

@@ -128,7 +128,7 @@ def relation_layers(request: Request, layers: int) -> list[int]:
     return sorted({int(part) for part in named})
 
 
-def vectors(site: str, layer: int, width: int) -> Signal:
+def vectors(site: str, layer: int | None, width: int) -> Signal:
     """A signal of vectors, before it is fitted to a sample of them."""
     return Signal.of(site, layer, Float16Vectors(name=name_of(site, layer), width=width))
 

@@ -1,0 +1,129 @@
+"""How this engine gets what is recorded: for each site which layers have to be looked at, and what is taken of them.
+
+Shapes: B rows, L tokens of the longest, T tokens of all rows, H heads, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.dump.signals import HIDDEN, RELATIONS
+from shared.errors import TeacherError
+from shared.registry import Registry
+from teacher_dump.engines.transformers.attention import Captured
+from teacher_dump.engines.transformers.teacher import Teacher
+
+# What is recorded of which layer; None where it is no layer's.
+Place = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass has shown.
+
+    Attributes:
+        hidden: hidden states by layer, [B, L, D].
+        attention: queries, keys and values by layer, [B, H, L, D] each.
+        token_T: where the rows' tokens are in the flattened [B * L].
+        lengths: tokens of each row.
+    """
+
+    hidden: Mapping[int, Tensor]
+    attention: Captured
+    token_T: Tensor
+    lengths: Sequence[int]
+
+    def tokens(self, states_BLD: Tensor) -> Tensor:
+        """States of the rows' tokens, one row after the other, without padding: [T, D]."""
+        return states_BLD.flatten(0, 1)[self.token_T.to(states_BLD.device)]
+
+
+class Source(ABC):
+    """Where a site's vectors come from. Layers count as in transformers; None is for what is not looked at."""
+
+    def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        """The layer whose hidden states it is made from."""
+        return None
+
+    def attention_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        """The layer whose queries, keys and values it is made from."""
+        return None
+
+    @abstractmethod
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        """The vectors, of any floating type: [T, D], or as many as the site's `per` says."""
+
+
+class HiddenStates(Source):
+    """The hidden states of a layer."""
+
+    def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        return layer
+
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        assert layer is not None
+        return passed.tokens(passed.hidden[layer])
+
+
+@dataclass(frozen=True)
+class PartOfAttention(Source):
+    """Queries, keys or values of a layer, heads side by side; `number` is which."""
+
+    number: int
+
+    def attention_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        return layer
+
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        assert layer is not None
+        return passed.tokens(passed.attention[layer][self.number].transpose(1, 2).flatten(2))
+
+
+SOURCES: Registry[Source] = Registry(
+    "signal of this teacher",
+    {HIDDEN: HiddenStates()} | {site: PartOfAttention(number) for number, site in enumerate(RELATIONS)},
+)
+
+
+def layers_of(teacher: Teacher, places: Collection[Place]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the layers whose hidden states are looked at, those whose attention is), each in rising order."""
+    sources = [(SOURCES.named(site), layer) for site, layer in places]
+    hidden = {source.hidden_layer(teacher, layer) for source, layer in sources}
+    attention = {source.attention_layer(teacher, layer) for source, layer in sources}
+    return _numbers(hidden), _numbers(attention)
+
+
+@torch.inference_mode()
+def widths_of(teacher: Teacher, places: Sequence[Place]) -> list[int]:
+    """How wide each place's vectors are, seen on a row of two tokens.
+
+    Raises:
+        TeacherError: where the teacher does not show them.
+    """
+    hidden, attention = layers_of(teacher, places)
+    # Hidden states are as wide as the model: for them nothing has to be run.
+    states = {layer: torch.zeros(1, 2, teacher.width) for layer in hidden}
+    shown = ForwardPass(states, _attention_on_probe(teacher, attention), torch.arange(2), [2])
+    return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in places]
+
+
+def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> Captured:
+    parts: Captured = {}
+    if layers and teacher.attention is not None and teacher.trunk.modules:
+        ids_BL = torch.zeros(1, 2, dtype=torch.long, device=teacher.device)
+        with teacher.attention.capture({layer: teacher.trunk.modules[layer - 1] for layer in layers}) as parts:
+            teacher.model.base_model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+    for layer in layers:
+        if layer not in parts:
+            raise TeacherError(
+                f"--relations {layer}: {type(teacher.model).__name__} does not show its queries, keys and values; "
+                "leave --relations out, or use a teacher of another architecture."
+            )
+    return parts
+
+
+def _numbers(layers: Collection[int | None]) -> tuple[int, ...]:
+    return tuple(sorted(layer for layer in layers if layer is not None))
