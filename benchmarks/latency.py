@@ -19,9 +19,9 @@ import torch
 from report import machine
 
 from student_train.data.sources import Source, TextSource, load_tokenizer
-from student_train.recipe.recipe import ColumnNames
-from student_train.scoring.evaluate import label_names_of, load_model, longest_row
+from student_train.recipe.columns import ColumnNames
 from student_train.scoring.latency import latencies
+from student_train.scoring.models import label_names_of, load_model, longest_row
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
 
 # For each runtime and batch size, times the number of models.

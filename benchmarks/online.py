@@ -29,7 +29,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Sparse, SparseTargets, Targets, TopK
 from shared.memory import keep_freed_memory
-from student_train.losses.logits import Heard, KLLoss, Said
+from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.losses.logits import KLLoss
 
 WORK = Path(__file__).parent / "out" / "online"
 STEPS = 3 if QUICK else 15
@@ -60,7 +61,7 @@ class Case:
 
     def from_dump(self, batch: Batch) -> None:
         """A step on what was dumped."""
-        self.learn(batch, self.codec.decode(batch["columns"]))
+        self.learn(batch, self.codec.decode(batch.columns))
 
     def online(self, batch: Batch) -> None:
         """A step on what the teacher says now."""
@@ -71,8 +72,8 @@ class Case:
 
     def learn(self, batch: Batch, targets: Targets) -> None:
         """The student's own part."""
-        said = Said(logits(self.student, batch), ())
-        self.loss.value(said, Heard(targets, {}, batch["labels"]), None).backward()
+        said = Outputs(logits(self.student, batch), ())
+        self.loss.value(said, BatchTargets(targets, {}, batch.labels), None).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -88,8 +89,8 @@ class Case:
 
 def logits(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """At the recorded positions, [N, V]."""
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    return output.logits.flatten(0, 1)[batch["positions"]]
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return output.logits.flatten(0, 1)[batch.positions]
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from shared.dump.shards import read_receipt, receipt_path, row_group_sizes, shar
 from shared.memory import keep_freed_memory
 from student_train.data.batches import TrainingBatches
 from student_train.data.order import Order
-from student_train.losses.logits import Heard, KLLoss, Said
+from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.losses.logits import KLLoss
 
 QUICK = os.environ.get("QUICK") == "1"
 WORK = Path(__file__).parent / "out" / "reader"
@@ -227,9 +228,9 @@ def streaming(drawn: Drawn) -> Figure:
     assert isinstance(drawn.codec, Sparse)
 
     def step(batch: dict[str, Any]) -> None:
-        logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        said = Said(logits.flatten(0, 1)[batch["positions"]], ())
-        loss.value(said, Heard(drawn.codec.decode(batch["columns"]), {}, batch["labels"]), None).backward()
+        logits = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        said = Outputs(logits.flatten(0, 1)[batch.positions], ())
+        loss.value(said, BatchTargets(drawn.codec.decode(batch.columns), {}, batch.labels), None).backward()
         optimizer.step()
         optimizer.zero_grad()
 

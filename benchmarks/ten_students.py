@@ -25,9 +25,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from shared.dump.codecs import DenseTargets
 from student_train import distill
-from student_train.data.batches import Batch
+from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.losses.base import Heard
+from student_train.forward.outputs import BatchTargets
 from student_train.recipe.recipe import read_recipe
 from student_train.training import trainer
 
@@ -71,22 +71,21 @@ class Spent:
         self.cpu += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def hear_teacher(teacher: PreTrainedModel) -> Callable[[Batch, Source], Heard]:
+def hear_teacher(teacher: PreTrainedModel) -> Callable[[Batch, Source], BatchTargets]:
     """What takes the place of reading the dump's logits: asking the teacher now."""
 
     @torch.no_grad()
-    def heard_about(batch: Batch, source: Source) -> Heard:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        return Heard(DenseTargets(teacher(**inputs).logits), {}, batch["labels"])
+    def targets_of(batch: Batch, source: Source) -> BatchTargets:
+        return BatchTargets(DenseTargets(teacher(**batch.inputs).logits), {}, batch.labels)
 
-    return heard_about
+    return targets_of
 
 
 def train_beside(teacher: str, seed: int) -> None:
     """`distill run` with the teacher in the loop."""
     torch.set_num_threads(1)
     model = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32).eval()
-    trainer.heard_about = hear_teacher(model)
+    trainer.targets_of = hear_teacher(model)
     recipe = WORK / "recipe.toml"
     distill.run(read_recipe(recipe, [f"training.seed={seed}", f"output={WORK}/beside-{seed}"]), resume=False)
 

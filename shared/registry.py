@@ -5,10 +5,10 @@ so that anything may add an entry to it before it is used; what it lacks is refu
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, PlainValidator, SerializeAsAny
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, GetCoreSchemaHandler, SerializationInfo, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from shared.errors import UsageError
 
@@ -42,25 +42,61 @@ class Registry(dict[str, Kind]):
         return self[name]
 
 
-def tagged(table: Mapping[str, type[BaseModel]], tag: str) -> Any:
-    """The type of a pydantic field whose value is a model of the table: the one that the value's key `tag` names.
+class tagged:  # reads as an adjective in Annotated
+    """Says of a pydantic field that its value is a model of a table: the one that the value's key `tag` names.
 
     Unlike a discriminated union it looks the model up when a value is validated, so that entries may be added to the
-    table later.
+    table later. Errors are those of a discriminated union, the tag being part of their location.
+
+    Example:
+        >>> from typing import Annotated
+        >>> class Circle(BaseModel):
+        ...     kind: str = "circle"
+        ...     radius: float
+        >>> shapes = Registry("shape", {"circle": Circle})
+        >>> class Drawing(BaseModel):
+        ...     shape: Annotated[BaseModel, tagged(shapes, "kind")]
+        >>> Drawing.model_validate({"shape": {"kind": "circle", "radius": 2}}).shape
+        Circle(kind='circle', radius=2.0)
     """
 
-    def validate(value: Any) -> BaseModel:
-        if isinstance(value, BaseModel) and type(value) in table.values():
+    def __init__(self, table: Mapping[str, type[BaseModel]], tag: str) -> None:
+        self.table, self.tag = table, tag
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(self._serialize, info_arg=True),
+        )
+
+    def _validate(self, value: Any) -> BaseModel:
+        if isinstance(value, BaseModel) and type(value) in self.table.values():
             return value
         if not isinstance(value, dict):
             raise PydanticCustomError("model_type", "Input should be a table of keys")
-        valid = ", ".join(map(repr, table))
-        if tag not in value:
-            raise PydanticCustomError("union_tag_not_found", "no {tag}; {expected}", {"tag": tag, "expected": valid})
-        if value[tag] not in table:
-            context = {"key": tag, "tag": value[tag], "expected_tags": valid}
-            raise PydanticCustomError("union_tag_invalid", "{key} {tag} is none of {expected_tags}", context)
-        # Errors of the inner model keep their places: pydantic puts this field's place before them.
-        return table[value[tag]].model_validate(value)
+        valid = ", ".join(map(repr, self.table))
+        if self.tag not in value:
+            raise PydanticCustomError("union_tag_not_found", "no {tag}", {"tag": self.tag, "expected_tags": valid})
+        name = value[self.tag]
+        if not isinstance(name, str) or name not in self.table:
+            context = {"discriminator": self.tag, "tag": str(name), "expected_tags": valid}
+            message = "{discriminator} '{tag}' is none of {expected_tags}"
+            raise PydanticCustomError("union_tag_invalid", message, context)
+        try:
+            return self.table[name].model_validate(value)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                error.title, [_below(name, each) for each in error.errors()]
+            ) from None
 
-    return Annotated[SerializeAsAny[BaseModel], PlainValidator(validate)]
+    def _serialize(self, value: BaseModel, info: SerializationInfo) -> Any:
+        return value.model_dump(
+            mode=info.mode, exclude_unset=info.exclude_unset, exclude_defaults=info.exclude_defaults
+        )
+
+
+def _below(name: str, error: Any) -> InitErrorDetails:
+    """The same error with a name before its location."""
+    message = {**error.get("ctx", {}), "message": error["msg"]}
+    kind = PydanticCustomError(error["type"], "{message}", message)
+    return InitErrorDetails(type=kind, loc=(name, *error["loc"]), input=error["input"])

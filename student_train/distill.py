@@ -19,11 +19,12 @@ from student_train.data.sources import DumpSource, Source, TextSource, check_sam
 from student_train.data.vocabulary import kept_ids, word_embeddings
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
-from student_train.scoring.evaluate import Report, evaluate, open_held_out
+from student_train.scoring.evaluate import evaluate, open_held_out
+from student_train.scoring.report import Report
 from student_train.students import PretrainedStudent, build_student
 from student_train.training import ranks
 from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
-from student_train.training.plan import Lesson, lessons_of
+from student_train.training.plan import StageRun, training_plan
 from student_train.training.stage_run import train
 
 transformers.utils.logging.disable_progress_bar()
@@ -49,12 +50,12 @@ def run(recipe: Recipe, resume: bool) -> Result:
     """
     ranks.join(recipe.training.device)
     with ranks.agreed():
-        source, student, lessons = _prepare(recipe)
+        source, student, runs = _prepare(recipe)
     journal = Journal(recipe)
     with ExitStack() as held:
         ranks.first_does(lambda: _hold(recipe.output, held))
         try:
-            return _train_and_save(recipe, source, student, lessons, journal, resume)
+            return _train_and_save(recipe, source, student, runs, journal, resume)
         except LecternError:
             if ranks.is_first():
                 journal.leave_no_trace()
@@ -66,7 +67,7 @@ def check(recipe: Recipe) -> int:
     return int(_prepare(recipe)[1].num_parameters())
 
 
-def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[Lesson]]:
+def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
     """What to learn from, the untrained student, and its stages. Raises whatever can be known before the first step."""
     if is_finished(recipe.output):
         raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
@@ -88,7 +89,7 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[Lesson]]:
         unknown_id=source.tokenizer.unk_token_id,
         word_embeddings_VD=word_embeddings(recipe.student, source),
     )
-    return source, student, lessons_of(recipe, source, student)
+    return source, student, training_plan(recipe, source, student)
 
 
 def _hold(output: Path, held: ExitStack) -> None:
@@ -97,7 +98,7 @@ def _hold(output: Path, held: ExitStack) -> None:
 
 
 def _train_and_save(
-    recipe: Recipe, source: Source, student: PreTrainedModel, lessons: list[Lesson], journal: Journal, resume: bool
+    recipe: Recipe, source: Source, student: PreTrainedModel, runs: list[StageRun], journal: Journal, resume: bool
 ) -> Result:
     ranks.first_does(lambda: journal.open(resume))
     results = ranks.first_does(journal.results)
@@ -105,8 +106,8 @@ def _train_and_save(
         write_text_atomically(recipe.output / RECIPE, recipe_json(recipe))
     if results:
         journal.load(student, results[-1].name)
-    for number, lesson in enumerate(lessons[len(results) :], len(results)):
-        results.append(train(lesson, student, recipe, journal, is_first=number == 0))
+    for number, stage_run in enumerate(runs[len(results) :], len(results)):
+        results.append(train(stage_run, student, recipe, journal, is_first=number == 0))
         ranks.first_does(lambda: journal.end(results, student))
     steps = sum(result.steps for result in results)
     if not ranks.is_first():

@@ -7,6 +7,7 @@ Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -17,34 +18,14 @@ from torch.utils.data import IterableDataset
 
 from shared.ahead import ahead
 from shared.dump.rowgroup import RowGroup, to_flat
+from student_train.data.batch import Batch
 from student_train.data.gather import Rows
 from student_train.data.order import Order, Window
 from student_train.data.sources import Source
 from student_train.data.spans import span_batch
-from student_train.losses.base import Loss
-from student_train.training.stages import Stage
-
-# What the trainer moves to the device: inputs for the student, and where and what it is asked.
-#   input_ids_BL, attention_mask_BL, token_type_ids_BL (pairs only): int64
-#   positions: int64 [N], indices into the flattened [B * L];  labels: int64 [N], -100 where missing
-#   (of questions, labels are others, and an entry more says whose the positions are: `spans.span_batch`)
-#   columns: what the codecs decode, as stored;  rows: int64 [B], the rows' numbers in the corpus
-#   is_spare: whether another rank has these rows too, so that they count for nothing (training only)
-Batch = dict[str, Any]
 
 # Batches that lie ready: enough to bridge the reading of some row groups, few enough to cost no memory.
 READY_BATCHES = 4
-
-
-def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
-    """The codecs' columns that some losses read."""
-    return source.columns_of({name for spec in losses for name in spec.signals(source.signals)})
-
-
-def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
-    """(the order of a stage's batches, the codecs' columns that its losses read)."""
-    training, columns = stage.training, columns_of(stage.loss, source)
-    return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
 
 
 class TrainingBatches(IterableDataset):
@@ -78,8 +59,8 @@ class TrainingBatches(IterableDataset):
 
     def _batches(self) -> Iterator[Batch]:
         for rows, is_spare in self._taken():
-            batch = padded(rows, self.source)
-            yield (_pinned(batch) if self.pinned else batch) | {"is_spare": is_spare}
+            batch = replace(padded(rows, self.source), is_spare=is_spare)
+            yield batch.pin_memory() if self.pinned else batch
 
     def gathered(self) -> Iterator[RowGroup]:
         """The batches' rows, flat and not padded, made by whoever asks for them."""
@@ -136,28 +117,24 @@ def padded(rows: RowGroup, source: Source) -> Batch:
     """Rows as one batch (padding on the right, masked out)."""
     lengths = np.diff(rows.token_offsets)
     longest = max(1, int(lengths.max(initial=0)))
-    is_real_BL = np.arange(longest) < lengths[:, None]
+    is_token_BL = np.arange(longest) < lengths[:, None]
 
     def table(values_T: NDArray[Any], fill: int) -> torch.Tensor:
-        table_BL = np.full(is_real_BL.shape, fill, np.int64)
-        table_BL[is_real_BL] = values_T
+        table_BL = np.full(is_token_BL.shape, fill, np.int64)
+        table_BL[is_token_BL] = values_T
         return torch.from_numpy(table_BL)
 
-    batch: Batch = {
-        "input_ids": table(rows.input_ids, source.tokenizer.pad_token_id or 0),
-        "attention_mask": torch.from_numpy(is_real_BL.astype(np.int64)),
-    }
-    if rows.token_type_ids is not None:
-        batch["token_type_ids"] = table(rows.token_type_ids, 0)
     firsts = np.repeat(np.arange(len(lengths)) * longest, np.diff(rows.position_offsets))
-    batch["positions"] = torch.from_numpy(rows.positions + firsts)
-    batch["labels"] = torch.from_numpy(rows.labels.astype(np.int64))
-    batch["rows"] = torch.from_numpy(rows.rows)
-    if source.recorded == "spans":
-        batch |= span_batch(rows)
-    batch["columns"] = {name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()}
-    return batch
-
-
-def _pinned(batch: Batch) -> Batch:
-    return {name: _pinned(value) if isinstance(value, dict) else value.pin_memory() for name, value in batch.items()}
+    batch = Batch(
+        input_ids=table(rows.input_ids, source.tokenizer.pad_token_id or 0),
+        attention_mask=torch.from_numpy(is_token_BL.astype(np.int64)),
+        positions=torch.from_numpy(rows.positions + firsts),
+        labels=torch.from_numpy(rows.labels.astype(np.int64)),
+        rows=torch.from_numpy(rows.rows),
+        token_type_ids=None if rows.token_type_ids is None else table(rows.token_type_ids, 0),
+        columns={name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()},
+    )
+    if source.recorded != "spans":
+        return batch
+    places_BM, labels = span_batch(rows)
+    return replace(batch, places=places_BM, labels=labels)

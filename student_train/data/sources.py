@@ -17,8 +17,9 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.dump.signals import Per
 from shared.errors import RecipeError
-from shared.text.corpus import Columns, Corpus
+from shared.text.corpus import Corpus
 from shared.text.examples import Example
+from shared.text.formats import Columns
 from shared.text.labels import MISSING, names_from_values
 from shared.text.metrics import LostWords
 from shared.text.rows import row_group

@@ -18,24 +18,19 @@ from shared.dump.rowgroup import RowGroup
 from shared.text.answers import BestSpan, best_span
 from shared.text.labels import MISSING
 from shared.text.questions import ENDS, STARTS
+from student_train.data.batch import Batch
 from student_train.data.sources import OFFSETS
 
-# In a batch: which of M places a row has a position for, bool [B, M].
-PLACES = "places"
 
-
-def span_batch(rows: RowGroup) -> dict[str, Tensor]:
-    """What a batch of questions has beside what all batches have: `places`, and other `labels` (int64 [S], which of the
-    row's positions is the gold one, -100 where that is not known)."""
+def span_batch(rows: RowGroup) -> tuple[Tensor, Tensor]:
+    """(which of M places a row has a position for, bool [B, M]; labels, int64 [S]: which of the row's positions is the
+    gold one, -100 where that is not known)."""
     counts_B = np.diff(rows.position_offsets)
     places_BM = np.arange(counts_B.max(initial=0)) < counts_B[:, None]
     marks_BM = np.full(places_BM.shape, 0, np.int64)
     marks_BM[places_BM] = rows.labels
     labels_B2 = np.stack([_where((marks_BM > 0) & (marks_BM & mark > 0)) for mark in (STARTS, ENDS)], axis=1)
-    return {
-        PLACES: torch.from_numpy(places_BM),
-        "labels": torch.from_numpy(labels_B2.reshape(-1)),
-    }
+    return torch.from_numpy(places_BM), torch.from_numpy(labels_B2.reshape(-1))
 
 
 def _where(is_gold_BM: np.ndarray) -> np.ndarray:
@@ -60,13 +55,14 @@ def span_logits(output: Any) -> Tensor:
     return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
-def best_answers(logits_SM: Tensor, batch: dict[str, Any]) -> dict[int, BestSpan]:
+def best_answers(logits_SM: Tensor, batch: Batch) -> dict[int, BestSpan]:
     """The best answer of each row, by the row's number, of a batch that has the column of offsets."""
-    offsets_N2 = batch["columns"][OFFSETS].cpu().numpy()
-    places_BM = batch[PLACES].cpu().numpy()
+    offsets_N2 = batch.columns[OFFSETS].cpu().numpy()
+    assert batch.places is not None
+    places_BM = batch.places.cpu().numpy()
     logits_B2M = logits_SM.float().cpu().numpy().reshape(len(places_BM), 2, -1)
     offsets_by_row = np.split(offsets_N2, np.cumsum(places_BM.sum(1))[:-1])
-    rows = zip(batch["rows"].tolist(), logits_B2M, places_BM, offsets_by_row, strict=True)
+    rows = zip(batch.rows.tolist(), logits_B2M, places_BM, offsets_by_row, strict=True)
     return {
         row: best_span(start_M[is_there_M], end_M[is_there_M], offsets_P2)
         for row, (start_M, end_M), is_there_M, offsets_P2 in rows

@@ -6,6 +6,7 @@ resume. It takes each row's number and gold labels, some bytes a row, read befor
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from shared.dump.reader import GroupSizes
 from shared.dump.rowgroup import RowGroup
 from student_train.data.gather import Rows
 from student_train.data.sources import Source
-from student_train.recipe.sections import Rows as Kind
 
 Bools = NDArray[np.bool_]
+# Rows with a gold label, rows without one, or both.
+Kind = Literal["all", "labelled", "unlabelled"]
 
 # Dumps draw from the keys of positions, which begin at 0.
 _NO_POSITION = -1

@@ -1,94 +1,43 @@
-"""What a loss is: what it needs of the dump, and a number for what the student says where the teacher said something.
+"""What a loss is: what it needs of the dump and of the student, and a number for outputs and targets.
 
-Shapes: N recorded positions, T tokens without padding.
+Shapes: N recorded positions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from shared.dump.codecs import Targets
 from shared.errors import RecipeError
+from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.forward.attention import Attended
-from student_train.forward.sliced_logits import SlicedLogits
-from student_train.forward.teacher_vectors import TeacherVectors
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the student says about a batch: logits_NV at the recorded positions (of a vocabulary `sliced`: made for
-    some at a time), and its hidden states at all T tokens. `hidden_TD[i]` counts as transformers' hidden_states; empty
-    where no loss asks for them. `overwrite`: logits_NV may be used up. `attended` is what attention works with in the
-    layers that a loss asks for, by the number as the loss has it. `lengths` are the tokens of each row, which lie one
-    after the other in the T tokens.
-    """
-
-    logits_NV: Tensor | None
-    hidden_TD: tuple[Tensor, ...]
-    sliced: SlicedLogits | None = None
-    overwrite: bool = False
-    attended: dict[int, Attended] = field(default_factory=dict)
-    lengths: tuple[int, ...] = ()
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether it says anything about distributions."""
-        return self.logits_NV is not None or self.sliced is not None
-
-    @property
-    def positions(self) -> int:
-        """How many recorded positions it is about."""
-        said = self.logits_NV if self.sliced is None else self.sliced.states_ND
-        return 0 if said is None else len(said)
-
-    def every(self, step: int) -> "Said":
-        """Of the first position, and of each `step`-th after it: the logits alone."""
-        if self.sliced is not None:
-            return Said(None, (), replace(self.sliced, states_ND=self.sliced.states_ND[::step]))
-        return Said(None if self.logits_NV is None else self.logits_NV[::step], ())
-
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of positions and their logits, to look at; all at once where they are there."""
-        if self.sliced is not None:
-            yield from self.sliced.parts()
-        elif self.logits_NV is not None:
-            yield slice(0, len(self.logits_NV)), self.logits_NV
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What it should have said: the teacher's distributions, its vectors (by signal, still codes), gold labels_N.
-    `is_ragged`: distributions have different numbers of classes, filled up with -inf (see spans.py)."""
-
-    targets: Targets | None
-    vectors: dict[str, TeacherVectors]
-    labels_N: Tensor
-    is_ragged: bool = False
-
-    def part(self, positions: slice) -> "Heard":
-        """The distributions and labels of some positions."""
-        targets = None if self.targets is None else self.targets.part(positions)
-        return Heard(targets, {}, self.labels_N[positions], self.is_ragged)
+from student_train.forward.head import StudentHead
+from student_train.forward.observe import outputs_of
+from student_train.forward.outputs import BatchTargets, Outputs
 
 
 class Loss(BaseModel, ABC):
+    """One loss of a recipe; its fields are the keys of a [[loss]] section.
+
+    A new kind of loss is a subclass with a `kind` of its own, in a file of its own, and an entry in
+    `student_train.losses.specs.LOSSES`.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether it looks at the logits alone, position by position, so that they can come in slices.
+    # Whether it needs the logits alone, position by position, so that they can come in slices.
     by_position: ClassVar[bool] = False
 
+    kind: str
     weight: float = Field(default=1.0, gt=0)
 
     @property
     def label(self) -> str:
         """Its name in logs."""
-        return str(getattr(self, "kind", ""))
+        return self.kind
 
     @property
     def signal(self) -> str | None:
@@ -97,20 +46,17 @@ class Loss(BaseModel, ABC):
 
     @property
     def student_layers(self) -> tuple[int, ...]:
-        """The student's layers whose hidden states it looks at."""
+        """The student's layers whose hidden states it needs."""
         return ()
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """The student's layers whose queries, keys and values it looks at."""
+        """The student's layers whose queries, keys and values it needs."""
         return ()
 
     def signals(self, available: Collection[str]) -> tuple[str, ...]:
         """The signals whose columns it reads, of those that there are."""
         return (self.signal,) if self.signal is not None else ()
-
-    def check_student(self, source: Source, student: nn.Module) -> None:
-        """Raises RecipeError where the student lacks what this loss needs."""
 
     def check(self, source: Source) -> None:
         """Raises RecipeError where the source lacks what this loss needs."""
@@ -121,14 +67,45 @@ class Loss(BaseModel, ABC):
                 "Dump again with this signal, or leave the loss out."
             )
 
+    def check_student(self, source: Source, student: nn.Module) -> None:
+        """Raises RecipeError where the student lacks what this loss needs."""
+
+    def make_projection(self, source: Source, student: nn.Module, where: str) -> nn.Module | None:
+        """What is trained along with the student for this loss alone, and dropped afterwards; None for nothing.
+
+        Args:
+            where: what the loss's keys begin with in the recipe ("loss.0"), for messages.
+        """
+        return None
+
     def counted(self, labels_N: Tensor) -> Tensor:
         """How many of these recorded positions its value is the mean over: all, unless it says otherwise."""
         return torch.tensor(len(labels_N), device=labels_N.device)
 
-    def count(self, batch: dict[str, Any]) -> int:
+    def count(self, batch: Batch) -> int:
         """How many places of a batch its value is the mean over: recorded positions, unless it says otherwise."""
-        return int(self.counted(batch["labels"]))
+        return int(self.counted(batch.labels))
 
     @abstractmethod
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
         """The loss over one batch, a mean, not yet weighted."""
+
+
+def stored_layers(available: Collection[str], parts: Collection[str]) -> list[int]:
+    """The teacher's layers of which there are such signals, lowest first."""
+    named = (name.partition(".") for name in available)
+    return sorted({int(layer) for part, _, layer in named if part in parts})
+
+
+def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
+    """The codecs' columns that some losses read."""
+    return source.columns_of({name for spec in losses for name in spec.signals(source.signals)})
+
+
+def outputs_for(
+    losses: Sequence[Loss], model: nn.Module, batch: Batch, source: Source, head: StudentHead | None = None
+) -> Outputs:
+    """A student's outputs over a batch, as far as some losses need them."""
+    wants_hidden = any(spec.student_layers for spec in losses)
+    attention_layers = {layer for spec in losses for layer in spec.attention_layers}
+    return outputs_of(model, batch, source, wants_hidden, head, attention_layers)

@@ -1,11 +1,9 @@
-"""The losses of a recipe: what each needs from the dump, and its value over a batch.
-
-Those on logits are here, those on layers in between in `intermediate`.
+"""The losses on logits: what each needs of the dump, and its value over a batch.
 
 Shapes: N recorded positions, K candidates that the teacher kept, V classes.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -13,10 +11,10 @@ from torch import Tensor, nn
 from shared.dump.codecs import DenseTargets
 from shared.errors import RecipeError
 from student_train.data.sources import Source
+from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses import formulas
-from student_train.losses.base import Heard, Loss, Said
+from student_train.losses.base import Loss
 from student_train.losses.divergence import Divergence
-from student_train.losses.hidden import HiddenLoss, RelationLoss
 
 
 class KLLoss(Loss):
@@ -83,27 +81,27 @@ class KLLoss(Loss):
     def _is_sampled(self, dump_samples: bool) -> bool:
         return self.tail == "sampled" or (self.tail is None and dump_samples)
 
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        assert said.logits_NV is not None
-        assert heard.targets is not None
-        targets = heard.targets.resized(said.logits_NV.shape[-1])
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        assert outputs.logits_NV is not None
+        assert targets.distributions is not None
+        teacher = targets.distributions.resized(outputs.logits_NV.shape[-1])
         divergence = Divergence(self.divergence, self.beta or 0.5)
-        if isinstance(targets, DenseTargets):
-            return formulas.kl_dense(said.logits_NV, targets.logits_NV, self.temperature, divergence)
-        if self._is_sampled(targets.sampled_NK is not None):
-            return formulas.kl_sampled(said.logits_NV, targets.ids_NK, targets.log_probs_NK, said.overwrite)
-        exact = targets.exact()
+        if isinstance(teacher, DenseTargets):
+            return formulas.kl_dense(outputs.logits_NV, teacher.logits_NV, self.temperature, divergence)
+        if self._is_sampled(teacher.sampled_NK is not None):
+            return formulas.kl_sampled(outputs.logits_NV, teacher.ids_NK, teacher.log_probs_NK, outputs.overwrite)
+        exact = teacher.exact()
         kept = exact.ids_NK, exact.log_probs_NK, exact.tail_N
         if self.tail == "gold":
-            kept = formulas.tail_to_labels(*kept, heard.labels_N)
+            kept = formulas.tail_to_labels(*kept, targets.labels_N)
         return formulas.kl_sparse(
-            said.logits_NV,
+            outputs.logits_NV,
             *kept,
             temperature=self.temperature,
             tail="renormalise" if self.tail == "renormalise" else "class",
             log_sum_N=exact.log_sums_N.get(self.temperature),
             divergence=divergence,
-            overwrite=said.overwrite,
+            overwrite=outputs.overwrite,
         )
 
 
@@ -122,11 +120,11 @@ class LogitsMSELoss(Loss):
                 "--dense, or use the loss 'kl'."
             )
 
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        assert isinstance(heard.targets, DenseTargets)
-        assert said.logits_NV is not None
-        compare = formulas.logits_mse_ragged if heard.is_ragged else formulas.logits_mse
-        return compare(said.logits_NV, heard.targets.logits_NV)
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        assert isinstance(targets.distributions, DenseTargets)
+        assert outputs.logits_NV is not None
+        compare = formulas.logits_mse_ragged if targets.is_ragged else formulas.logits_mse
+        return compare(outputs.logits_NV, targets.distributions.logits_NV)
 
 
 class TeacherLabelLoss(Loss):
@@ -136,10 +134,10 @@ class TeacherLabelLoss(Loss):
 
     kind: Literal["teacher-label"] = "teacher-label"
 
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        assert heard.targets is not None
-        assert said.logits_NV is not None
-        return formulas.cross_entropy(said.logits_NV, heard.targets.argmax(), said.overwrite)
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        assert targets.distributions is not None
+        assert outputs.logits_NV is not None
+        return formulas.cross_entropy(outputs.logits_NV, targets.distributions.argmax(), outputs.overwrite)
 
 
 class GoldLoss(Loss):
@@ -163,11 +161,6 @@ class GoldLoss(Loss):
     def counted(self, labels_N: Tensor) -> Tensor:
         return (labels_N != formulas.MISSING_LABEL).sum()
 
-    def value(self, said: Said, heard: Heard, projection: nn.Module | None) -> Tensor:
-        assert said.logits_NV is not None
-        return formulas.cross_entropy(said.logits_NV, heard.labels_N, said.overwrite)
-
-
-LossSpec = Annotated[
-    KLLoss | LogitsMSELoss | TeacherLabelLoss | GoldLoss | HiddenLoss | RelationLoss, Field(discriminator="kind")
-]
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        assert outputs.logits_NV is not None
+        return formulas.cross_entropy(outputs.logits_NV, targets.labels_N, outputs.overwrite)

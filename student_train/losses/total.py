@@ -6,29 +6,33 @@ Shapes: N recorded positions, M of a slice, V classes, P losses.
 import torch
 from torch import Tensor, nn
 
+from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.sliced_logits import SlicedLogits
-from student_train.losses.base import Heard, Said
-from student_train.losses.logits import LossSpec
+from student_train.losses.base import Loss
 
 
 def total_loss(
-    specs: tuple[LossSpec, ...], said: Said, heard: Heard, projections: nn.ModuleDict, shares: Tensor | None = None
+    specs: tuple[Loss, ...],
+    outputs: Outputs,
+    targets: BatchTargets,
+    projections: nn.ModuleDict,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and each loss by its name (detached, not weighted).
 
     A batch that is a part of a larger one has, for each loss, a share of what is counted there, between 0 and 1: the
     sums of its parts are then the losses of the whole.
     """
-    share_of = torch.ones(len(specs), device=heard.labels_N.device) if shares is None else shares
-    in_slices = [index for index, spec in enumerate(specs) if spec.by_position and said.sliced is not None]
+    share_of = torch.ones(len(specs), device=targets.labels_N.device) if shares is None else shares
+    in_slices = [index for index, spec in enumerate(specs) if spec.by_position and outputs.sliced is not None]
     total, values = torch.zeros(()), dict[int, Tensor]()
-    if said.sliced is not None and in_slices:
-        total, values = _over_slices({index: specs[index] for index in in_slices}, said.sliced, heard, share_of)
+    if outputs.sliced is not None and in_slices:
+        total, values = _over_slices({index: specs[index] for index in in_slices}, outputs.sliced, targets, share_of)
     for index, spec in enumerate(specs):
         if index in values:
             continue
         projection = projections[str(index)] if str(index) in projections else None  # noqa: SIM401
-        value = share_of[index] * spec.value(said, heard, projection)
+        value = share_of[index] * spec.value(outputs, targets, projection)
         values[index] = value.detach()
         total = total.to(value.device) + spec.weight * value
     parts: dict[str, Tensor] = {}
@@ -38,17 +42,17 @@ def total_loss(
 
 
 def _over_slices(
-    specs: dict[int, LossSpec], sliced: SlicedLogits, heard: Heard, share_of: Tensor
+    specs: dict[int, Loss], sliced: SlicedLogits, targets: BatchTargets, share_of: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """(their weighted sum, each one's value) by the loss's number."""
     last = max(specs)
-    whole = {index: spec.counted(heard.labels_N).clamp(min=1) for index, spec in specs.items()}
+    whole = {index: spec.counted(targets.labels_N).clamp(min=1) for index, spec in specs.items()}
 
     def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
-        here, values = heard.part(part), []
+        here, values = targets.part(part), []
         for index, spec in specs.items():
             # Nobody looks at the logits after the last loss.
-            mean = spec.value(Said(logits_MV, (), overwrite=index == last), here, None)
+            mean = spec.value(Outputs(logits_MV, (), overwrite=index == last), here, None)
             values.append(mean * (share_of[index] * spec.counted(here.labels_N) / whole[index]))
         weighted = [spec.weight * value for spec, value in zip(specs.values(), values, strict=True)]
         return torch.stack(weighted).sum(), torch.stack(values)

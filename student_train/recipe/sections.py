@@ -4,10 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
-from student_train.losses.logits import LossSpec
-
-Rows = Literal["all", "labelled", "unlabelled"]
-Trainable = str | int
+from student_train.data.subsets import Kind
+from student_train.losses.specs import LossSpec
+from student_train.students.unfreezing import Trainable
 
 # Of each pair one is given; a stage that gives one does without the other of [training].
 _EITHER = (("epochs", "max_steps"), ("batch_size", "batch_tokens"))
@@ -107,7 +106,7 @@ class StageSection(Schedule):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     loss: tuple[LossSpec, ...] = Field(min_length=1)
-    rows: Rows = "all"
+    rows: Kind = "all"
     trainable: Trainable = "all"
     unfreeze: Literal["gradual"] | None = None
     metric: str | None = None
@@ -122,7 +121,7 @@ class StageSection(Schedule):
         return value
 
     @model_validator(mode="after")
-    def _thawed_one_way(self) -> Self:
+    def _unfrozen_one_way(self) -> Self:
         if self.unfreeze is not None and self.trainable != "all":
             raise ValueError("give either trainable or unfreeze")
         return self

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from shared.dump.storage import write_text_atomically
 from student_train.data.sources import Source
-from student_train.losses.logits import LossSpec
+from student_train.losses.base import Loss
 from student_train.recipe.recipe import Recipe
-from student_train.scoring.evaluate import Report
+from student_train.scoring.report import Report
 
 
 def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
@@ -34,5 +34,5 @@ Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} 
     )
 
 
-def _weighed(spec: LossSpec) -> str:
+def _weighed(spec: Loss) -> str:
     return f"{spec.label} x {spec.weight:g}"

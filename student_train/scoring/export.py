@@ -21,15 +21,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shared.dump.storage import write_atomically
 from shared.errors import LecternError, UsageError
 from shared.text.tasks import Task, task_named
-from student_train.data.batches import Batch
 from student_train.data.sources import TextSource, load_tokenizer
-from student_train.recipe.recipe import ColumnNames
-from student_train.scoring.evaluate import label_names_of, load_model, longest_row
+from student_train.recipe.columns import ColumnNames
 from student_train.scoring.latency import first_batches
+from student_train.scoring.models import label_names_of, load_model, longest_row
 from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
 
 # Protocol buffers, of which an ONNX file is one, end at 2 GiB.
 LARGEST_BYTES = 2**31
+# What a model is given, by the name of its argument.
+Inputs = dict[str, Tensor]
+
 # (rows, longest) of the batches that the file is checked with; none is the one that was traced.
 CHECKED_SHAPES = ((1, 1), (1, 9), (2, 512), (5, 33), (32, 17))
 TRACED_SHAPE = (3, 6)
@@ -160,7 +162,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Batch]) -> float:
+def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Inputs]) -> float:
     """The largest difference between logits. Raises LecternError where one is outside the tolerance."""
     torch_runtime, exported = TorchRuntime(model), OnnxRuntime(file)
     largest = 0.0
@@ -176,7 +178,7 @@ def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Bat
     return largest
 
 
-def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
+def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Inputs]:
     """Rows of random ids: every part of the vocabulary, every kind of padding, the longest row there may be."""
     generator = torch.Generator().manual_seed(1)
     limit = longest_row(model, tokenizer)
@@ -185,7 +187,7 @@ def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 def _drawn(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, longest: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+) -> Inputs:
     """Inputs [rows, longest] that the model reads: lengths from 1 on, the last row the longest."""
     padding = tokenizer.pad_token_id or 0
     lengths_B = torch.randint(1, longest + 1, (rows,), generator=generator)
@@ -202,8 +204,8 @@ def _drawn(
 
 def _batches_of(
     data: Sequence[str], model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, names: ColumnNames
-) -> list[Batch]:
+) -> list[Inputs]:
     columns = names.columns(task, labels_required=False)
     label_names = label_names_of(model) if task.classes == "labels" else None
     source = TextSource(task, data, columns, tokenizer, longest_row(model, tokenizer), label_names)
-    return [batch for size in CHECKED_SIZES for batch in first_batches(source, size, BATCHES_OF_DATA)]
+    return [batch.inputs for size in CHECKED_SIZES for batch in first_batches(source, size, BATCHES_OF_DATA)]

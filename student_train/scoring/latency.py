@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from student_train.data.batches import Batch, collate
+from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import Source
 from student_train.scoring.runtimes import Runtime
 
@@ -29,7 +30,8 @@ def latencies(runners: Sequence[tuple[Runtime, Source]], seconds: float) -> list
     medians: list[dict[int, float]] = [{} for _ in runners]
     for size, number in LATENCY_BATCHES.items():
         inputs = [
-            [runtime.inputs(batch) for batch in first_batches(source, size, number)] for runtime, source in runners
+            [runtime.inputs(batch.inputs) for batch in first_batches(source, size, number)]
+            for runtime, source in runners
         ]
         for (runtime, _), mine in zip(runners, inputs, strict=True):
             _turn(runtime, mine)

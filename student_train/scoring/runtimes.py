@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens of the longest, padded on the right.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import LecternError, UsageError
-from student_train.data.batches import Batch
 
 MODEL_FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -28,8 +28,8 @@ class Runtime(Protocol):
 
     name: str
 
-    def inputs(self, batch: Batch) -> Any:
-        """A batch's input_ids, attention_mask and token_type_ids [B, L] as `run` takes them."""
+    def inputs(self, tensors: Mapping[str, Tensor]) -> Any:
+        """input_ids, attention_mask and perhaps token_type_ids [B, L] as `run` takes them."""
 
     def run(self, inputs: Any) -> dict[str, Tensor]:
         """One forward pass, finished when this returns: those of `OUTPUTS` that the model has, by name."""
@@ -43,8 +43,8 @@ class TorchRuntime:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: batch[name].to(self.model.device) for name in INPUTS if name in batch}
+    def inputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
 
     @torch.inference_mode()
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,10 +82,10 @@ class OnnxRuntime:
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         # Rows of a single text come without token types; torch's models take zeros then.
-        absent = torch.zeros_like(batch["input_ids"])
-        return {name: batch.get(name, absent).numpy() for name in self._inputs}
+        absent = torch.zeros_like(tensors["input_ids"])
+        return {name: tensors.get(name, absent).numpy() for name in self._inputs}
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         arrays = self._session.run(self._outputs, inputs)
@@ -97,12 +97,12 @@ def has_onnxruntime() -> bool:
     return find_spec("onnxruntime") is not None
 
 
-def difference(reference: Runtime, other: Runtime, batch: Batch) -> tuple[float, bool]:
+def difference(reference: Runtime, other: Runtime, tensors: Mapping[str, Tensor]) -> tuple[float, bool]:
     """(largest absolute difference between the logits of two runtimes, whether all are within the tolerance).
 
     Padding counts: there, too, both must say the same.
     """
-    expected, found = reference.run(reference.inputs(batch)), other.run(other.inputs(batch))
+    expected, found = reference.run(reference.inputs(tensors)), other.run(other.inputs(tensors))
     largest, is_close = 0.0, expected.keys() == found.keys()
     for name in expected.keys() & found.keys():
         wanted = expected[name].cpu()

@@ -1,4 +1,4 @@
-"""What of a student is trainable: its head, and groups of parameters below it, thawed from the top.
+"""What of a student is trainable: its head, and groups of parameters below it, unfrozen from the top.
 
 The groups are the embeddings (with whatever comes before the first layer), each layer, and the head: what is not in
 the base model, and what stands in it above the layers (a pooler, a last norm). A weight that a head shares with the
@@ -12,8 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.recipe.sections import Trainable
 from student_train.students.depth import layers_of
+
+# "all", "head", or how many groups of parameters below the head.
+Trainable = str | int
 
 
 def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
@@ -38,7 +40,7 @@ def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
 
 
 @contextmanager
-def thawed(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bool) -> Iterator[None]:
+def unfrozen(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bool) -> Iterator[None]:
     """A block in which so much of the student is trainable and nothing else; the word embeddings not, where they are to
     stay frozen. (What a model keeps frozen by itself, tables of sines for instance, stays so.)
 
@@ -61,7 +63,7 @@ def thawed(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bo
         for value in frozen:
             value.requires_grad_(False)
         if not any(value.requires_grad for value in student.parameters()):
-            raise RecipeError(f"trainable = {trainable!r}: nothing of this student is trainable then; thaw more.")
+            raise RecipeError(f"trainable = {trainable!r}: nothing of this student is trainable then; unfreeze more.")
         yield
     finally:
         for value, was_trainable in before:
@@ -70,14 +72,14 @@ def thawed(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bo
 
 def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable]:
     """The head alone, then with one group more at a time until everything: XtremeDistil's schedule (Mukherjee &
-    Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would thaw
-    nothing new are left out."""
+    Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would
+    unfreeze nothing new are left out."""
     below = len(groups_of(student)) - 1
     found: list[Trainable] = []
     before: set[int] = set()
     for trainable in ("head", *range(1, below + 1)):
         try:
-            with thawed(student, trainable, freeze_embeddings):
+            with unfrozen(student, trainable, freeze_embeddings):
                 now = {id(value) for value in student.parameters() if value.requires_grad}
         except RecipeError:
             continue  # A head that shares all of its weights with the embeddings.

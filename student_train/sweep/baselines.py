@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.errors import RecipeError
 from student_train.distill import is_finished
-from student_train.recipe.recipe import EvalSection
+from student_train.recipe.columns import EvalSection
 from student_train.sweep.folder import BASELINES, metrics_of, recipe_of
 from student_train.sweep.names import toml
 from student_train.sweep.plan import Sweep

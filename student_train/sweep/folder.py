@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from shared.dump.storage import write_text_atomically
 from shared.errors import RecipeError
-from student_train.distill import METRICS, RECIPE, is_finished
+from student_train.distill import METRICS, is_finished
 from student_train.recipe.recipe import Recipe
 from student_train.sweep.children import Ended
 from student_train.sweep.names import flat
 from student_train.sweep.plan import Run
+from student_train.training.journal import RECIPE
 
 LOGS = "logs"
 BASELINES = "baselines"

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from shared.dump.codecs import DenseTargets, Targets
 from shared.progress import Progress, human_seconds
-from student_train.losses.base import Said
+from student_train.forward.outputs import Outputs
 
 LOOK_POSITIONS = 64
 
@@ -31,23 +31,23 @@ Sums = dict[str, Tensor]
 
 
 @torch.no_grad()
-def look(said: Said, targets: Targets) -> Sums:
+def look(outputs: Outputs, distributions: Targets) -> Sums:
     """Sums over some positions, evenly spread, how many they are ("positions"), and of
 
     agreement: whether the student's first choice is the teacher's;
     kept_mass, teacher_tail: the teacher's probability of the ids whose probability is in the dump, and of all others;
     student_tail: the student's probability of those others (these three where a dump keeps some ids of a vocabulary).
     """
-    step = max(1, -(-said.positions // LOOK_POSITIONS))
-    logits_NV = torch.cat([logits_NV.float() for _, logits_NV in said.every(step).parts()])
-    targets = targets.part(slice(None, None, step)).resized(logits_NV.shape[-1])
+    step = max(1, -(-outputs.positions // LOOK_POSITIONS))
+    logits_NV = torch.cat([logits_NV.float() for _, logits_NV in outputs.every(step).parts()])
+    distributions = distributions.part(slice(None, None, step)).resized(logits_NV.shape[-1])
     sums = {
         "positions": torch.full((), len(logits_NV), dtype=torch.float32, device=logits_NV.device),
-        AGREEMENT: (logits_NV.argmax(-1) == targets.argmax()).float().sum(),
+        AGREEMENT: (logits_NV.argmax(-1) == distributions.argmax()).float().sum(),
     }
-    if isinstance(targets, DenseTargets):
+    if isinstance(distributions, DenseTargets):
         return sums
-    exact = targets.exact()
+    exact = distributions.exact()
     student_NK = (logits_NV.gather(1, exact.ids_NK) - logits_NV.logsumexp(-1, keepdim=True)).exp()
     outside_N = 1 - student_NK.masked_fill(exact.log_probs_NK == -torch.inf, 0.0).sum(-1)
     return {

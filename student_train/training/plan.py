@@ -1,4 +1,4 @@
-"""What each stage learns from and is scored on, and whether it can work at all: known before the first one starts."""
+"""The training plan: what each stage learns from and is scored on, and whether it can work at all, before it starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +9,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.data.batches import columns_of, in_order
+from student_train.data.batches import in_order
 from student_train.data.sources import Source
 from student_train.data.subsets import Split, first_rows
-from student_train.losses.hidden import make_projections
+from student_train.forward.observe import targets_of
+from student_train.losses.base import columns_of, outputs_for
+from student_train.losses.projections import make_projections
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
-from student_train.students.unfreezing import thawed
+from student_train.students.unfreezing import unfrozen
 from student_train.training.stages import Stage, stages_of
-from student_train.training.trainer import heard_about, said_by
 from student_train.training.validation import FEW_ROWS, Validation
 
 
 @dataclass(frozen=True)
-class Lesson:
+class StageRun:
     """A stage, the rows that it learns from, and how it is scored (None without a section [validation])."""
 
     stage: Stage
@@ -30,7 +31,7 @@ class Lesson:
     validation: Validation | None
 
 
-def lessons_of(recipe: Recipe, source: Source, student: PreTrainedModel) -> list[Lesson]:
+def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> list[StageRun]:
     """The recipe's stages with all that they need, checked; the student is as it was before.
 
     Raises:
@@ -38,7 +39,7 @@ def lessons_of(recipe: Recipe, source: Source, student: PreTrainedModel) -> list
     """
     section = recipe.validation
     split = Split(source, section.share if section else 0.0, recipe.training.seed)
-    lessons, was_training = [], student.training
+    runs, was_training = [], student.training
     for stage in stages_of(recipe, student):
         rows = split.to_train(stage.rows)
         # What the checks draw must not change what the student's training draws later.
@@ -48,9 +49,9 @@ def lessons_of(recipe: Recipe, source: Source, student: PreTrainedModel) -> list
             if validation:
                 with _named(f"{stage.where}metric" if stage.where else "validation.metric"):
                     validation.check(student)
-        lessons.append(Lesson(stage, rows, validation))
+        runs.append(StageRun(stage, rows, validation))
     student.train(was_training)
-    return lessons
+    return runs
 
 
 def _check(stage: Stage, rows: Source, student: PreTrainedModel) -> None:
@@ -62,11 +63,11 @@ def _check(stage: Stage, rows: Source, student: PreTrainedModel) -> None:
             spec.check_student(rows, student)
     with _named(stage.where.removesuffix(".")):
         projections = make_projections(stage.loss, rows, student)
-        with thawed(student, stage.trainable, stage.training.freeze_embeddings):
+        with unfrozen(student, stage.trainable, stage.training.freeze_embeddings):
             if stage.trainable != "all" and not _reaches(stage, rows, student, projections):
                 raise RecipeError(
-                    f"trainable = {stage.trainable!r}: none of the stage's losses depends on what is trainable; thaw "
-                    "more, or choose other losses."
+                    f"trainable = {stage.trainable!r}: none of the stage's losses depends on what is trainable; "
+                    "unfreeze more, or choose other losses."
                 )
 
 
@@ -74,8 +75,8 @@ def _reaches(stage: Stage, rows: Source, student: PreTrainedModel, projections: 
     """Whether the losses depend on anything that is trainable in the student, as some rows tell."""
     few = first_rows(rows, FEW_ROWS)
     batch = next(in_order(few, columns_of(stage.loss, few), FEW_ROWS))
-    said = said_by(student.eval(), batch, few, stage.loss)
-    total, _ = total_loss(stage.loss, said, heard_about(batch, few), projections)
+    outputs = outputs_for(stage.loss, student.eval(), batch, few)
+    total, _ = total_loss(stage.loss, outputs, targets_of(batch, few), projections)
     trainable = [value for value in student.parameters() if value.requires_grad]
     gradients = torch.autograd.grad(total, trainable, allow_unused=True) if total.requires_grad else ()
     return any(gradient is not None for gradient in gradients)

@@ -16,15 +16,14 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
-from student_train.data.batches import order_of
 from student_train.recipe.recipe import Recipe
 from student_train.recipe.sections import TrainingSection
-from student_train.students.unfreezing import thawed
+from student_train.students.unfreezing import unfrozen
 from student_train.training import ranks
 from student_train.training.journal import TRACKED, Journal, StageResult
 from student_train.training.log import LogAtTheEnd, ProgressReport
-from student_train.training.plan import Lesson
-from student_train.training.stages import Stage
+from student_train.training.plan import StageRun
+from student_train.training.stages import Stage, order_of
 from student_train.training.trainer import DistillationTrainer
 
 
@@ -59,20 +58,22 @@ class Scoring(TrainerCallback):
         control.should_evaluate = control.should_evaluate or is_due
 
 
-def train(lesson: Lesson, student: PreTrainedModel, recipe: Recipe, journal: Journal, is_first: bool) -> StageResult:
+def train(
+    stage_run: StageRun, student: PreTrainedModel, recipe: Recipe, journal: Journal, is_first: bool
+) -> StageResult:
     """Train the student for one stage; what it is then is what the next one begins with.
 
     `is_first`: the student is as it was built, and the random numbers go on from there.
     """
-    stage = lesson.stage
+    stage = stage_run.stage
     checkpoint = ranks.first_does(lambda: journal.checkpoint(stage.name))
     first_step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if not is_first:
         set_seed(stage.training.seed)
-    with thawed(student, stage.trainable, stage.training.freeze_embeddings):
-        arguments = _arguments(lesson, recipe, journal)
+    with unfrozen(student, stage.trainable, stage.training.freeze_embeddings):
+        arguments = _arguments(stage_run, recipe, journal)
         with ranks.agreed():
-            trainer = DistillationTrainer(stage, lesson.rows, student, arguments, first_step, lesson.validation)
+            trainer = DistillationTrainer(stage, stage_run.rows, student, arguments, first_step, stage_run.validation)
         _call_back(trainer, recipe, first_step)
         trainer.resume_or_train(checkpoint)
         trainer.release()
@@ -122,9 +123,9 @@ def _steps(training: TrainingSection, batches: float) -> int:
     return max(1, round(batches / training.gradient_accumulation))
 
 
-def _arguments(lesson: Lesson, recipe: Recipe, journal: Journal) -> TrainingArguments:
-    stage, validation = lesson.stage, lesson.validation
-    training, order = stage.training, order_of(stage, lesson.rows)[0]
+def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> TrainingArguments:
+    stage, validation = stage_run.stage, stage_run.validation
+    training, order = stage.training, order_of(stage, stage_run.rows)[0]
     steps = training.max_steps
     if steps is None:
         assert training.epochs is not None

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.losses.logits import LossSpec
+from student_train.data.order import Order
+from student_train.data.sources import Source
+from student_train.data.subsets import Kind
+from student_train.losses.base import Loss, columns_of
 from student_train.recipe.recipe import Recipe
-from student_train.recipe.sections import Rows, StageSection, Trainable, TrainingSection
-from student_train.students.unfreezing import gradual
+from student_train.recipe.sections import StageSection, TrainingSection
+from student_train.students.unfreezing import Trainable, gradual
 
 # The one stage of a recipe that has no [[stage]].
 ONLY_STAGE = "training"
@@ -27,16 +30,16 @@ class Stage:
 
     name: str
     where: str
-    loss: tuple[LossSpec, ...]
+    loss: tuple[Loss, ...]
     training: TrainingSection
-    rows: Rows = "all"
+    rows: Kind = "all"
     trainable: Trainable = "all"
     metric: str = "loss"
     patience: int | None = None
 
 
 def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
-    """The stages, those that thaw the student gradually one by one.
+    """The stages, those that unfreeze the student gradually one by one.
 
     Raises:
         RecipeError: when two of them end up with the same name.
@@ -50,7 +53,7 @@ def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
     found: list[Stage] = []
     for index, section in enumerate(recipe.stage):
         training = section.of(recipe.training)
-        for name, trainable in _thawed(section, student, training.freeze_embeddings):
+        for name, trainable in _unfrozen(section, student, training.freeze_embeddings):
             # No stage repeats what was drawn in the one before: dropout, the order of rows.
             seeded = training.model_copy(update={"seed": training.seed + len(found)})
             stage = Stage(
@@ -69,13 +72,19 @@ def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
     return found
 
 
-def _thawed(section: StageSection, student: PreTrainedModel, freeze_embeddings: bool) -> list[tuple[str, Trainable]]:
+def _unfrozen(section: StageSection, student: PreTrainedModel, freeze_embeddings: bool) -> list[tuple[str, Trainable]]:
     if section.unfreeze is None:
         return [(section.name, section.trainable)]
     steps = gradual(student, freeze_embeddings)
     return [(f"{section.name}.{number}", trainable) for number, trainable in enumerate(steps, 1)]
 
 
-def _fitting(metric: str, loss: tuple[LossSpec, ...]) -> str:
+def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
+    """(the order of a stage's batches, the codecs' columns that its losses read)."""
+    training, columns = stage.training, columns_of(stage.loss, source)
+    return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
+
+
+def _fitting(metric: str, loss: tuple[Loss, ...]) -> str:
     """Predictions say nothing about a stage that does not train the head: it is scored by its loss."""
     return metric if any(spec.by_position for spec in loss) else "loss"

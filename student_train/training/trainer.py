@@ -8,9 +8,10 @@ over ranks once. The Trainer's own ways to divide (by accumulated batches, by `n
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +21,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import RecipeError
-from student_train.data.batches import Batch, TrainingBatches, order_of
+from student_train.data.batch import Batch
+from student_train.data.batches import TrainingBatches
 from student_train.data.sources import Source
-from student_train.data.spans import PLACES, over_positions, span_logits, targets_over_positions
-from student_train.forward.attention import capture
-from student_train.forward.head import StudentHead, plain_head
-from student_train.forward.teacher_vectors import TeacherVectors
-from student_train.losses.base import Heard, Loss, Said
-from student_train.losses.hidden import make_projections
+from student_train.forward.head import plain_head
+from student_train.forward.observe import targets_of
+from student_train.losses.base import outputs_for
+from student_train.losses.projections import PROJECTIONS, make_projections
 from student_train.losses.total import total_loss
 from student_train.training.log import LOSS_PREFIX, SCORE_PREFIX, Account, look
-from student_train.training.stages import Stage
-
-if TYPE_CHECKING:
-    from student_train.training.validation import Validation  # It asks what is said in here.
-
-PROJECTIONS = "distillation_projections"
+from student_train.training.stages import Stage, order_of
+from student_train.training.validation import Validation
 
 
 class DistillationTrainer(Trainer):
@@ -54,7 +50,7 @@ class DistillationTrainer(Trainer):
         student: PreTrainedModel,
         arguments: TrainingArguments,
         first_step: int,
-        validation: "Validation | None" = None,
+        validation: Validation | None = None,
     ) -> None:
         self.stage, self.source, self.validation = stage, source, validation
         self._at_start = _trainable_weights(student) if validation else {}
@@ -96,15 +92,21 @@ class DistillationTrainer(Trainer):
         start = time.monotonic()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self._account.waited_seconds += time.monotonic() - start
-        self._account.tokens += sum(int(batch["attention_mask"].sum()) for batch in batches if not batch["is_spare"])
+        self._account.tokens += sum(batch.tokens for batch in batches if not batch.is_spare)
         counts = torch.tensor(
-            [[0 if batch["is_spare"] else spec.count(batch) for spec in self.stage.loss] for batch in batches]
+            [[0 if batch.is_spare else spec.count(batch) for spec in self.stage.loss] for batch in batches]
         )
         # Left on the device, so that nothing waits for it.
         totals = self._sum_over_ranks(counts.sum(0).to(device)).clamp(min=1)
-        for batch, count in zip(batches, counts, strict=True):
-            batch["shares"] = count.to(device) / totals
-        return batches, None
+        shared = zip(batches, counts, strict=True)
+        return [replace(batch, shares=count.to(device) / totals) for batch, count in shared], None
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """An estimate, for checkpoints and trackers."""
+        return int(super().floating_point_ops(inputs.inputs))
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
         """The recipe's weighted losses over one batch, as its share of the step's."""
@@ -114,13 +116,13 @@ class DistillationTrainer(Trainer):
         return loss * self.args.world_size
 
     def _loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        said = said_by(student, batch, self.source, self.stage.loss, self._head)
-        heard = heard_about(batch, self.source)
-        loss, parts = total_loss(self.stage.loss, said, heard, getattr(student, PROJECTIONS), batch["shares"])
+        outputs = outputs_for(self.stage.loss, student, batch, self.source, self._head)
+        targets = targets_of(batch, self.source)
+        loss, parts = total_loss(self.stage.loss, outputs, targets, getattr(student, PROJECTIONS), batch.shares)
         self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
-        if said.has_logits and heard.targets is not None:
-            seen = look(said, heard.targets)
-            self._account.add({name: value * (not batch["is_spare"]) for name, value in seen.items()})
+        if outputs.has_logits and targets.distributions is not None:
+            seen = look(outputs, targets.distributions)
+            self._account.add({name: value * (not batch.is_spare) for name, value in seen.items()})
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -151,7 +153,7 @@ class DistillationTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _score(self, validation: "Validation") -> float:
+    def _score(self, validation: Validation) -> float:
         start = time.monotonic()
         score = validation.score(self.model)
         self._account.leave_out(time.monotonic() - start)
@@ -225,64 +227,3 @@ def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], T
         return wrapper()
     finally:
         student.forward = original
-
-
-def said_about(
-    model: nn.Module,
-    batch: Batch,
-    source: Source,
-    wants_hidden: bool,
-    head: StudentHead | None = None,
-    attention_layers: Collection[int] = (),
-) -> Said:
-    """What a student says about a batch, at the recorded positions (logits) and at all tokens (hidden states, and what
-    attention works with in some layers).
-
-    With its `head` (of a vocabulary) the logits come in slices."""
-    inputs: dict[str, Any] = {"output_hidden_states": wants_hidden, "return_dict": True}
-    inputs |= {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-    logits = sliced = None
-    with capture(model, attention_layers) as captured:
-        if head is not None:
-            output, sliced = head.run(model, inputs, batch["positions"])
-        else:
-            output = model(**inputs)
-            logits = span_logits(output) if source.recorded == "spans" else getattr(output, "logits", None)
-    if logits is not None and source.recorded != "row":
-        logits = logits.flatten(0, 1)[batch["positions"]]
-    if logits is not None and PLACES in batch:
-        logits = over_positions(logits, batch[PLACES])
-    real_BL = batch["attention_mask"].bool()
-    hidden_TD = tuple(layer[real_BL] for layer in output.hidden_states) if wants_hidden else ()
-    attended = {layer: found.at_tokens(real_BL) for layer, found in captured.items()}
-    lengths = tuple(real_BL.sum(dim=1).tolist()) if wants_hidden else ()
-    return Said(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
-
-
-def said_by(
-    model: nn.Module, batch: Batch, source: Source, losses: Sequence[Loss], head: StudentHead | None = None
-) -> Said:
-    """What a student says about a batch, as far as some losses look at it."""
-    wants_hidden = any(spec.student_layers for spec in losses)
-    attention_layers = {layer for spec in losses for layer in spec.attention_layers}
-    return said_about(model, batch, source, wants_hidden, head, attention_layers)
-
-
-def heard_about(batch: Batch, source: Source) -> Heard:
-    """What the teacher said: distributions decoded on the batch's device, vectors still encoded."""
-    columns = batch["columns"]
-    codec = source.distribution
-    has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
-    targets = codec.decode(columns) if codec is not None and has_distribution else None
-    if targets is not None and PLACES in batch:
-        targets = targets_over_positions(targets, batch[PLACES])
-    return Heard(
-        targets,
-        {
-            name: TeacherVectors(codec, columns)
-            for name, codec in source.vectors.items()
-            if codec.columns[0].name in columns
-        },
-        batch["labels"],
-        is_ragged=PLACES in batch,
-    )

@@ -14,17 +14,18 @@ from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
 from shared.text.metrics import Predictions
-from student_train.data.batches import columns_of, in_order
+from student_train.data.batches import in_order
 from student_train.data.sources import Source
 from student_train.data.subsets import Split, first_rows
 from student_train.forward.head import plain_head
-from student_train.losses.logits import LossSpec
+from student_train.forward.observe import targets_of
+from student_train.losses.base import Loss, columns_of, outputs_for
+from student_train.losses.projections import PROJECTIONS
 from student_train.losses.total import total_loss
 from student_train.recipe.sections import EPOCHS_BETWEEN_SCORES, ValidationSection
-from student_train.scoring.evaluate import EVAL_ROWS, predictions_of, to_device
+from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.training import ranks
 from student_train.training.stages import Stage
-from student_train.training.trainer import PROJECTIONS, heard_about, said_by
 
 LOSS, AGREEMENT = "loss", "agreement"
 _LESS_IS_BETTER = (LOSS, "perplexity")
@@ -44,7 +45,7 @@ class Validation:
     """
 
     metric: str
-    loss: tuple[LossSpec, ...]
+    loss: tuple[Loss, ...]
     rows: Source
     every: float
     every_steps: int | None
@@ -137,9 +138,9 @@ class Validation:
         columns = columns_of(self.loss, rows)
         values, places = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
         for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
-            batch = to_device(batch, student.device)
-            said = said_by(student, batch, rows, self.loss, head)
-            _, parts = total_loss(self.loss, said, heard_about(batch, rows), getattr(student, PROJECTIONS))
+            batch = batch.to(student.device)
+            outputs = outputs_for(self.loss, student, batch, rows, head)
+            _, parts = total_loss(self.loss, outputs, targets_of(batch, rows), getattr(student, PROJECTIONS))
             counts = np.asarray([spec.count(batch) for spec in self.loss])
             values += counts * np.asarray([float(value) for value in parts.values()])
             places += counts
@@ -153,11 +154,11 @@ def _agreed(student: PreTrainedModel, rows: Source) -> tuple[int, int]:
     columns = rows.columns_of({rows.distribution.name})
     agreed = positions = 0
     for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
-        batch = to_device(batch, student.device)
-        targets = heard_about(batch, rows).targets
-        assert targets is not None
-        for part, logits_NV in said_by(student, batch, rows, (), head).parts():
-            teacher_N = targets.part(part).resized(logits_NV.shape[-1]).argmax()
+        batch = batch.to(student.device)
+        distributions = targets_of(batch, rows).distributions
+        assert distributions is not None
+        for part, logits_NV in outputs_for((), student, batch, rows, head).parts():
+            teacher_N = distributions.part(part).resized(logits_NV.shape[-1]).argmax()
             agreed += int((logits_NV.argmax(-1) == teacher_N).sum())
             positions += len(logits_NV)
     return agreed, positions

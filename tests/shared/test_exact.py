@@ -25,12 +25,13 @@ from shared.dump.codecs import exact as exact_module
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group
 from shared.errors import DumpError, TeacherError, UsageError
-from student_train.data.batches import Batch, in_order
+from student_train.data.batch import Batch
+from student_train.data.batches import in_order
 from student_train.data.sources import DumpSource
+from student_train.forward.observe import outputs_of, targets_of
 from student_train.losses.logits import KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.losses.total import total_loss
 from student_train.students import TransformerStudent, build_student
-from student_train.training.trainer import heard_about, said_about
 
 STATES = ("float16", "int8", "int4")
 # Of a state's channel: of its own size (float16), of its position's largest (int8, int4: see codecs/vectors.py).
@@ -462,8 +463,8 @@ def loss_and_gradient(source: DumpSource, spec: Any) -> tuple[float, Tensor]:
         max_length=source.max_length,
     ).eval()
     batch = first_batch(source)
-    said = said_about(student, batch, source, wants_hidden=False)
-    loss, _ = total_loss((spec,), said, heard_about(batch, source), nn.ModuleDict())
+    said = outputs_of(student, batch, source, wants_hidden=False)
+    loss, _ = total_loss((spec,), said, targets_of(batch, source), nn.ModuleDict())
     loss.backward()
     gradients = [parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None]
     return loss.item(), torch.cat(gradients)

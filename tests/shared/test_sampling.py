@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.dump.codecs import Draws, Selection, Sparse, Threshold
 from shared.dump.codecs.selection import blocks, sampling
-from shared.dump.codecs.selection.rules import rules as selection
+from shared.dump.codecs.selection import rules as selection
 from tests.shared.round_trips import keys_of, random_logits, round_trip
 
 MANY = 20_000

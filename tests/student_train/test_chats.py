@@ -19,7 +19,8 @@ from student_train.cli import app
 from student_train.data import sources
 from student_train.data.batches import collate, in_order
 from student_train.data.sources import DumpSource, Source, TextSource
-from student_train.recipe.recipe import Recipe, ScoredColumns
+from student_train.recipe.columns import ScoredColumns
+from student_train.recipe.recipe import Recipe
 from student_train.scoring import evaluate
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
@@ -67,9 +68,9 @@ def test_a_dump_and_its_files_give_the_same_positions_and_labels(chat_dump: Path
     listed = dict(Dump(chat_dump).scan().select("row", "positions").collect().iter_rows())
     assert one.keys() == other.keys() == listed.keys()
     for row, batch in one.items():
-        assert batch["positions"].tolist() == other[row]["positions"].tolist() == listed[row]
-        assert batch["labels"].tolist() == other[row]["labels"].tolist()
-        assert batch["labels"].tolist() == batch["input_ids"].flatten()[batch["positions"] + 1].tolist()
+        assert batch.positions.tolist() == other[row].positions.tolist() == listed[row]
+        assert batch.labels.tolist() == other[row].labels.tolist()
+        assert batch.labels.tolist() == batch.input_ids.flatten()[batch.positions + 1].tolist()
 
 
 def test_a_padded_batch_asks_about_the_same_tokens(chat_dump: Path) -> None:
@@ -78,10 +79,10 @@ def test_a_padded_batch_asks_about_the_same_tokens(chat_dump: Path) -> None:
     columns = [column.name for column in dump.distribution.columns]
     alone = row_by_row(dump)
     for batch in in_order(dump, columns, 7):
-        following = batch["input_ids"].flatten()[batch["positions"] + 1]
-        assert batch["labels"].tolist() == following.tolist()
-        assert batch["attention_mask"].flatten()[batch["positions"] + 1].all()
-    total = sum(len(batch["labels"]) for batch in alone.values())
+        following = batch.input_ids.flatten()[batch.positions + 1]
+        assert batch.labels.tolist() == following.tolist()
+        assert batch.attention_mask.flatten()[batch.positions + 1].all()
+    total = sum(len(batch.labels) for batch in alone.values())
     assert total == sum(receipt.positions for receipt in Dump(chat_dump).receipts.values())
 
 

@@ -12,17 +12,18 @@ from torch import nn
 
 from shared.dump.codecs import LogitStep
 from student_train import distill
-from student_train.data.batches import Batch, collate
+from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import DumpSource
 from student_train.forward import head
 from student_train.forward import sliced_logits as fused
 from student_train.forward.head import plain_head
+from student_train.forward.observe import outputs_of, targets_of
 from student_train.losses.logits import GoldLoss, KLLoss, TeacherLabelLoss
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate
+from student_train.scoring import evaluate, predictions
 from student_train.training import trainer
-from student_train.training.trainer import heard_about, said_about
 
 # Task, kind, configuration, what follows the projection.
 HEADS: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -67,10 +68,10 @@ def batch_of(source: DumpSource, rows: list[int]) -> Batch:
 
 
 def loss_and_gradients(model: Any, source: DumpSource, batch: Batch, is_sliced: bool) -> tuple[Any, dict[str, Any]]:
-    said = said_about(model, batch, source, False, plain_head(model) if is_sliced else None)
-    assert (said.sliced is not None) == is_sliced
+    outputs = outputs_of(model, batch, source, False, plain_head(model) if is_sliced else None)
+    assert (outputs.sliced is not None) == is_sliced
     model.zero_grad()
-    total, parts = total_loss(SPECS, said, heard_about(batch, source), nn.ModuleDict())
+    total, parts = total_loss(SPECS, outputs, targets_of(batch, source), nn.ModuleDict())
     total.backward()
     return parts, {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -99,12 +100,12 @@ def test_padding_changes_nothing(name: str, dumps: dict[str, Path], make_teacher
     task = source.task.name
     model, rows = load(task, make_teacher(task, seed=1)), [0, 15, 8]
     plain, together = plain_head(model), batch_of(source, rows)
-    whole = torch.stack([spec.counted(together["labels"]) for spec in SPECS])
+    whole = torch.stack([spec.counted(together.labels) for spec in SPECS])
     totals = []
     for batch in (together, *(batch_of(source, [row]) for row in rows)):
-        said = said_about(model, batch, source, False, plain)
-        shares = torch.stack([spec.counted(batch["labels"]) for spec in SPECS]) / whole
-        totals.append(total_loss(SPECS, said, heard_about(batch, source), nn.ModuleDict(), shares)[0])
+        outputs = outputs_of(model, batch, source, False, plain)
+        shares = torch.stack([spec.counted(batch.labels) for spec in SPECS]) / whole
+        totals.append(total_loss(SPECS, outputs, targets_of(batch, source), nn.ModuleDict(), shares)[0])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     whole = torch.autograd.grad(totals[0], parameters, allow_unused=True, materialize_grads=True)
     alone = torch.autograd.grad(torch.stack(totals[1:]).sum(), parameters, allow_unused=True, materialize_grads=True)
@@ -198,7 +199,7 @@ def test_training_and_scoring_in_slices_end_at_the_same_weights_and_scores(
     monkeypatch.setattr(head.StudentHead, "run", lambda *arguments: ran.append(1) or run(*arguments))
     weights, scores = trained(tmp_path / "sliced", dumps[name], losses)
     assert ran, "nothing was sliced"
-    for module in (trainer, evaluate):
+    for module in (trainer, predictions):
         monkeypatch.setattr(module, "plain_head", lambda model: None)
     expected_weights, expected_scores = trained(tmp_path / "whole", dumps[name], losses)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=2e-5)

@@ -12,13 +12,16 @@ from transformers import AutoModel, BertConfig, PreTrainedModel
 
 from shared.errors import RecipeError
 from student_train import distill
-from student_train.data.batches import Batch, collate
+from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import DumpSource
+from student_train.forward.observe import outputs_of, targets_of
 from student_train.losses import formulas
-from student_train.losses.hidden import HiddenLoss, RelationLoss, make_projections
+from student_train.losses.hidden import HiddenLoss
+from student_train.losses.projections import make_projections
+from student_train.losses.relations import RelationLoss
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
-from student_train.training.trainer import heard_about, said_about
 
 ROWS = [0, 15, 7, 3]
 ATTENTION = {"pairs": ("attention",), "own_heads": True, "metric": "mse"}
@@ -59,12 +62,12 @@ def batch_of(source: DumpSource, rows: list[int] = ROWS) -> Batch:
 
 
 def loss_of(spec: Any, model: nn.Module, projections: nn.ModuleDict, source: DumpSource, batch: Batch) -> Tensor:
-    said = said_about(model, batch, source, bool(spec.student_layers), attention_layers=spec.attention_layers)
-    return total_loss((spec,), said, heard_about(batch, source), projections)[0]
+    said = outputs_of(model, batch, source, bool(spec.student_layers), attention_layers=spec.attention_layers)
+    return total_loss((spec,), said, targets_of(batch, source), projections)[0]
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
 # ---------------------------------------------------------------- hidden states
@@ -81,7 +84,7 @@ def test_the_last_layers_meet_each_through_its_own_projection(
     parameters = [*model.parameters(), *projections.parameters()]
     shown = AutoModel.from_pretrained(teacher).eval()(**inputs_of(batch), output_hidden_states=True).hidden_states
     said = model(**inputs_of(batch), output_hidden_states=True).hidden_states
-    is_token_BL = batch["attention_mask"].bool()
+    is_token_BL = batch.attention_mask.bool()
     compare = {"mse": formulas.hidden_mse, "cosine": formulas.hidden_cosine, "kl": formulas.hidden_kl}[metric]
 
     def places(states_BLD: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ def test_rows_are_counted_where_rows_are_compared(at: Any, source: DumpSource) -
     projections = make_projections((spec,), source, model)
     batch = batch_of(source)
     assert spec.count(batch) == len(ROWS)
-    assert HiddenLoss(teacher_layer=3, student_layer=-1).count(batch) == int(batch["attention_mask"].sum())
+    assert HiddenLoss(teacher_layer=3, student_layer=-1).count(batch) == int(batch.attention_mask.sum())
     alone = [loss_of(spec, model, projections, source, batch_of(source, [row])).item() for row in ROWS]
     together = loss_of(spec, model, projections, source, batch).item()
     assert together == pytest.approx(sum(alone) / len(ROWS), rel=1e-4)
@@ -165,7 +168,7 @@ def test_attention_of_the_last_layers_is_what_both_models_report_head_by_head(
     model, batch = student_of(), batch_of(source)
     shown = AutoModel.from_pretrained(teacher, attn_implementation="eager").eval()
     spec = RelationLoss(last=2, **{**ATTENTION, "metric": metric})
-    total, lengths = torch.zeros((), dtype=torch.float64), batch["attention_mask"].sum(1).tolist()
+    total, lengths = torch.zeros((), dtype=torch.float64), batch.attention_mask.sum(1).tolist()
     for layer in (-2, -1):
         p_BHLL, q_BHLL = (attention_of(each, batch, layer) for each in (shown, model))
         for row, length in enumerate(lengths):

@@ -1,17 +1,17 @@
 """Latencies: everyone gets the same inputs, equally often."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from shared.text.tasks import TASKS
-from student_train.data.batches import Batch
 from student_train.data.sources import TextSource
-from student_train.recipe.recipe import ColumnNames
+from student_train.recipe.columns import ColumnNames
 from student_train.scoring import latency
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
@@ -32,8 +32,8 @@ class Recorder:
     def __init__(self, name: str, calls: list[tuple[str, tuple[int, ...]]]) -> None:
         self.name, self.calls = name, calls
 
-    def inputs(self, batch: Batch) -> Any:
-        return tuple(batch["attention_mask"].sum(1).tolist())
+    def inputs(self, tensors: Mapping[str, Tensor]) -> Any:
+        return tuple(tensors["attention_mask"].sum(1).tolist())
 
     def run(self, inputs: Any) -> dict[str, Any]:
         self.calls.append((self.name, inputs))
@@ -41,11 +41,11 @@ class Recorder:
 
 
 def test_batches_are_the_first_rows_in_order_and_always_full(source: TextSource) -> None:
-    lengths = [batch["attention_mask"].sum(1).tolist() for batch in latency.first_batches(source, 2, 4)]
+    lengths = [batch.attention_mask.sum(1).tolist() for batch in latency.first_batches(source, 2, 4)]
     assert lengths == [[3, 4], [5, 6], [7, 3], [4, 5]]
-    assert [batch["input_ids"].shape for batch in latency.first_batches(source, 2, 2)] == [(2, 4), (2, 6)]
+    assert [batch.input_ids.shape for batch in latency.first_batches(source, 2, 2)] == [(2, 4), (2, 6)]
     (batch,) = latency.first_batches(source, 32, 1)
-    assert batch["input_ids"].shape == (32, 7)
+    assert batch.input_ids.shape == (32, 7)
 
 
 def test_slow_and_fast_see_the_same_inputs_equally_often(source: TextSource, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from shared.errors import DumpError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
 from student_train.data import gather, order, sources
-from student_train.data.batches import Batch, TrainingBatches, collate, in_order
+from student_train.data.batch import Batch
+from student_train.data.batches import TrainingBatches, collate, in_order
 from student_train.data.order import Order
 from student_train.data.sources import DumpSource, Source, TextSource
 
@@ -107,14 +109,12 @@ def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
     rows = [plain_rows(path, source.recorded)[number] for number in batch_rows]
     longest = max(1, *(len(row["ids"]) for row in rows))
     pad = source.tokenizer.pad_token_id or 0
-    assert batch["input_ids"].tolist() == [row["ids"] + [pad] * (longest - len(row["ids"])) for row in rows]
-    assert batch["attention_mask"].tolist() == [
-        [1] * len(row["ids"]) + [0] * (longest - len(row["ids"])) for row in rows
-    ]
+    assert batch.input_ids.tolist() == [row["ids"] + [pad] * (longest - len(row["ids"])) for row in rows]
+    assert batch.attention_mask.tolist() == [[1] * len(row["ids"]) + [0] * (longest - len(row["ids"])) for row in rows]
     if rows[0]["types"] is None:
-        assert "token_type_ids" not in batch
+        assert batch.token_type_ids is None
     else:
-        assert batch["token_type_ids"].tolist() == [row["types"] + [0] * (longest - len(row["ids"])) for row in rows]
+        assert batch.token_type_ids.tolist() == [row["types"] + [0] * (longest - len(row["ids"])) for row in rows]
     expected_positions, expected_labels = [], []
     expected_columns: dict[str, list[Any]] = {}
     for index, row in enumerate(rows):
@@ -128,12 +128,14 @@ def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
             expected_columns.setdefault(name, []).extend(values)
             if is_list:
                 expected_columns.setdefault(counts_of(name), []).extend(len(values) for values in row[name])
-    assert batch["positions"].tolist() == expected_positions
-    assert batch["labels"].tolist() == expected_labels
-    assert {name: values.tolist() for name, values in batch["columns"].items()} == expected_columns
+    assert batch.positions.tolist() == expected_positions
+    assert batch.labels.tolist() == expected_labels
+    assert {name: values.tolist() for name, values in batch.columns.items()} == expected_columns
     for name in source.vectors:
-        assert len(batch["columns"][name]) == sum(len(row["ids"]) for row in rows)
-    assert {batch[name].dtype for name in ("input_ids", "attention_mask", "positions", "labels")} == {torch.int64}
+        assert len(batch.columns[name]) == sum(len(row["ids"]) for row in rows)
+    assert {getattr(batch, name).dtype for name in ("input_ids", "attention_mask", "positions", "labels")} == {
+        torch.int64
+    }
 
 
 @pytest.mark.parametrize("batch_rows", [[0, 25, 59, 3], [7], [30, 29, 31, 0, 1]])
@@ -183,7 +185,11 @@ def test_files_and_a_dump_of_them_give_the_same_batches(
             loaded = source.load(group, [])
             for at, number in enumerate(loaded.rows.tolist()):
                 batch = collate({group: loaded}, np.asarray([[group, at]]), source)
-                found[number] = {name: value.tolist() for name, value in batch.items() if name != "columns"}
+                found[number] = {
+                    field.name: value.tolist()
+                    for field in fields(batch)
+                    if isinstance(value := getattr(batch, field.name), torch.Tensor)
+                }
         return found
 
     assert rows(text) == rows(dump)
@@ -194,7 +200,7 @@ def test_only_the_columns_asked_for_are_read(dumps: dict[str, Path]) -> None:
     for columns in ([], ["hidden.2"], ["distribution.floor", "distribution.tail"], ["distribution.entries_0"]):
         assert list(source.load(0, columns).columns) == columns
         (batch,) = islice(stream(source, columns), 1)
-        assert [name for name in batch["columns"] if not name.endswith(counts_of(""))] == columns
+        assert [name for name in batch.columns if not name.endswith(counts_of(""))] == columns
 
 
 def test_in_order_gives_every_row_once_in_its_order(dumps: dict[str, Path]) -> None:
@@ -204,10 +210,10 @@ def test_in_order_gives_every_row_once_in_its_order(dumps: dict[str, Path]) -> N
     ids = [
         [token for token, is_real in zip(tokens, mask, strict=True) if is_real]
         for batch in batches
-        for tokens, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+        for tokens, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
     ]
     assert ids == [row["ids"] for row in rows]
-    assert max(len(batch["input_ids"]) for batch in batches) == 7
+    assert max(len(batch.input_ids) for batch in batches) == 7
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -247,7 +253,7 @@ def test_a_flipped_byte_is_found_before_its_batch_is_used(
         seen: list[Batch] = []
         with pytest.raises(DumpError, match=r"00002\.parquet.*row group 0"):
             seen.extend(islice(stream(source, all_columns(source), ready=1), 30))
-        rows = [pair for batch in seen for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        rows = [pair for batch in seen for pair in zip(batch.input_ids, batch.attention_mask, strict=True)]
         assert not damaged_rows & {tuple(ids[mask.bool()].tolist()) for ids, mask in rows}
 
 
@@ -346,9 +352,9 @@ def test_a_batch_from_several_groups_decodes_to_what_its_rows_decode_to_alone(
 
 def decoded(codec: DistributionCodec, batch: Batch) -> list[Any]:
     """What each position of a batch decodes to, without the fillings."""
-    targets = codec.decode(batch["columns"])
+    targets = codec.decode(batch.columns)
     assert isinstance(targets, SparseTargets)
-    assert len(targets.ids_NK) == len(batch["positions"])
+    assert len(targets.ids_NK) == len(batch.positions)
     positions: list[Any] = []
     for index, log_probs_K in enumerate(targets.log_probs_NK):
         is_there_K = log_probs_K > -torch.inf

@@ -1,6 +1,7 @@
 """The objective: losses weighted and summed, blind to padding, and zero for a student that is its teacher."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,19 @@ from transformers import PreTrainedModel
 
 from shared.dump.codecs import DenseTargets, Float16Vectors, SparseTargets
 from shared.errors import RecipeError
-from student_train.data.batches import Batch, collate
+from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import DumpSource, Source
+from student_train.forward.observe import outputs_of, targets_of
+from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.teacher_vectors import TeacherVectors
 from student_train.losses import formulas
 from student_train.losses.divergence import Divergence
-from student_train.losses.hidden import HiddenLoss, make_projections
-from student_train.losses.logits import (
-    GoldLoss,
-    Heard,
-    KLLoss,
-    LogitsMSELoss,
-    Said,
-    TeacherLabelLoss,
-)
+from student_train.losses.hidden import HiddenLoss
+from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.losses.projections import make_projections
 from student_train.losses.total import total_loss
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
-from student_train.training.trainer import heard_about, said_about
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 # Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
@@ -77,8 +74,8 @@ def batch_of(source: Source, rows: list[int]) -> Batch:
 def loss_of(
     spec: Any, model: PreTrainedModel, projections: nn.ModuleDict, batch: Batch, source: Source
 ) -> torch.Tensor:
-    said = said_about(model, batch, source, wants_hidden=bool(spec.student_layers))
-    return total_loss((spec,), said, heard_about(batch, source), projections)[0]
+    outputs = outputs_of(model, batch, source, wants_hidden=bool(spec.student_layers))
+    return total_loss((spec,), outputs, targets_of(batch, source), projections)[0]
 
 
 def hidden_loss(teacher_layer: int, student_layer: int, **options: Any) -> HiddenLoss:
@@ -92,7 +89,9 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
     logits, teacher = torch.randn(6, 3), torch.randn(6, 3)
     labels = torch.tensor([0, 1, 2, -100, 1, 0])
     specs = (KLLoss(weight=2.0, temperature=3.0), LogitsMSELoss(weight=0.5), TeacherLabelLoss(), GoldLoss(weight=4.0))
-    total, parts = total_loss(specs, Said(logits, ()), Heard(DenseTargets(teacher), {}, labels), nn.ModuleDict())
+    total, parts = total_loss(
+        specs, Outputs(logits, ()), BatchTargets(DenseTargets(teacher), {}, labels), nn.ModuleDict()
+    )
     expected = {
         "kl": formulas.kl_dense(logits, teacher, 3.0),
         "logits-mse": (logits - teacher).square().mean(),
@@ -129,7 +128,7 @@ def without_samples(targets: SparseTargets) -> SparseTargets:
 
 
 def kl(targets: SparseTargets, logits: torch.Tensor, **options: Any) -> float:
-    return float(KLLoss(**options).value(Said(logits, ()), Heard(targets, {}, torch.full((4,), -100)), None))
+    return float(KLLoss(**options).value(Outputs(logits, ()), BatchTargets(targets, {}, torch.full((4,), -100)), None))
 
 
 def test_sparse_losses_get_ids_log_probabilities_tail_and_their_options() -> None:
@@ -141,8 +140,8 @@ def test_sparse_losses_get_ids_log_probabilities_tail_and_their_options() -> Non
         expected = formulas.kl_sparse(logits, *arguments, **options)
         assert kl(exact, logits, **options) == pytest.approx(float(expected))
     assert kl(exact, logits, tail="class") == kl(exact, logits)
-    heard = Heard(exact, {}, torch.full((4,), -100))
-    hard = TeacherLabelLoss().value(Said(logits, ()), heard, None)
+    batch_targets = BatchTargets(exact, {}, torch.full((4,), -100))
+    hard = TeacherLabelLoss().value(Outputs(logits, ()), batch_targets, None)
     assert float(hard) == pytest.approx(float(nn.functional.cross_entropy(logits, exact.ids_NK[:, 0])))
 
 
@@ -208,8 +207,8 @@ def test_ids_beyond_the_students_head_join_the_tail_and_sampled_ones_leave_it_as
     no_samples = SparseTargets(ids, log_probs, torch.tensor([0.2, 0.2]).log()).resized(8)
     assert no_samples.tail_N.exp().tolist() == pytest.approx([0.5, 0.2])
     for tail in ("sampled", "class", "renormalise"):
-        spec, said = KLLoss(tail=tail), Said(torch.randn(2, 8), ())
-        assert spec.value(said, Heard(targets, {}, torch.zeros(2)), None).isfinite()
+        spec, outputs = KLLoss(tail=tail), Outputs(torch.randn(2, 8), ())
+        assert spec.value(outputs, BatchTargets(targets, {}, torch.zeros(2)), None).isfinite()
 
 
 def test_a_filling_beyond_the_students_head_points_into_it_and_adds_nothing() -> None:
@@ -234,12 +233,12 @@ def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metri
     vectors = {name: vector.half().float() for name, vector in vectors.items()}
     codecs = {name: Float16Vectors(name=name, width=vector.shape[1]) for name, vector in vectors.items()}
     coded = {name: TeacherVectors(codec, codec.encode(vectors[name])) for name, codec in codecs.items()}
-    heard, said = Heard(None, coded, torch.zeros(0)), Said(None, layers)
+    batch_targets, outputs = BatchTargets(None, coded, torch.zeros(0)), Outputs(None, layers)
     linear = nn.Linear(4, 6)
     linear.requires_grad_(False)
-    mse = hidden_loss(6, 1).value(said, heard, nn.ModuleDict({"6": linear}))
+    mse = hidden_loss(6, 1).value(outputs, batch_targets, nn.ModuleDict({"6": linear}))
     assert float(mse) == pytest.approx(float(formulas.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
-    cosine = hidden_loss(7, -1, metric="cosine").value(said, heard, None)
+    cosine = hidden_loss(7, -1, metric="cosine").value(outputs, batch_targets, None)
     expected = 1 - nn.functional.cosine_similarity(layers[2], vectors["hidden.7"], dim=-1).mean()
     assert float(cosine) == pytest.approx(float(expected))
 
@@ -266,13 +265,13 @@ def test_a_student_that_is_its_teacher_is_punished_for_nothing(
     kinds = [KLLoss(tail=tail), KLLoss(tail=tail, temperature=3.0), KLLoss(tail="renormalise")]
     for spec in [*kinds, LogitsMSELoss()] if source.has_dense_logits else kinds:
         assert float(loss_of(spec, itself, none, batch, source)) < 1e-5, spec
-    logits = said_about(itself, batch, source, wants_hidden=False).logits_NV
-    targets = heard_about(batch, source).targets
+    logits = outputs_of(itself, batch, source, wants_hidden=False).logits_NV
+    targets = targets_of(batch, source).distributions
     assert logits is not None
     assert targets is not None
     assert (logits.argmax(-1) == targets.argmax()).float().mean() > 0.98  # but for ties after rounding
-    shifted = Said(logits.roll(1, 0), ())
-    assert float(KLLoss().value(shifted, heard_about(batch, source), None)) > 0.005, "a flat teacher shows nothing"
+    shifted = Outputs(logits.roll(1, 0), ())
+    assert float(KLLoss().value(shifted, targets_of(batch, source), None)) > 0.005, "a flat teacher shows nothing"
 
 
 @torch.no_grad()
@@ -285,7 +284,7 @@ def test_pairs_reach_the_student_with_their_token_types(
     itself = student_for(source, PretrainedStudent(path=str(teacher)))
     batch = batch_of(source, [0, 9, 4])
     assert float(loss_of(LogitsMSELoss(), itself, nn.ModuleDict(), batch, source)) < 1e-6
-    del batch["token_type_ids"]
+    batch = replace(batch, token_type_ids=None)
     assert float(loss_of(LogitsMSELoss(), itself, nn.ModuleDict(), batch, source)) > 1e-4
 
 
@@ -317,9 +316,9 @@ def test_padding_changes_no_loss_and_no_gradient(task: str, student: Any, dumps:
             loss = loss_of(spec, model, projections, batch, source)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             if spec.student_layers:
-                count = int(batch["attention_mask"].sum())
+                count = int(batch.attention_mask.sum())
             else:
-                count = int((batch["labels"] != -100).sum()) if spec.kind == "gold" else len(batch["positions"])
+                count = int((batch.labels != -100).sum()) if spec.kind == "gold" else len(batch.positions)
             filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
             return count, loss.detach(), filled
 
@@ -460,7 +459,7 @@ def test_divergences_and_the_gold_tail_reach_their_formulas() -> None:
         assert kl(targets, logits, tail="class", **options) == pytest.approx(float(expected))
         expected = formulas.kl_dense(logits, log_probs_NV, divergence=divergence)
         assert kl(DenseTargets(log_probs_NV), logits, **options) == pytest.approx(float(expected))
-    found = KLLoss(tail="gold").value(Said(logits, ()), Heard(targets, {}, labels), None)
+    found = KLLoss(tail="gold").value(Outputs(logits, ()), BatchTargets(targets, {}, labels), None)
     torch.testing.assert_close(found, formulas.kl_sparse(logits, *formulas.tail_to_labels(*kept, labels)))
 
 
@@ -473,7 +472,7 @@ def test_a_part_of_the_targets_is_that_of_all(kind: str) -> None:
     logits, labels = torch.randn(4, 10), torch.full((4,), -100)
     expected = kl(whole, logits)
     parts = [
-        float(KLLoss().value(Said(logits[part], ()), Heard(whole, {}, labels).part(part), None)) * size
+        float(KLLoss().value(Outputs(logits[part], ()), BatchTargets(whole, {}, labels).part(part), None)) * size
         for part, size in ((slice(0, 1), 1), (slice(1, 4), 3))
     ]
     assert sum(parts) / 4 == pytest.approx(expected, rel=1e-5)

@@ -16,7 +16,8 @@ from shared.dump.reader import GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import DumpError
 from student_train.data import order
-from student_train.data.batches import Batch, TrainingBatches
+from student_train.data.batch import Batch
+from student_train.data.batches import TrainingBatches
 from student_train.data.gather import Rows
 from student_train.data.order import Order
 
@@ -297,7 +298,7 @@ def test_an_epoch_loads_each_group_once_and_the_next_follows_by_itself() -> None
     source = Numbers([5] * 160)
     with windows_of(20_000):
         batches = stream(source, batch_size=8)
-        rows = [batch["labels"].tolist() for batch in islice(batches._batches(), 200)]
+        rows = [batch.labels.tolist() for batch in islice(batches._batches(), 200)]
         windows = batches.order.windows(2)
     first, second = list(chain(*rows[:100])), list(chain(*rows[100:]))
     assert sorted(first) == sorted(second) == list(range(1, 801))

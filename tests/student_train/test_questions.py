@@ -20,13 +20,15 @@ from student_train.data.batches import collate, in_order
 from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource
 from student_train.data.spans import over_positions
 from student_train.data.subsets import Split
-from student_train.losses.base import Heard, Said
+from student_train.forward.observe import outputs_of, targets_of
+from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
-from student_train.recipe.recipe import ColumnNames, Recipe, ScoredColumns
+from student_train.recipe.columns import ColumnNames, ScoredColumns
+from student_train.recipe.recipe import Recipe
 from student_train.scoring.evaluate import evaluate
 from student_train.students import build_student
-from student_train.training.plan import lessons_of
-from student_train.training.trainer import DistillationTrainer, heard_about, said_about
+from student_train.training.plan import training_plan
+from student_train.training.trainer import DistillationTrainer
 
 TASK = "question-answering"
 WINDOWS: dict[str, Any] = {"max_length": 32, "stride": 8}
@@ -65,7 +67,7 @@ def recipe(output: Path, student: dict[str, Any], *losses: dict[str, Any], **sec
 
 
 @pytest.fixture(scope="module")
-def judged(dump: Path) -> tuple[Said, Heard, list[tuple[np.ndarray, np.ndarray, int]]]:
+def judged(dump: Path) -> tuple[Outputs, BatchTargets, list[tuple[np.ndarray, np.ndarray, int]]]:
     """A batch: (what some student says, what it should have said, and the same as plain lists of float64: the
     student's logits, the teacher's, the gold place or -100, of the start and then the end of each row)."""
     source, column = DumpSource(dump), "distribution.logits"
@@ -73,7 +75,7 @@ def judged(dump: Path) -> tuple[Said, Heard, list[tuple[np.ndarray, np.ndarray, 
     places = [(number, row) for number, group in groups.items() for row in range(len(group.rows))]
     batch = collate(groups, np.array(places), source)
     draw = torch.Generator().manual_seed(0)
-    student_BL2 = torch.randn(*batch["input_ids"].shape, 2, generator=draw)
+    student_BL2 = torch.randn(*batch.input_ids.shape, 2, generator=draw)
 
     class Student(torch.nn.Module):
         def forward(self, **_: Any) -> Any:
@@ -88,7 +90,7 @@ def judged(dump: Path) -> tuple[Said, Heard, list[tuple[np.ndarray, np.ndarray, 
             said_P = student_BL2[at].double().numpy()[group.positions[part], end]
             marked = np.flatnonzero((group.labels[part] >= 0) & (group.labels[part] & (1 + end) > 0))
             plain.append((said_P, teacher_P2[:, end], int(marked[0]) if len(marked) else -100))
-    return said_about(Student(), batch, source, False), heard_about(batch, source), plain
+    return outputs_of(Student(), batch, source, False), targets_of(batch, source), plain
 
 
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -96,28 +98,28 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def test_a_batch_has_rows_of_different_lengths_and_some_without_gold(judged: Any) -> None:
-    _, heard, plain = judged
+    _, batch_targets, plain = judged
     assert len({len(said) for said, _, _ in plain}) > 1
-    assert [gold for _, _, gold in plain] == heard.labels_N.tolist()
+    assert [gold for _, _, gold in plain] == batch_targets.labels_N.tolist()
     assert {gold == -100 for _, _, gold in plain} == {True, False}
 
 
 def test_gold_is_the_cross_entropy_of_start_and_end_over_the_rows_positions(judged: Any) -> None:
-    said, heard, plain = judged
+    said, batch_targets, plain = judged
     expected = np.mean([-log_softmax(logits)[gold] for logits, _, gold in plain if gold >= 0])
-    assert float(GoldLoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(GoldLoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_kl_is_over_the_rows_positions(judged: Any, temperature: float) -> None:
-    said, heard, plain = judged
+    said, batch_targets, plain = judged
     pairs = [(log_softmax(teacher, temperature), log_softmax(own, temperature)) for own, teacher, _ in plain]
     expected = np.mean([(np.exp(p) * (p - q)).sum() for p, q in pairs]) * temperature**2
-    assert float(KLLoss(temperature=temperature).value(said, heard, None)) == pytest.approx(expected, rel=1e-4)
+    assert float(KLLoss(temperature=temperature).value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_reverse_and_jensen_shannon_know_no_padding(judged: Any) -> None:
-    said, heard, plain = judged
+    said, batch_targets, plain = judged
     pairs = [(log_softmax(teacher), log_softmax(own)) for own, teacher, _ in plain]
     reverse = np.mean([(np.exp(q) * (q - p)).sum() for p, q in pairs])
     middle = [np.log((np.exp(p) + np.exp(q)) / 2) for p, q in pairs]
@@ -127,32 +129,34 @@ def test_reverse_and_jensen_shannon_know_no_padding(judged: Any) -> None:
             for (p, q), m in zip(pairs, middle, strict=True)
         ]
     )
-    assert float(KLLoss(divergence="reverse").value(said, heard, None)) == pytest.approx(reverse, rel=1e-4)
-    assert float(KLLoss(divergence="js").value(said, heard, None)) == pytest.approx(shannon, rel=1e-4)
+    assert float(KLLoss(divergence="reverse").value(said, batch_targets, None)) == pytest.approx(reverse, rel=1e-4)
+    assert float(KLLoss(divergence="js").value(said, batch_targets, None)) == pytest.approx(shannon, rel=1e-4)
 
 
 def test_logits_mse_is_the_mean_over_rows_of_the_mean_over_their_positions(judged: Any) -> None:
-    said, heard, plain = judged
+    said, batch_targets, plain = judged
     expected = np.mean([((own - teacher) ** 2).mean() for own, teacher, _ in plain])
-    assert float(LogitsMSELoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(LogitsMSELoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_teacher_label_is_the_teachers_best_position(judged: Any) -> None:
-    said, heard, plain = judged
+    said, batch_targets, plain = judged
     expected = np.mean([-log_softmax(own)[teacher.argmax()] for own, teacher, _ in plain])
-    assert float(TeacherLabelLoss().value(said, heard, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(TeacherLabelLoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [GoldLoss(), KLLoss(), KLLoss(divergence="js"), LogitsMSELoss(), TeacherLabelLoss()])
 def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -> None:
-    _, heard, _ = judged
+    _, batch_targets, _ = judged
     places_BM = torch.tensor([[True, True, True], [True, False, False]])
     logits_N2 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
     logits_SM: Tensor = over_positions(logits_N2, places_BM)
     assert logits_SM.shape == (4, 3)
     assert logits_SM.isinf().tolist() == [[False] * 3, [False] * 3, [False, True, True], [False, True, True]]
-    target = type(heard.targets)(over_positions(torch.randn(4, 2), places_BM))
-    loss.value(Said(logits_SM, ()), Heard(target, {}, torch.tensor([1, 2, 0, -100]), is_ragged=True), None).backward()
+    target = type(batch_targets.distributions)(over_positions(torch.randn(4, 2), places_BM))
+    loss.value(
+        Outputs(logits_SM, ()), BatchTargets(target, {}, torch.tensor([1, 2, 0, -100]), is_ragged=True), None
+    ).backward()
     assert logits_N2.grad is not None
     assert logits_N2.grad.isfinite().all()
 
@@ -242,9 +246,7 @@ def test_an_answer_in_the_second_window_is_found(write_corpus: Any, tmp_path: Pa
     source = TextSource(task, [path], ColumnNames().columns(task, True), tokenizer, 16, stride=4)
     batches = list(in_order(source, [OFFSETS], 2, by_length=True))
     labels = {
-        row: batch["labels"].reshape(-1, 2)[at].tolist()
-        for batch in batches
-        for at, row in enumerate(batch["rows"].tolist())
+        row: batch.labels.reshape(-1, 2)[at].tolist() for batch in batches for at, row in enumerate(batch.rows.tolist())
     }
     *others, last = [labels[number] for number in sorted(labels)]
     assert all(each == [0, 0] for each in others)
@@ -319,16 +321,16 @@ def test_windows_that_are_held_out_score_a_stage_by_loss_and_agreement(dump: Pat
         max_length=source.max_length,
     )
     student.distillation_projections = torch.nn.ModuleDict()
-    found = [lesson.validation.score(student) for lesson in lessons_of(made, source, student) if lesson.validation]
+    found = [each.validation.score(student) for each in training_plan(made, source, student) if each.validation]
     student.eval()
     nats, agreed = [], []
     for batch in in_order(Split(source, 0.5, 0).held_out("all"), ["distribution.logits"], 1):
         with torch.no_grad():
-            output = student(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
-        at = batch["positions"]
-        teacher = batch["columns"]["distribution.logits"].double().reshape(-1, 2)
+            output = student(**batch.inputs)
+        at = batch.positions
+        teacher = batch.columns["distribution.logits"].double().reshape(-1, 2)
         for end, logits in enumerate((output.start_logits, output.end_logits)):
-            own, gold = logits[0, at].double(), int(batch["labels"][end])
+            own, gold = logits[0, at].double(), int(batch.labels[end])
             nats += [float(-own.log_softmax(0)[gold])] if gold >= 0 else []
             agreed.append(float(own.argmax() == teacher[:, end].argmax()))
     assert 0 < len(nats) < len(agreed)

@@ -27,8 +27,7 @@ from student_train import distill
 from student_train.cli import app
 from student_train.recipe.recipe import Recipe
 from student_train.training import log as training_log
-from student_train.training import ranks
-from student_train.training import stage_run as lesson
+from student_train.training import ranks, stage_run
 from student_train.training.trainer import DistillationTrainer
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
@@ -70,7 +69,7 @@ class Recorder(TrainerCallback):
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lesson, "ProgressReport", lambda label, *_: Recorder(tmp_path / f"{label}.jsonl"))
+    monkeypatch.setattr(stage_run, "ProgressReport", lambda label, *_: Recorder(tmp_path / f"{label}.jsonl"))
 
 
 def logs(made: Recipe) -> list[dict[str, float]]:

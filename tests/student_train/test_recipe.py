@@ -7,8 +7,10 @@ import pytest
 from shared.errors import RecipeError
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
-from student_train.losses.logits import GoldLoss, HiddenLoss, KLLoss
-from student_train.recipe.recipe import ColumnNames, Recipe, read_recipe
+from student_train.losses.hidden import HiddenLoss
+from student_train.losses.logits import GoldLoss, KLLoss
+from student_train.recipe.columns import ColumnNames
+from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent
 
 FROM_DUMP = """

@@ -13,7 +13,7 @@ from shared.dump.codecs import Int8Vectors
 from shared.errors import RecipeError
 from student_train.forward.attention import PARTS, Attended
 from student_train.forward.teacher_vectors import TeacherVectors
-from student_train.losses.formulas import relation_formulas as relations
+from student_train.losses import relation_formulas as relations
 from student_train.losses.relation_formulas import default_heads, refuse_misfit, relation_loss, relations_loss
 
 LENGTHS = (5, 1, 9, 5, 0, 2, 9)

@@ -12,12 +12,14 @@ from transformers import AutoModel, BertConfig
 
 from shared.errors import RecipeError
 from student_train import distill
-from student_train.data.batches import Batch, collate
+from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import DumpSource
-from student_train.losses.hidden import RelationLoss
+from student_train.forward.observe import outputs_of, targets_of
+from student_train.losses.relations import RelationLoss
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
-from student_train.training.trainer import DistillationTrainer, heard_about, said_about
+from student_train.training.trainer import DistillationTrainer
 
 NARROW = {"kind": "transformer", "layers": 1, "hidden_size": 24, "heads": 2, "dropout": 0.0}
 SMALL_BERT = {
@@ -63,8 +65,8 @@ def batch_of(source: DumpSource, rows: list[int]) -> Batch:
 
 def loss_of(spec: RelationLoss, model: nn.Module, source: DumpSource, rows: list[int]) -> torch.Tensor:
     batch = batch_of(source, rows)
-    said = said_about(model, batch, source, wants_hidden=False, attention_layers=spec.attention_layers)
-    return total_loss((spec,), said, heard_about(batch, source), nn.ModuleDict())[0]
+    said = outputs_of(model, batch, source, wants_hidden=False, attention_layers=spec.attention_layers)
+    return total_loss((spec,), said, targets_of(batch, source), nn.ModuleDict())[0]
 
 
 # ---------------------------------------------------------------- the loss of a batch
@@ -85,10 +87,10 @@ def test_the_relation_of_queries_and_keys_is_the_models_own_attention(dump: Path
     itself, other = (AutoModel.from_pretrained(teacher, attn_implementation="eager").eval() for _ in range(2))
     nn.init.normal_(other.encoder.layer[1].attention.self.query.weight, std=0.3)
     batch = batch_of(source, rows)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     p_BHLL, q_BHLL = (model(**inputs, output_attentions=True).attentions[1].double() for model in (itself, other))
     total, tokens = 0.0, 0
-    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+    for row, length in enumerate(batch.attention_mask.sum(1).tolist()):
         p, q = p_BHLL[row, :, :length, :length], q_BHLL[row, :, :length, :length]
         total += (p * (p.log() - q.log())).sum().item()
         tokens += length

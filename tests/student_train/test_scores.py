@@ -19,7 +19,7 @@ from shared.dump.codecs.selection.presets import PRESETS
 from shared.errors import RecipeError, UsageError
 from shared.text.tasks import TASKS
 from student_train import distill
-from student_train.recipe.recipe import ScoredColumns
+from student_train.recipe.columns import ScoredColumns
 from student_train.scoring import evaluate
 from tests.student_train.runs import KL, TRANSFORMER, recipe
 

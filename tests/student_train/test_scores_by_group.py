@@ -17,8 +17,10 @@ from shared.text.corpus import Corpus
 from shared.text.formats import Columns
 from student_train import distill
 from student_train.cli import app
-from student_train.recipe.recipe import Recipe, ScoredColumns
-from student_train.scoring.evaluate import Report, evaluate
+from student_train.recipe.columns import ScoredColumns
+from student_train.recipe.recipe import Recipe
+from student_train.scoring.evaluate import evaluate
+from student_train.scoring.report import Report
 
 LANGUAGES = ("de", "en", "fi")
 TAGS = ("O", "B-X", "I-X")

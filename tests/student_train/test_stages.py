@@ -22,9 +22,9 @@ from student_train.data.sources import DumpSource, Source
 from student_train.data.subsets import Split, is_held_out
 from student_train.recipe.recipe import Recipe
 from student_train.students import build_student
-from student_train.students.unfreezing import gradual, groups_of, thawed
+from student_train.students.unfreezing import gradual, groups_of, unfrozen
 from student_train.training import journal
-from student_train.training.plan import lessons_of
+from student_train.training.plan import training_plan
 from student_train.training.stages import stages_of
 from student_train.training.trainer import DistillationTrainer
 from student_train.training.validation import Validation
@@ -149,7 +149,7 @@ def test_a_contradiction_in_a_recipe_is_refused(stages: Any, sections: Any, mess
         recipe(Path("out"), Path("dump"), *stages, **sections)
 
 
-# ---------------------------------------------------------------- thawing
+# ---------------------------------------------------------------- unfreezing
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_contradiction_in_a_recipe_is_refused(stages: Any, sections: Any, mess
     ],
     ids=["bert", "bilstm", "distilbert", "llama", "tied llama"],
 )
-def test_groups_are_thawed_from_the_top(task: str, spec: dict[str, Any], head: set[str], dump: Path) -> None:
+def test_groups_are_unfrozen_from_the_top(task: str, spec: dict[str, Any], head: set[str], dump: Path) -> None:
     student = student_of(DumpSource(dump), spec, task)
     names = {id(value): name for name, value in student.named_parameters()}
     groups = [{names[id(value)] for value in group} for group in groups_of(student)]
@@ -177,18 +177,18 @@ def test_groups_are_thawed_from_the_top(task: str, spec: dict[str, Any], head: s
     assert {names[id(value)] for value in student.get_input_embeddings().parameters()} <= groups[0]
     for count, trainable in enumerate(gradual(student, freeze_embeddings=False)):
         before = {name: value.requires_grad for name, value in student.named_parameters()}
-        with thawed(student, trainable, freeze_embeddings=False):
+        with unfrozen(student, trainable, freeze_embeddings=False):
             now = {name for name, value in student.named_parameters() if value.requires_grad}
         expected = set().union(*groups[len(groups) - 1 - count :])
         assert now == {name for name in expected if before[name]}
         assert before == {name: value.requires_grad for name, value in student.named_parameters()}
 
 
-def test_frozen_embeddings_are_never_thawed(dump: Path) -> None:
-    """The last step of a BiLSTM would thaw the embeddings alone, and so there is none."""
+def test_frozen_embeddings_are_never_unfrozen(dump: Path) -> None:
+    """The last step of a BiLSTM would unfreeze the embeddings alone, and so there is none."""
     student = student_of(DumpSource(dump), BILSTM)
     assert gradual(student, freeze_embeddings=True) == ["head", 1]
-    with thawed(student, "all", freeze_embeddings=True):
+    with unfrozen(student, "all", freeze_embeddings=True):
         assert not student.get_input_embeddings().weight.requires_grad
         assert student.classifier.weight.requires_grad
 
@@ -248,8 +248,8 @@ def test_a_dump_tells_labelled_rows_from_its_smallest_columns(task: str, make_du
 
 def test_stages_train_what_they_say_and_leave_no_projection(dump: Path, tmp_path: Path) -> None:
     before = student_of(DumpSource(dump), BILSTM).state_dict()
-    thawed_only = {**LOGITS, "trainable": "head"}
-    made = recipe(tmp_path / "a", dump, thawed_only, {**REPRESENTATION, "max_steps": 2}, {**GOLD, "epochs": 1})
+    head_only = {**LOGITS, "trainable": "head"}
+    made = recipe(tmp_path / "a", dump, head_only, {**REPRESENTATION, "max_steps": 2}, {**GOLD, "epochs": 1})
     torch.manual_seed(99)
     result = distill.run(made, resume=False)
     told = results(made)
@@ -264,7 +264,7 @@ def test_stages_train_what_they_say_and_leave_no_projection(dump: Path, tmp_path
     assert all(stage["seconds"] > 0 and stage["cpu_seconds"] > 0 for stage in told)
     after = weights(made.output)
     assert after.keys() == before.keys()
-    only_head = recipe(tmp_path / "b", dump, thawed_only)
+    only_head = recipe(tmp_path / "b", dump, head_only)
     distill.run(only_head, resume=False)
     trained = weights(only_head.output)
     changed = {name for name in trained if not torch.equal(trained[name], weights_at_start(dump, tmp_path)[name])}
@@ -299,19 +299,19 @@ def test_a_score_is_that_of_all_held_out_rows_at_once(dump: Path) -> None:
     ]
     student = student_of(source, {**TRANSFORMER, "dropout": 0.0}).train()
     student.distillation_projections = torch.nn.ModuleDict()
-    lessons = lessons_of(recipe(Path("out"), dump, *stages, validation=validation), source, student)
-    found = [lesson.validation.score(student) for lesson in lessons if lesson.validation]
+    planned = training_plan(recipe(Path("out"), dump, *stages, validation=validation), source, student)
+    found = [each.validation.score(student) for each in planned if each.validation]
     assert student.training
     student.eval()
     held_out = Split(source, 0.5, 0).held_out("all")
     errors, nats, agreed, right = [], [], [], []
     for batch in in_order(held_out, source.columns_of(["distribution"]), 1):
         with torch.no_grad():
-            logits = student(batch["input_ids"], batch["attention_mask"]).logits[0].double()
-        teacher = source.distribution.decode(batch["columns"]).logits_NV[0].double()  # type: ignore[union-attr]
+            logits = student(batch.input_ids, batch.attention_mask).logits[0].double()
+        teacher = source.distribution.decode(batch.columns).logits_NV[0].double()  # type: ignore[union-attr]
         errors.append(float((logits - teacher).square().mean()))
         agreed.append(float(logits.argmax() == teacher.argmax()))
-        if (label := int(batch["labels"][0])) != -100:
+        if (label := int(batch.labels[0])) != -100:
             nats.append(float(-logits.log_softmax(-1)[label]))
             right.append(float(logits.argmax() == label))
     assert 0 < len(nats) < len(errors)

@@ -22,11 +22,11 @@ from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.data.batches import TrainingBatches
 from student_train.data.sources import DumpSource
-from student_train.losses.base import Said
+from student_train.forward.outputs import Outputs
 from student_train.recipe.recipe import Recipe
 from student_train.scoring import evaluate
 from student_train.training import log as training_log
-from student_train.training import stage_run as lesson
+from student_train.training import stage_run
 from student_train.training.log import LOOK_POSITIONS, Account, line, look
 
 KL = {"kind": "kl"}
@@ -63,7 +63,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str
     def run(made: Recipe) -> list[dict[str, float]]:
         tracker = Tracker()
         with monkeypatch.context() as patch:
-            patch.setattr(lesson, "ProgressReport", lambda *_: tracker)
+            patch.setattr(stage_run, "ProgressReport", lambda *_: tracker)
             distill.run(made, resume=False)
         return [seen for seen in tracker.seen if "loss" in seen]
 
@@ -97,7 +97,7 @@ def test_a_look_sums_agreement_and_masses_over_positions() -> None:
         agreed += int(q.argmax()) == best[0]
         kept += sum(float(p[token]) for token in best)
         student_tail += 1 - sum(float(q[token]) for token in best)
-    sums = {name: float(value) for name, value in look(Said(student_NV, ()), targets).items()}
+    sums = {name: float(value) for name, value in look(Outputs(student_NV, ()), targets).items()}
     assert 20 <= agreed < 40
     assert sums == pytest.approx(
         {
@@ -113,9 +113,9 @@ def test_a_look_sums_agreement_and_masses_over_positions() -> None:
 
 def test_nothing_is_outside_of_whole_distributions() -> None:
     logits_NV = torch.eye(5)
-    sums = look(Said(logits_NV, ()), DenseTargets(logits_NV.roll(1, 0)))
+    sums = look(Outputs(logits_NV, ()), DenseTargets(logits_NV.roll(1, 0)))
     assert {name: float(value) for name, value in sums.items()} == {"positions": 5, "agreement": 0}
-    assert float(look(Said(logits_NV, ()), DenseTargets(logits_NV))["agreement"]) == 5
+    assert float(look(Outputs(logits_NV, ()), DenseTargets(logits_NV))["agreement"]) == 5
 
 
 @pytest.mark.parametrize("positions", [0, 1, 64, 65, 1000])
@@ -125,7 +125,7 @@ def test_a_look_goes_to_a_few_positions_all_over_the_batch(positions: int) -> No
     teacher_NV[:, 1] = 1.0
     student_NV = teacher_NV.clone()
     student_NV[: positions // 2, 2] = 2.0
-    sums = look(Said(student_NV, ()), DenseTargets(teacher_NV))
+    sums = look(Outputs(student_NV, ()), DenseTargets(teacher_NV))
     looked_at, agreed = float(sums["positions"]), float(sums["agreement"])
     assert min(positions, LOOK_POSITIONS // 2) <= looked_at <= LOOK_POSITIONS
     assert agreed == pytest.approx(looked_at / 2, abs=1)
@@ -134,7 +134,7 @@ def test_a_look_goes_to_a_few_positions_all_over_the_batch(positions: int) -> No
 def test_a_head_of_another_width_than_the_teachers_is_looked_at_like_any() -> None:
     teacher_NV = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
     teacher_NV[:, 8:] = -100.0
-    sums = look(Said(torch.zeros(6, 8), ()), sparse_targets(teacher_NV))
+    sums = look(Outputs(torch.zeros(6, 8), ()), sparse_targets(teacher_NV))
     assert float(sums["student_tail"]) == pytest.approx(5 * 5 / 8 + 6 / 8)
 
 
@@ -219,7 +219,7 @@ def test_waiting_for_batches_is_the_loaders_share(
     clock = [0.0]
     for module in ("trainer", "training_log"):
         monkeypatch.setattr(f"student_train.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    batches, losses = TrainingBatches.__iter__, lesson.DistillationTrainer.compute_loss
+    batches, losses = TrainingBatches.__iter__, stage_run.DistillationTrainer.compute_loss
 
     def slow_batches(self: TrainingBatches) -> Iterator[Any]:
         for batch in batches(self):
@@ -231,7 +231,7 @@ def test_waiting_for_batches_is_the_loaders_share(
         return losses(*arguments, **options)
 
     monkeypatch.setattr(TrainingBatches, "__iter__", slow_batches)
-    monkeypatch.setattr(lesson.DistillationTrainer, "compute_loss", slow_loss)
+    monkeypatch.setattr(stage_run.DistillationTrainer, "compute_loss", slow_loss)
     made = recipe(tmp_path / "a", dumps[TASK], KL, gradient_accumulation=2, batch_size=60)
     source = DumpSource(dumps[TASK])
     tokens = sum(len(source.load(group, []).input_ids) for group in range(len(source.group_rows)))

@@ -1,0 +1,63 @@
+"""One batch through a student, of which what losses and measures compare is kept.
+
+Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from student_train.data.batch import Batch
+from student_train.data.sources import Source
+from student_train.data.spans import over_positions, span_logits, targets_over_positions
+from student_train.forward.attention import capture
+from student_train.forward.head import StudentHead
+from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.forward.teacher_vectors import TeacherVectors
+
+
+def outputs_of(
+    model: nn.Module,
+    batch: Batch,
+    source: Source,
+    wants_hidden: bool,
+    head: StudentHead | None = None,
+    attention_layers: Collection[int] = (),
+) -> Outputs:
+    """A student's outputs over a batch: logits at the recorded positions, and at all tokens hidden states and what
+    attention works with in some layers.
+
+    With its `head` (of a vocabulary) the logits come in slices."""
+    inputs: dict[str, Any] = {**batch.inputs, "output_hidden_states": wants_hidden, "return_dict": True}
+    logits = sliced = None
+    with capture(model, attention_layers) as captured:
+        if head is not None:
+            output, sliced = head.run(model, inputs, batch.positions)
+        else:
+            output = model(**inputs)
+            logits = span_logits(output) if source.recorded == "spans" else getattr(output, "logits", None)
+    if logits is not None and source.recorded != "row":
+        logits = logits.flatten(0, 1)[batch.positions]
+    if logits is not None and batch.places is not None:
+        logits = over_positions(logits, batch.places)
+    is_token_BL = batch.is_token_BL
+    hidden_TD = tuple(layer[is_token_BL] for layer in output.hidden_states) if wants_hidden else ()
+    attended = {layer: found.at_tokens(is_token_BL) for layer, found in captured.items()}
+    lengths = tuple(is_token_BL.sum(dim=1).tolist()) if wants_hidden else ()
+    return Outputs(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
+
+
+def targets_of(batch: Batch, source: Source) -> BatchTargets:
+    """The teacher's distributions, decoded on the batch's device, its vectors, still encoded, and the gold labels."""
+    columns, codec = batch.columns, source.distribution
+    has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
+    distributions = codec.decode(columns) if codec is not None and has_distribution else None
+    if distributions is not None and batch.places is not None:
+        distributions = targets_over_positions(distributions, batch.places)
+    vectors = {
+        name: TeacherVectors(codec, columns)
+        for name, codec in source.vectors.items()
+        if codec.columns[0].name in columns
+    }
+    return BatchTargets(distributions, vectors, batch.labels, is_ragged=batch.places is not None)

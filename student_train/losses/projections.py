@@ -1,0 +1,25 @@
+"""What is trained along with a student for the sake of its losses, and dropped afterwards."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from student_train.data.sources import Source
+from student_train.losses.base import Loss
+
+# Under which name a student holds them while it trains.
+PROJECTIONS = "distillation_projections"
+
+
+def make_projections(losses: Sequence[Loss], source: Source, student: nn.Module) -> nn.ModuleDict:
+    """The projections of all losses that have some, by the loss's number.
+
+    Raises:
+        RecipeError: for a layer that the student does not have.
+    """
+    projections = nn.ModuleDict()
+    for index, spec in enumerate(losses):
+        made = spec.make_projection(source, student, f"loss.{index}")
+        if made is not None:
+            projections[str(index)] = made
+    return projections

@@ -1,0 +1,118 @@
+"""The loss on attention relations: how alike tokens are in queries, keys and values, or attention itself.
+
+It compares one layer of the student's with one of the teacher's, or the `last` k layers with the last k that the dump
+has, lowest with lowest: the sum over them.
+"""
+
+from collections.abc import Collection
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from shared.errors import RecipeError
+from student_train.data.batch import Batch
+from student_train.data.sources import Source
+from student_train.forward.attention import PARTS, Captured, captured_on_probe
+from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.losses.base import Loss, stored_layers
+from student_train.losses.relation_formulas import Metric, Pair, parts_of, refuse_misfit, relations_loss
+
+
+class RelationLoss(Loss):
+    """Attention relations of a student's layer against those of a teacher's (MiniLMv2): summed over the pairs.
+
+    "queries", "keys" and "values" are each related to themselves; "attention" relates queries to keys (MiniLM), which
+    is the models' own attention where relation heads are the heads of both. `own_heads` says that they shall be, and
+    refuses models whose numbers of heads differ.
+
+    `last = k` with pairs = ["attention"], own_heads = true and metric = "mse" is the attention loss of Mukherjee et al.
+    2021, "XtremeDistilTransformers" (arXiv 2106.04563).
+    """
+
+    kind: Literal["relations"] = "relations"
+    teacher_layer: int | None = Field(default=None, ge=1, description="by default the topmost that the dump has")
+    student_layer: int | None = Field(default=None, description="by default the topmost")
+    last: int | None = Field(default=None, ge=1)
+    relation_heads: int | None = Field(default=None, ge=1, description="by default 12, or fewer where 12 do not divide")
+    own_heads: bool = False
+    pairs: tuple[Pair, ...] = Field(default=("queries", "keys", "values"), min_length=1)
+    metric: Metric = "kl"
+
+    @model_validator(mode="after")
+    def _keys_that_agree(self) -> Self:
+        if self.last is not None and (self.teacher_layer is not None or self.student_layer is not None):
+            raise ValueError("give either teacher_layer and student_layer, or last (the number of layers)")
+        if self.own_heads and self.relation_heads is not None:
+            raise ValueError(f"own_heads leaves nothing to choose; leave relation_heads = {self.relation_heads} out")
+        return self
+
+    @property
+    def signal(self) -> None:
+        return None
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        if self.last is not None:
+            return tuple(range(-self.last, 0))
+        return (-1 if self.student_layer is None else self.student_layer,)
+
+    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+        layers = self._teacher_layers(available)
+        return tuple(f"{part}.{layer}" for layer in layers for part in parts_of(self.pairs))
+
+    def check(self, source: Source) -> None:
+        layers = self._teacher_layers(source.signals)
+        if self.last is not None and layers and len(layers) < self.last:
+            raise RecipeError(
+                f"the loss 'relations' with last = {self.last} needs those of {self.last} of the teacher's layers, and "
+                f"{source.name} has those of {len(layers)} ({', '.join(map(str, layers))}); dump again with more of "
+                "them (--relations all, or their numbers), or ask for fewer."
+            )
+        wanted = self.signals(source.signals) or tuple(f"{part}.N" for part in parts_of(self.pairs))
+        missing = [name for name in wanted if name not in source.signals]
+        if missing:
+            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
+            raise RecipeError(
+                f"the loss 'relations' needs {', '.join(missing)}, which {source.name} lacks; it has {have}. Dump "
+                "again with --relations, name the teacher_layer that is there, or leave the loss out."
+            )
+
+    def check_student(self, source: Source, student: nn.Module) -> None:
+        for number, layer in zip(self._teacher_layers(source.signals), self.attention_layers, strict=True):
+            captured = captured_on_probe(student, layer)
+            heads = self._checked_own_heads(source, captured) if self.own_heads else self.relation_heads
+            teacher_widths = {part: source.widths[f"{part}.{number}"] for part in parts_of(self.pairs)}
+            refuse_misfit(self.pairs, heads, teacher_widths, captured.widths)
+
+    def count(self, batch: Batch) -> int:
+        return batch.tokens
+
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        total = torch.zeros(())
+        for number, layer in zip(self._teacher_layers(targets.vectors), self.attention_layers, strict=True):
+            student = outputs.attended[layer]
+            teacher = {part: targets.vectors[f"{part}.{number}"] for part in parts_of(self.pairs)}
+            heads = student.heads if self.own_heads else self.relation_heads
+            value = relations_loss(student, teacher, self.pairs, heads, self.metric)
+            total = total.to(value.device) + value
+        return total
+
+    def _teacher_layers(self, available: Collection[str]) -> tuple[int, ...]:
+        if self.teacher_layer is not None:
+            return (self.teacher_layer,)
+        return tuple(stored_layers(available, PARTS)[-(self.last or 1) :])
+
+    def _checked_own_heads(self, source: Source, student: Captured) -> int:
+        if source.attention_heads is None:
+            raise RecipeError(
+                f"the loss 'relations' with own_heads: {source.name} does not say how many heads its teacher has; dump "
+                "again, or give relation_heads."
+            )
+        if source.attention_heads != student.heads:
+            raise RecipeError(
+                f"the loss 'relations' with own_heads: the student has {student.heads} heads and the teacher "
+                f"{source.attention_heads}; give the student as many, or name relation_heads instead."
+            )
+        return student.heads

@@ -1,0 +1,23 @@
+"""The table of losses: what a [[loss]] section of a recipe may be."""
+
+from typing import Annotated
+
+from shared.registry import Registry, tagged
+from student_train.losses.base import Loss
+from student_train.losses.hidden import HiddenLoss
+from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.losses.relations import RelationLoss
+
+LOSSES: Registry[type[Loss]] = Registry(
+    "loss",
+    {
+        "kl": KLLoss,
+        "logits-mse": LogitsMSELoss,
+        "teacher-label": TeacherLabelLoss,
+        "gold": GoldLoss,
+        "hidden": HiddenLoss,
+        "relations": RelationLoss,
+    },
+)
+
+LossSpec = Annotated[Loss, tagged(LOSSES, "kind")]

@@ -1,0 +1,56 @@
+"""Model folders, opened for scoring: the task is what the architecture says."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from shared.errors import RecipeError, UsageError
+from shared.text.tasks import TASKS, Task, task_named
+
+DEFAULT_LENGTH = 512
+# Architectures whose names do not end in their Auto class's.
+_OTHER_NAMES = {"LMHeadModel": "causal-lm"}
+
+
+def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model takes at most, and no more than 512."""
+    # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
+    return min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
+
+
+def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel, Task]:
+    """A model folder as the task's class, in evaluation mode. Raises RecipeError where it holds no such model."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+        task = task_named(task_name or _task_of(config, path))
+        if task.classes is None:
+            raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
+        loader = getattr(transformers, task.auto_class)
+        model, info = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RecipeError(f"{path}: no model can be loaded from there ({reason}).") from None
+    if info["missing_keys"]:
+        raise RecipeError(
+            f"{path}: it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}, which {task.name} needs; "
+            "this checkpoint lacks that head."
+        )
+    return model.eval(), task
+
+
+def label_names_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """A classifier's label names in order."""
+    return tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
+
+
+def _task_of(config: Any, path: Path | str) -> str:
+    architecture = (config.architectures or [""])[0]
+    suffixes = {task.auto_class.removeprefix("AutoModel"): name for name, task in TASKS.items() if task.classes}
+    for suffix, name in {**suffixes, **_OTHER_NAMES}.items():
+        if architecture.endswith(suffix):
+            return name
+    raise RecipeError(f"{path}: its architecture {architecture!r} does not tell the task; name it with --task.")
