@@ -56,13 +56,12 @@ def stream(source: Source, columns: list[str], batch_size: int | None = 7, **opt
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Tensor-equal, bit by bit."""
-    if one.keys() != other.keys() or one["columns"].keys() != other["columns"].keys():
-        return False
-    pairs = [(one[name], other[name]) for name in one if name not in ("columns", "is_spare")]
-    pairs += [(values, other["columns"][name]) for name, values in one["columns"].items()]
-    return one.get("is_spare") == other.get("is_spare") and all(
-        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes() for a, b in pairs
+    """Whether two batches hold the same tensors, codes included."""
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    pairs += [(one.columns[name], other.columns[name]) for name in one.columns]
+    tensors = [pair for pair in pairs if isinstance(pair[0], torch.Tensor)]
+    return one.columns.keys() == other.columns.keys() and all(
+        first.shape == second.shape and torch.equal(first, second) for first, second in tensors
     )
 
 
