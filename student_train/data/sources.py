@@ -21,10 +21,11 @@ from shared.text.corpus import Corpus
 from shared.text.examples import Example
 from shared.text.formats import Columns
 from shared.text.labels import MISSING, names_from_values
+from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.metrics import LostWords
 from shared.text.rows import row_group
 from shared.text.tasks import Task, check_tokenizer, corpus_of, task_named
-from shared.text.tokenized import DEFAULT_STRIDE, Tokenizing
+from shared.text.tokenized import Tokenizing
 
 TEXT_GROUP_ROWS = 1024
 # The column of characters that the positions of questions stand for, int32 [N, 2].

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from shared.errors import UsageError
 from shared.text.columns import ANSWERS
 from shared.text.formats import Columns
+from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import TASKS, Task
-from shared.text.tokenized import DEFAULT_STRIDE
 from student_train.recipe.sections import Section
 
 

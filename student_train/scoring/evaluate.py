@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from shared.errors import LecternError, RecipeError, UsageError
 from shared.text.groups import score_groups
+from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import Task
-from shared.text.tokenized import DEFAULT_STRIDE
 from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.recipe.columns import ScoredColumns
 from student_train.scoring.latency import first_batches, latencies

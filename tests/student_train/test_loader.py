@@ -56,12 +56,17 @@ def stream(source: Source, columns: list[str], batch_size: int | None = 7, **opt
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Whether two batches hold the same tensors, codes included."""
+    """Tensor-equal, bit by bit."""
+    if one.columns.keys() != other.columns.keys() or one.is_spare != other.is_spare:
+        return False
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
-    pairs += [(one.columns[name], other.columns[name]) for name in one.columns]
-    tensors = [pair for pair in pairs if isinstance(pair[0], torch.Tensor)]
-    return one.columns.keys() == other.columns.keys() and all(
-        first.shape == second.shape and torch.equal(first, second) for first, second in tensors
+    if any((a is None) != (b is None) for a, b in pairs):
+        return False
+    pairs += [(values, other.columns[name]) for name, values in one.columns.items()]
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        for a, b in pairs
+        if isinstance(a, torch.Tensor)
     )
 
 

@@ -103,7 +103,7 @@ def test_padding_and_the_company_of_other_rows_change_nothing(dump: Path) -> Non
     torch.manual_seed(0)
     model = AutoModel.from_config(BertConfig(**SMALL_BERT)).eval()
     rows = [0, 15, 7, 3]
-    lengths = [int(batch_of(source, [row])["attention_mask"].sum()) for row in rows]
+    lengths = [int(batch_of(source, [row]).attention_mask.sum()) for row in rows]
     assert len(set(lengths)) > 1
     alone = [loss_of(spec, model, source, [row]) for row in rows]
     together = loss_of(spec, model, source, rows)

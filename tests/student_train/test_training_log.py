@@ -217,8 +217,8 @@ def test_waiting_for_batches_is_the_loaders_share(
 ) -> None:
     """On a clock that moves only where batches are made, three seconds for each, and one second in the model."""
     clock = [0.0]
-    for module in ("trainer", "training_log"):
-        monkeypatch.setattr(f"student_train.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in ("trainer", "log"):
+        monkeypatch.setattr(f"student_train.training.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     batches, losses = TrainingBatches.__iter__, stage_run.DistillationTrainer.compute_loss
 
     def slow_batches(self: TrainingBatches) -> Iterator[Any]:
