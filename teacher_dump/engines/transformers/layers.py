@@ -3,7 +3,7 @@
 Hidden states count as in transformers: 0 is what goes into the first layer, n what comes out of the n-th.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-PROBE_TOKENS = 8
+from shared.models.layers import numbered_layers
+from shared.models.probe import probe_inputs
 
 
 class _Enough(Exception):
@@ -22,15 +23,13 @@ class Layers:
     """The layers of a model's trunk.
 
     Attributes:
-        modules: the n-th layer is modules[n - 1]; empty where they cannot be told from the model's other parts.
+        modules: the n-th layer is modules[n - 1]; empty where there is none for each of them (`numbered_layers`).
         stops: whether running to a layer and no further gives what the whole model gives there, decided on a probe.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.count: int = model.config.get_text_config().num_hidden_layers
-        lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-        self.modules: Sequence[nn.Module] = next((tuple(each) for each in lists if len(each) == self.count), ())
+        self.modules = numbered_layers(model)
         self.stops = bool(self.modules) and self._same_as_whole()
 
     def run(self, arguments: dict[str, Any], wanted: Collection[int]) -> dict[int, Tensor]:
@@ -64,15 +63,13 @@ class Layers:
 
     @torch.inference_mode()
     def _same_as_whole(self) -> bool:
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids_BL = torch.arange(PROBE_TOKENS, device=self.model.device).remainder(vocabulary)[None]
-        arguments = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL), "return_dict": True}
+        inputs = probe_inputs(self.model)
+        wanted = range(len(self.modules))
         try:
-            whole = self.model(**arguments, output_hidden_states=True).hidden_states
-            wanted = range(self.count)
-            found = self.run(arguments, wanted)
+            whole = self.model(**inputs, output_hidden_states=True).hidden_states
+            found = self.run(inputs, wanted)
         except Exception:  # a model that goes its own ways is run whole
             return False
-        return len(whole) == self.count + 1 and all(
+        return len(whole) == len(self.modules) + 1 and all(
             torch.equal(found[layer].nan_to_num(), whole[layer].nan_to_num()) for layer in wanted
         )
