@@ -1,9 +1,11 @@
-"""A progress bar on a terminal, a plain line every now and then elsewhere (log files, CI)."""
+"""A progress bar on a terminal or in a notebook, a plain line every now and then elsewhere (log files, CI)."""
 
 import sys
 import time
+import warnings
+from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmExperimentalWarning, tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -20,8 +22,10 @@ class Progress:
         self.label, self.unit, self.total, self.done = label, unit, total, 0
         self._start = self._last_line = time.monotonic()
         self._bar = (
-            tqdm(desc=label, unit=f" {unit}", total=total, unit_scale=total > 9999, dynamic_ncols=True, smoothing=0.05)
-            if bar and sys.stderr.isatty()
+            _bar_class()(
+                desc=label, unit=f" {unit}", total=total, unit_scale=total > 9999, dynamic_ncols=True, smoothing=0.05
+            )
+            if bar and (sys.stderr.isatty() or in_notebook())
             else None
         )
 
@@ -71,6 +75,23 @@ class Progress:
         if self._bar is not None:
             self._bar.total = self.total
             self._bar.refresh()
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel, whose output shows bars though it is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _bar_class() -> Any:
+    """In a notebook the bar is a widget where ipywidgets is installed, and text where it is not."""
+    if not in_notebook():
+        return tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmExperimentalWarning)
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.autonotebook import tqdm as notebook_bar
+    return notebook_bar
 
 
 def human_seconds(seconds: float) -> str:

@@ -75,12 +75,21 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
         raise RecipeError(f"{path}: this is a folder; name the recipe in it, a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
+    return _checked(content, overrides, f"{path}: ")
+
+
+def overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """The recipe with `key=value` overrides. Raises RecipeError for an invalid key or value."""
+    return _checked(recipe.model_dump(mode="json", exclude_unset=True), overrides, "") if overrides else recipe
+
+
+def _checked(content: dict[str, Any], overrides: list[str], where: str) -> Recipe:
     for override in overrides:
         _override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {'; '.join(_sentence(problem) for problem in error.errors())}.") from None
+        raise RecipeError(f"{where}{'; '.join(_sentence(problem) for problem in error.errors())}.") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
