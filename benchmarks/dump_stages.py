@@ -18,8 +18,8 @@ from dump_cases import CASES, QUICK, TOP_K, into, plan_of
 
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import shard_path, write_shard
-from shared.dump.storage import sha256_of
 from shared.memory import keep_freed_memory
+from shared.storage import sha256_of
 from teacher_dump.engines.transformers.forward import Wanted, run
 from teacher_dump.extract import Columns, Encoded, distributions
 from teacher_dump.folder import begin_folder, make_folder

@@ -65,8 +65,12 @@ def evaluate_model(
     data: Annotated[list[str], typer.Option(help="Held-out file with gold labels. Repeat it for more.")],
     *,
     dump: Annotated[
-        Path | None,
-        typer.Option(help="A dump of held-out rows, for the agreement with its teacher.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="A dump of held-out rows, a folder or a URL, for the agreement with its teacher.",
+            show_default=False,
+        ),
     ] = None,
     task: TaskOption = None,
     names: ScoredColumns,
@@ -85,7 +89,7 @@ def evaluate_model(
     """Score a model folder: the task's metrics, agreement with a dumped teacher, parameters, latency."""
     from json import dumps
 
-    from shared.dump.storage import write_text_atomically
+    from shared.storage.files import write_text_atomically
     from student_train.recipe import columns as sections
     from student_train.scoring.evaluate import evaluate
 

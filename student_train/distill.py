@@ -11,8 +11,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
-from shared.dump.storage import only_one, write_text_atomically
 from shared.errors import LecternError, RecipeError
+from shared.storage.files import only_one, write_text_atomically
 from shared.text.tasks import corpus_of, task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer

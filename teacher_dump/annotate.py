@@ -22,7 +22,7 @@ from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.batches import Batch
 from teacher_dump.calibrate import as_begun, calibrate
-from teacher_dump.claims import Claims
+from teacher_dump.claims import Claims, Shares, claims_in
 from teacher_dump.engines.transformers.teacher import load_teacher, read_blueprint
 from teacher_dump.extract import Columns, Encoded
 from teacher_dump.folder import begin_folder, check_folder, make_folder, refuse_another, remove_leftovers
@@ -61,7 +61,7 @@ def prepare(request: Request) -> Plan:
     """Everything that can go wrong before the first forward pass goes wrong here: folder, corpus, teacher, options."""
     task = task_named(request.task)
     positions = task.check_positions(request.positions)
-    check_folder(request.out)
+    check_folder(request.folder)
     blueprint = read_blueprint(request, task)
     how = tokenizing(request, blueprint, positions)
     corpus = corpus_of(request, task, how)
@@ -80,7 +80,7 @@ def prepare(request: Request) -> Plan:
 
 def _fitted(plan: Plan) -> Manifest:
     """The plan's manifest with its signals fitted to a sample, or as the dump that is there already was begun."""
-    out, draft = plan.request.out, plan.manifest
+    out, draft = plan.request.folder, plan.manifest
     if (out / FILE_NAME).exists():
         return as_begun(load_weights(read_manifest(out), out), draft)
     numbers, rows = plan.sampled_rows
@@ -94,10 +94,10 @@ def annotate(plan: Plan) -> Outcome:
         UsageError: when the folder holds another dump, with the list of differences.
         CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
     """
-    out = plan.request.out
+    out = plan.request.folder
     plan = _agreed(plan)  # before anything is written to a folder that may hold another dump
     make_folder(out)
-    with Claims(out) as claims:
+    with claims_in(out) as claims:
         with claims.alone():
             remove_leftovers(out)
             plan = _agreed(plan)
@@ -112,14 +112,14 @@ def annotate(plan: Plan) -> Outcome:
 
 def _agreed(plan: Plan) -> Plan:
     """The plan, fitted as the dump was begun: perhaps by another process since this one looked at its sample."""
-    out = plan.request.out
+    out = plan.request.folder
     if (out / FILE_NAME).exists():
         plan = dataclasses.replace(plan, manifest=_fitted(plan))
         refuse_another(out, plan.manifest)
     return plan
 
 
-def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
+def _annotate_missing(plan: Plan, claims: Claims | Shares) -> Outcome:
     me = worker()
     budget = Budget(plan.request.batch_tokens, plan.teacher)
     sample = plan.sampled_rows[1]
@@ -127,7 +127,7 @@ def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
         budget.fit(plan.teacher, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
     outcome, start = Outcome(plan.manifest.shards), time.monotonic()
     with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
-        while missing := _missing(plan):
+        while missing := claims.mine(_missing(plan)):
             _annotate_claimed(plan, claims, missing, budget, outcome, progress)
             _wait_for_others(plan, claims, progress)
     outcome.seconds = time.monotonic() - start
@@ -135,10 +135,10 @@ def _annotate_missing(plan: Plan, claims: Claims) -> Outcome:
 
 
 def _annotate_claimed(
-    plan: Plan, claims: Claims, missing: list[int], budget: Budget, outcome: Outcome, progress: Progress
+    plan: Plan, claims: Claims | Shares, missing: list[int], budget: Budget, outcome: Outcome, progress: Progress
 ) -> None:
     """One pass over the corpus, through every missing shard that nobody else is at work on."""
-    progress.revise_total(progress.done + _tokens_ahead(plan, missing, -1))
+    progress.revise_total(progress.done + _tokens_ahead(plan, claims, missing, -1))
     mine = _Mine(plan, claims, missing)
     with (
         ahead(_read(plan, mine, budget), DEPTH) as batches,
@@ -152,7 +152,7 @@ def _annotate_claimed(
             outcome.made += 1
             outcome.tokens += shard.tokens
             outcome.full_rows += sum(length >= plan.request.max_length for length in shard.lengths)
-            progress.revise_total(progress.done + _tokens_ahead(plan, missing, shard.index))
+            progress.revise_total(progress.done + _tokens_ahead(plan, claims, missing, shard.index))
         outcome.teacher_seconds += time.monotonic() - begun - batches.starved_seconds - pieces.blocked_seconds
 
 
@@ -192,7 +192,7 @@ def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progres
 
 def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Progress) -> None:
     """Third stage: one shard, committed whole."""
-    out, manifest = plan.request.out, plan.manifest
+    out, manifest = plan.request.folder, plan.manifest
 
     def columns() -> Iterator[tuple[int, Columns]]:
         for piece in pieces:
@@ -212,8 +212,8 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
 class _Mine:
     """The shards that this process takes, of those that are missing; `last` is where it need look no further."""
 
-    def __init__(self, plan: Plan, claims: Claims, missing: list[int]) -> None:
-        self._out, self._claims, self._missing = plan.request.out, claims, set(missing)
+    def __init__(self, plan: Plan, claims: Claims | Shares, missing: list[int]) -> None:
+        self._out, self._claims, self._missing = plan.request.folder, claims, set(missing)
         self.last = max(missing)
 
     def close(self) -> None:
@@ -231,20 +231,20 @@ class _Mine:
 
 
 def _missing(plan: Plan) -> list[int]:
-    return [index for index in range(plan.manifest.shards) if read_receipt(plan.request.out, index) is None]
+    return [index for index in range(plan.manifest.shards) if read_receipt(plan.request.folder, index) is None]
 
 
-def _wait_for_others(plan: Plan, claims: Claims, progress: Progress) -> None:
+def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:
     """Until every shard is there, or one is free because who was at work on it has died."""
     said = False
-    while (missing := _missing(plan)) and not any(claims.is_free(index) for index in missing):
+    while (missing := claims.mine(_missing(plan))) and not any(claims.is_free(index) for index in missing):
         if not said:
             progress.say(f"waiting for other processes, which are at work on {len(missing)} more of the shards")
             said = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _tokens_ahead(plan: Plan, missing: list[int], done: int) -> int:
+def _tokens_ahead(plan: Plan, claims: Claims | Shares, missing: list[int], done: int) -> int:
     """About how many tokens this process will meet after shard `done`, an even share of what is missing."""
     rows = sum(len(plan.manifest.rows_of_shard(index)) for index in missing if index > done)
-    return round(rows * plan.sampled_tokens / len(plan.survey.sample) / worker().count)
+    return round(rows * plan.sampled_tokens / len(plan.survey.sample) / claims.takers)

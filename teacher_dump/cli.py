@@ -59,10 +59,11 @@ def _description(plan: "Plan") -> str:
 
 def _estimate(plan: "Plan", found: "Estimate") -> str:
     """What a sample says of disk and time."""
+    free = "" if found.free_bytes is None else f"of {human_bytes(found.free_bytes)} free"
     lines = [
         ("rows", f"{found.rows:,}", ""),
         ("tokens", f"{found.tokens:,}", ""),
-        ("disk", human_bytes(found.bytes), f"of {human_bytes(found.free_bytes)} free"),
+        ("disk", human_bytes(found.bytes), free),
         ("time", human_seconds(found.seconds), f"at {found.tokens_per_second:,.0f} tokens/s, this process alone"),
         ("teacher", human_seconds(found.teacher_seconds), "for each epoch of a student, if it ran beside it"),
         ("reading", human_seconds(found.reading_seconds), "for each epoch from the dump instead"),
@@ -82,16 +83,21 @@ def _estimate(plan: "Plan", found: "Estimate") -> str:
 
 def _outcome(plan: "Plan", outcome: "Outcome") -> str:
     """What this process has written, and what there is now."""
-    out = plan.request.out
-    if not outcome.made:
+    from shared.dump.shards import read_receipt
+
+    out = plan.request.folder
+    receipts = [read_receipt(out, index) for index in range(outcome.shards)]
+    if None not in receipts and not outcome.made:
         return f"\n{out} is complete already: {outcome.shards} shards, nothing to do."
+    if not outcome.made:
+        return f"\n{out}: nothing is left for this process; others are at work on what is missing."
     cut = ""
     if outcome.full_rows and plan.manifest.corpus.questions is None:  # windows are full where contexts are long
         cut = (
             f"\n{outcome.full_rows:,} rows have the full --max-length of {plan.request.max_length} tokens and may have "
             "been cut.\n"
         )
-    size = sum(path.stat().st_size for path in (out / "shards").glob("*.parquet"))
+    size = sum(receipt.bytes for receipt in receipts if receipt is not None)
     return (
         f"{cut}\n{out}: {outcome.made} of {outcome.shards} shards written, {outcome.tokens:,} tokens in "
         f"{human_seconds(outcome.seconds)} ({outcome.tokens / outcome.seconds:,.0f} tokens/s); "

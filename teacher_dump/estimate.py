@@ -14,6 +14,7 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
+from shared.storage import Folder
 from teacher_dump.engines.transformers.forward import Wanted, run
 from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.extract import distributions, extract
@@ -31,6 +32,7 @@ class Estimate:
         seconds: of the dump, on this device and with this process alone.
         teacher_seconds: of the bare teacher once over the corpus, which is what every epoch of a student would cost
             that had the teacher running beside it.
+        free_bytes: on the disk that the dump would be written to, None where that is not one of this machine.
         reading_seconds: of reading and decoding the dump once, which is what such an epoch costs instead.
     """
 
@@ -42,7 +44,7 @@ class Estimate:
     reading_seconds: float
     tokens_per_second: float
     signal_bytes: dict[str, float]
-    free_bytes: int
+    free_bytes: int | None
     truncated_share: float
     sampled_rows: int
 
@@ -75,7 +77,6 @@ def estimate(plan: Plan) -> Estimate:
     columns = column_sizes([written.metadata])
     content, size = sum(columns.values()), sink.getbuffer().nbytes
     scale = plan.survey.rows / len(rows)
-    existing = next(path for path in (plan.request.out, *plan.request.out.absolute().parents) if path.exists())
     return Estimate(
         rows=plan.survey.rows,
         tokens=round(shard.tokens * scale),
@@ -86,10 +87,17 @@ def estimate(plan: Plan) -> Estimate:
         reading_seconds=_reading_seconds(manifest, written) * scale,
         tokens_per_second=shard.tokens / seconds,
         signal_bytes=_by_signal(manifest, columns, max(1, shard.tokens)),
-        free_bytes=shutil.disk_usage(existing).free,
+        free_bytes=_free_bytes(plan.request.folder),
         truncated_share=sum(length >= plan.how.max_length for length in shard.lengths) / len(rows),
         sampled_rows=len(rows),
     )
+
+
+def _free_bytes(out: Folder) -> int | None:
+    if out.local is None:
+        return None
+    existing = next(path for path in (out.local, *out.local.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _bytes_kept_once(manifest: Manifest) -> int:

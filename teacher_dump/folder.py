@@ -1,35 +1,35 @@
 """The dump's folder before the first shard: is it ours to fill, and is it the same dump?"""
 
 import os
-import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
-from shared.dump.storage import TEMPORARY
+from shared.dump.shards import SHARDS
 from shared.dump.weights import WEIGHTS, save_weights
 from shared.errors import DumpError, UsageError
+from shared.storage import Folder
+from shared.storage.files import TEMPORARY
+from shared.storage.on_disk import save_into
 from teacher_dump.claims import CLAIMS
 
 TOKENIZER = "tokenizer"
-SHARDS = "shards"
 # What a run that was killed before it wrote the manifest may have left.
 _OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY, CLAIMS}
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Folder) -> None:
     """Raises UsageError for a folder that cannot be written or that holds anything but a dump. Writes nothing."""
-    if out.exists() and not out.is_dir():
+    if out.is_file():
         raise UsageError(f"--out {out}: this is a file; name a folder.")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
-    if out.is_dir() and not (out / FILE_NAME).exists():
-        strangers = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
+    if out.local is not None:  # elsewhere only trying would tell
+        _check_writable(out.local)
+    if not (out / FILE_NAME).exists():
+        strangers = [name for name in out.names() if name not in _OURS]
         # Shards without the manifest that they were written under could be anyone's.
-        strangers += sorted(f"{SHARDS}/{path.name}" for path in (out / SHARDS).glob("*"))
+        strangers += [f"{SHARDS}/{name}" for name in (out / SHARDS).names()]
         # Unless another process has begun the dump while we looked.
         if strangers and not (out / FILE_NAME).exists():
             raise UsageError(
@@ -37,15 +37,21 @@ def check_folder(out: Path) -> None:
             )
 
 
-def make_folder(out: Path) -> None:
+def _check_writable(out: Path) -> None:
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
+
+
+def make_folder(out: Folder) -> None:
     """Make the folder. Raises DumpError where that fails."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.make()
     except OSError as error:
         raise _unwritable(out, error) from error
 
 
-def refuse_another(out: Path, manifest: Manifest) -> None:
+def refuse_another(out: Folder, manifest: Manifest) -> None:
     """Raises UsageError when the folder holds another dump than this, with the list of differences."""
     if not (out / FILE_NAME).exists():
         return
@@ -57,39 +63,41 @@ def refuse_another(out: Path, manifest: Manifest) -> None:
         )
 
 
-def remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Folder) -> None:
     """Remove what a killed run was writing for all shards together. For one process at a time. (What it was writing of
     a shard is overwritten by who makes that shard.)"""
-    for leftover in out.glob(f"*{TEMPORARY}"):
-        leftover.unlink()
+    for name in out.names():
+        if name.endswith(TEMPORARY):
+            (out / name).remove()
 
 
-def begin_folder(out: Path, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
+def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write all that the shards need; the manifest last but for the card, so that a folder that has one has it all.
 
     Raises:
         DumpError: when the folder cannot be written.
     """
     try:
-        (out / SHARDS).mkdir(exist_ok=True)
+        (out / SHARDS).make()
         # Fast tokenizers remember how they were last called and would save that: the sample was cut to length.
         tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.save_pretrained(out / TOKENIZER)
+        save_into(out / TOKENIZER, tokenizer.save_pretrained)
         save_weights(manifest, out)
         manifest.write(out)
         write_card(out)
     except Exception as error:  # the tokenizers library reports a full disk as a bare Exception
-        (out / FILE_NAME).unlink(missing_ok=True)
+        (out / FILE_NAME).remove()
         for made in (TOKENIZER, WEIGHTS):
-            shutil.rmtree(out / made, ignore_errors=True)
-        (out / CLAIMS).unlink(missing_ok=True)
+            (out / made).remove_tree()
+        (out / CLAIMS).remove()
         for folder in (out / SHARDS, out):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            # Elsewhere a folder is often no more than the beginning of its files' names.
+            if folder.local is not None and folder.local.is_dir() and not folder.names():
+                folder.local.rmdir()
         raise _unwritable(out, error) from error
 
 
-def _unwritable(out: Path, error: Exception) -> DumpError:
+def _unwritable(out: Folder, error: Exception) -> DumpError:
     return DumpError(
         f"--out {out}: cannot be written ({error}); make room or mend the folder's permissions, then run the same "
         "command again."

@@ -1,13 +1,13 @@
 """What the command line asks for, as one typed value, made of groups of options that belong together."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from annotated_doc import Doc
 from annotated_types import Ge
 
+from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.lengths import Lengths, Positions
 
@@ -31,7 +31,19 @@ class Source:
             "them."
         ),
     ]
-    out: Annotated[Path, Doc("The dump's folder. The same command again finishes what is missing.")]
+    out: Annotated[
+        str,
+        typer.Option(metavar="DIR"),
+        Doc(
+            "Where the dump is kept: a folder, or a URL that fsspec knows (s3://bucket/dump). The same command again "
+            "finishes what is missing."
+        ),
+    ]
+
+    @property
+    def folder(self) -> Folder:
+        """The place that `out` names. Raises UsageError for a URL that cannot be opened here."""
+        return Folder.of(self.out)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 from shared.dump.manifest import read_manifest
 from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import read_receipt
-from shared.dump.storage import write_text_atomically
+from shared.storage import Folder
 
 
-def write_card(folder: Path) -> None:
+def write_card(folder: Folder) -> None:
     """Write the card of the dump in `folder`."""
     manifest = read_manifest(folder)
     receipts = [read_receipt(folder, index) for index in range(manifest.shards)]
@@ -52,4 +52,4 @@ A fixed-size binary is an array of the numbers named, little-endian. In polars:
 `pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`. `shared.Dump(folder).positions()` and
 `.vectors(name)` give everything decoded.
 {explained}"""
-    write_text_atomically(folder / "README.md", text)
+    (folder / "README.md").write_text(text)

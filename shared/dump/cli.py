@@ -15,11 +15,11 @@ app = typer.Typer(
     help="Look into a dump: facts, readable rows, distributions, damage.",
 )
 
-Folder = Annotated[Path, typer.Argument(help="The dump's folder.")]
+DumpFolder = Annotated[str, typer.Argument(metavar="DUMP", help="The dump's folder, or its URL.")]
 
 
 @app.command()
-def info(dump: Folder) -> None:
+def info(dump: DumpFolder) -> None:
     """What the dump is, what it holds, and what each column costs."""
     from shared.dump.dump import Dump
     from shared.dump.inspection import facts
@@ -39,7 +39,7 @@ def info(dump: Folder) -> None:
 
 @app.command()
 def head(
-    dump: Folder,
+    dump: DumpFolder,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
     candidates: Annotated[int, typer.Option("-k", "--candidates", min=1, help="How many candidates a position.")] = 4,
     positions: Annotated[int, typer.Option(min=1, help="How many positions a row.")] = 12,
@@ -54,7 +54,7 @@ def head(
 
 @app.command()
 def stats(
-    dump: Folder,
+    dump: DumpFolder,
     plot: Annotated[Path | None, typer.Option(help="Also draw histograms into this PNG.", show_default=False)] = None,
 ) -> None:
     """Distributions of length, entropy, top-1 probability and kept mass; how often the teacher is right."""
@@ -76,7 +76,7 @@ def stats(
 
 
 @app.command()
-def verify(dump: Folder) -> None:
+def verify(dump: DumpFolder) -> None:
     """Whether every byte is as it was written. Ends with 1, naming the files, where it is not."""
     from shared.dump.dump import Dump
 

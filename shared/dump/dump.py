@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -11,16 +10,21 @@ from torch import Tensor
 
 from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
+from shared.dump.parquet.scan import scan_shards
+from shared.dump.rowgroup import shard_schema
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
 from shared.dump.spans import span_lists
-from shared.dump.storage import sha256_of
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
+from shared.storage import Folder, Place, sha256_of
 
 
 class Dump:
-    """A dump on disk.
+    """A dump, opened for reading.
+
+    Args:
+        path: where it is kept: a path of this machine, or a URL that fsspec knows ("s3://bucket/dump").
 
     Example:
         >>> from shared import Dump
@@ -31,8 +35,8 @@ class Dump:
         DumpError: when the folder holds no dump, a damaged manifest, or one of another format version.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Place) -> None:
+        self.path = Folder.of(path)
         self.manifest: Manifest = load_weights(read_manifest(self.path), self.path)
         self._checked: set[int] = set()
 
@@ -68,12 +72,13 @@ class Dump:
     def scan(self) -> pl.LazyFrame:
         """The raw columns, one row a sequence; within a shard the longest come first.
 
-        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number.
+        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number. Of a dump that is not on this machine a
+        frame fetches the columns that it needs, of all shards; `head(n)` alone stops earlier.
         """
         paths = [shard_path(self.path, index) for index in sorted(self.receipts)]
         if not paths:
             raise DumpError(f"{self.path}: no shard is finished yet.")
-        return pl.scan_parquet(paths, glob=False)
+        return scan_shards(paths, shard_schema(self.manifest))
 
     def positions(self) -> pl.LazyFrame:
         """One row a recorded position.
@@ -215,7 +220,7 @@ class Dump:
     @cached_property
     def token_texts(self) -> list[str]:
         """The text of each token id of the tokenizer; ids beyond it (padding of the head) are absent."""
-        tokenizer = Tokenizer.from_file(str(self.path / "tokenizer" / "tokenizer.json"))
+        tokenizer = Tokenizer.from_buffer((self.path / "tokenizer" / "tokenizer.json").read_bytes())
         pieces = {index: piece for piece, index in tokenizer.get_vocab(with_added_tokens=True).items()}
         texts = []
         for index in range(max(pieces) + 1):

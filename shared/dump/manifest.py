@@ -1,7 +1,6 @@
 """The manifest: what makes a dump self-describing, and what decides whether a command may go on with it."""
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.embeddings import WordEmbeddings
 from shared.dump.signals import Per, Signal
-from shared.dump.storage import write_text_atomically
 from shared.dump.versions import FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
+from shared.storage import Folder
 
 FILE_NAME = "manifest.json"
 
@@ -172,9 +171,9 @@ class Manifest(_Frozen):
         first = index * self.options.shard_rows
         return range(first, min(first + self.options.shard_rows, self.corpus.rows))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder) -> None:
         """Write it into a dump's folder, whole or not at all."""
-        write_text_atomically(folder / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+        (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n")
 
     def differences(self, asked: "Manifest") -> list[str]:
         """One sentence for each thing in which a command that would write `asked` differs from this dump."""
@@ -192,7 +191,7 @@ class Manifest(_Frozen):
         return _flat(content | {"signals": {name: entry | entry["codec"] for name, entry in entries.items()}})
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a dump's folder.
 
     Raises:
@@ -200,7 +199,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text())
         version = content["format_version"]
     except FileNotFoundError:
         raise DumpError(f"{folder}: no dump here (there is no {FILE_NAME}); check the path.") from None

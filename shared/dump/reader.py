@@ -9,8 +9,7 @@ of a shard, all but six changed nothing that is read or were found; these made o
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
+from io import RawIOBase
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema
 from shared.dump.shards import Receipt, open_shard, shard_path
 from shared.dump.unpack import Flat, columns_of, flat_columns, from_columns
 from shared.errors import DumpError
+from shared.storage import Folder
 
 # Files that are open at once: opening one takes some 0.2 ms, and systems allow a process 1,024, often fewer.
 MOST_OPEN = 64
@@ -52,7 +52,7 @@ class GroupReader:
         receipts: those of all shards, by index.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, receipts: dict[int, Receipt]) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, receipts: dict[int, Receipt]) -> None:
         self._folder, self._manifest, self._receipts = folder, manifest, receipts
         self._groups = [
             (shard, within) for shard in sorted(receipts) for within in range(len(receipts[shard].row_groups))
@@ -60,7 +60,7 @@ class GroupReader:
         self._schema = shard_schema(manifest)
         self._columns = columns_of(manifest)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._raw: dict[int, FileIO] = {}
+        self._raw: dict[int, RawIOBase] = {}
         self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
@@ -141,7 +141,7 @@ class GroupReader:
             return self._open[shard]
         if len(self._open) >= MOST_OPEN:
             closing, file = self._open.popitem(last=False)
-            file.close()
+            file.close(force=True)
             self._raw.pop(closing).close()
         try:
             file = open_shard(self._folder, shard)
@@ -152,7 +152,7 @@ class GroupReader:
         if file.num_row_groups != len(self._receipts[shard].row_groups):
             raise self._damaged(shard, "its row groups are not those of its receipt")
         self._open[shard] = file
-        self._raw[shard] = FileIO(shard_path(self._folder, shard))
+        self._raw[shard] = shard_path(self._folder, shard).open()
         return file
 
     def _damaged(self, shard: int, what: str) -> DumpError:

@@ -7,8 +7,7 @@ rows were batched.
 
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema, to_table
 from shared.dump.signals import Per
-from shared.dump.storage import sha256_of, write_atomically, write_text_atomically
 from shared.dump.unpack import from_table
 from shared.errors import DumpError
+from shared.storage import Folder, sha256_of
 
+SHARDS = "shards"
 ROW_GROUP_BYTES = 2 * 2**20
 # More than a row group has, unless a single row is that large.
 MOST_PAGE_BYTES = 2**26
@@ -39,21 +39,21 @@ class Receipt(BaseModel):
     row_groups: tuple[int, ...]
 
 
-def shard_path(folder: Path, index: int) -> Path:
+def shard_path(folder: Folder, index: int) -> Folder:
     """Where shard `index` of a dump lies."""
-    return folder / "shards" / f"{index:05d}.parquet"
+    return folder / SHARDS / f"{index:05d}.parquet"
 
 
-def receipt_path(folder: Path, index: int) -> Path:
+def receipt_path(folder: Folder, index: int) -> Folder:
     """Where its receipt lies."""
-    return folder / "shards" / f"{index:05d}.json"
+    return folder / SHARDS / f"{index:05d}.json"
 
 
-def read_receipt(folder: Path, index: int) -> Receipt | None:
+def read_receipt(folder: Folder, index: int) -> Receipt | None:
     """The receipt of a committed shard, or None where the shard is absent, incomplete or of another size."""
     try:
         receipt = Receipt.model_validate_json(receipt_path(folder, index).read_bytes())
-        return receipt if shard_path(folder, index).stat().st_size == receipt.bytes else None
+        return receipt if shard_path(folder, index).size() == receipt.bytes else None
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -74,19 +74,24 @@ def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequen
     return sizes
 
 
-def write_shard(folder: Path, index: int, manifest: Manifest, groups: Iterator[RowGroup]) -> Receipt:
+def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator[RowGroup]) -> Receipt:
     """Write a shard's row groups as they come, then its receipt. Either the shard is committed or it is absent."""
     facts: dict[str, Any] = {}
     path = shard_path(folder, index)
     # A receipt of a shard that was deleted must not vouch for the new one.
-    receipt_path(folder, index).unlink(missing_ok=True)
-    write_atomically(path, lambda temporary: facts.update(write_groups(temporary, manifest, groups)))
-    receipt = Receipt(**facts, bytes=path.stat().st_size, sha256=sha256_of(path))
-    write_text_atomically(receipt_path(folder, index), receipt.model_dump_json() + "\n")
+    receipt_path(folder, index).remove()
+    path.write(lambda file: facts.update(write_groups(file, manifest, groups)))
+    receipt = Receipt(**facts, bytes=path.size(), sha256=sha256_of(path))
+    write_receipt(folder, index, receipt)
     return receipt
 
 
-def write_groups(sink: Path | BytesIO, manifest: Manifest, groups: Iterator[RowGroup]) -> dict[str, Any]:
+def write_receipt(folder: Folder, index: int, receipt: Receipt) -> None:
+    """Commit a shard that is written."""
+    receipt_path(folder, index).write_text(receipt.model_dump_json() + "\n")
+
+
+def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup]) -> dict[str, Any]:
     """Write row groups as one Parquet file; returns the receipt's rows, tokens, positions and row_groups."""
     schema = shard_schema(manifest)
     rows = tokens = positions = 0
@@ -110,11 +115,11 @@ def weigh(manifest: Manifest, groups: Iterator[RowGroup]) -> tuple[dict[str, Any
     return facts, column_sizes([pq.ParquetFile(sink).metadata]), sink.getbuffer().nbytes
 
 
-def open_shard(folder: Path, index: int) -> pq.ParquetFile:
+def open_shard(folder: Folder, index: int) -> pq.ParquetFile:
     """A shard for reading, with page checksums verified. Raises DumpError for a file that is no Parquet (cut short)."""
     path = shard_path(folder, index)
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return pq.ParquetFile(path.local or path.open(), page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DumpError(f"{path}: damaged shard ({error}); delete it and run the same dump command again.") from None
 

@@ -1,7 +1,6 @@
 """Whether every byte of a dump is still as it was written."""
 
 import hashlib
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,29 +8,29 @@ from tokenizers import Tokenizer
 
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import shard_schema
-from shared.dump.shards import open_shard, read_receipt, receipt_path, shard_path
-from shared.dump.storage import sha256_of
+from shared.dump.shards import SHARDS, open_shard, read_receipt, receipt_path, shard_path
 from shared.dump.weights import load_embeddings
 from shared.errors import DumpError
+from shared.storage import Folder, sha256_of
 
 
-def verify(folder: Path, manifest: Manifest) -> list[str]:
+def verify(folder: Folder, manifest: Manifest) -> list[str]:
     """One sentence for each damage, each naming its file; an empty list when there is none."""
     damages = _verify_tokenizer(folder, manifest) + _verify_embeddings(folder, manifest)
     damages += [problem for index in range(manifest.shards) for problem in _verify_shard(folder, manifest, index)]
     expected = {
         path for index in range(manifest.shards) for path in (shard_path(folder, index), receipt_path(folder, index))
     }
-    strangers = sorted(path for path in (folder / "shards").glob("*") if path not in expected)
-    return damages + [f"{path}: does not belong to this dump" for path in strangers]
+    found = (folder / SHARDS / name for name in (folder / SHARDS).names())
+    return damages + [f"{path}: does not belong to this dump" for path in found if path not in expected]
 
 
-def _verify_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
+def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
     path = folder / "tokenizer" / "tokenizer.json"
     if not path.exists():
         return [f"{path}: missing"]
     try:
-        content = Tokenizer.from_file(str(path)).to_str()
+        content = Tokenizer.from_buffer(path.read_bytes()).to_str()
     except Exception as error:  # tokenizers raises nothing more special
         return [f"{path}: cannot be read ({error})"]
     if hashlib.sha256(content.encode()).hexdigest() != manifest.tokenizer.fingerprint:
@@ -46,7 +45,7 @@ def _verify_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_embeddings(folder: Path, manifest: Manifest) -> list[str]:
+def _verify_embeddings(folder: Folder, manifest: Manifest) -> list[str]:
     """The constants of signals were verified when the dump was opened; these are read only where they are needed."""
     try:
         if manifest.embeddings is not None:
@@ -56,7 +55,7 @@ def _verify_embeddings(folder: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_shard(folder: Path, manifest: Manifest, index: int) -> list[str]:
+def _verify_shard(folder: Folder, manifest: Manifest, index: int) -> list[str]:
     path, receipt_file = shard_path(folder, index), receipt_path(folder, index)
     if not path.exists():
         return [f"{path}: missing"]
@@ -64,7 +63,7 @@ def _verify_shard(folder: Path, manifest: Manifest, index: int) -> list[str]:
         return [f"{path}: never finished (it has no receipt)"]
     receipt = read_receipt(folder, index)
     if receipt is None:
-        return [f"{path}: {path.stat().st_size} bytes long, which is not what its receipt says (or that is damaged)"]
+        return [f"{path}: {path.size()} bytes long, which is not what its receipt says (or that is damaged)"]
     if sha256_of(path) != receipt.sha256:
         return [f"{path}: checksum differs, so at least one byte has changed"]
     try:
@@ -75,7 +74,7 @@ def _verify_shard(folder: Path, manifest: Manifest, index: int) -> list[str]:
         return [f"{path}: cannot be read ({error})"]
 
 
-def _verify_content(path: Path, shard: pq.ParquetFile, manifest: Manifest, index: int) -> list[str]:
+def _verify_content(path: Folder, shard: pq.ParquetFile, manifest: Manifest, index: int) -> list[str]:
     """Whether bytes that are as they were written are also this dump's: the columns, and the shard's own rows."""
     if shard.schema_arrow.names != shard_schema(manifest).names:
         return [f"{path}: columns {shard.schema_arrow.names} are not those of the manifest"]

@@ -4,37 +4,36 @@ These are the constants that codecs need, which come with the manifest, and the 
 read when they are asked for: few students begin from them.
 """
 
-from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from shared.dump.codecs.base import Codec
 from shared.dump.embeddings import NAME as EMBEDDINGS
 from shared.dump.embeddings import WordEmbeddings
 from shared.dump.manifest import Manifest
-from shared.dump.storage import write_bytes_atomically
 from shared.errors import DumpError
+from shared.storage import Folder
 
 WEIGHTS = "weights"
 
 Owner = TypeVar("Owner", Codec, WordEmbeddings)
 
 
-def save_weights(manifest: Manifest, folder: Path) -> None:
+def save_weights(manifest: Manifest, folder: Folder) -> None:
     """Write the constants of every signal that has some, and the word embeddings, into a dump's folder."""
     codecs = (signal.codec for signal in manifest.signals)
     for owner in (*codecs, *([manifest.embeddings] if manifest.embeddings else [])):
         if owner.constants_file is not None:
-            (folder / WEIGHTS).mkdir(exist_ok=True)
+            (folder / WEIGHTS).make()
             # `save_file` would make a file that only its owner may read.
             content = save({name: values.contiguous() for name, values in owner.constants().items()})
-            write_bytes_atomically(folder / WEIGHTS / owner.constants_file, content)
+            (folder / WEIGHTS / owner.constants_file).write_bytes(content)
 
 
-def load_weights(manifest: Manifest, folder: Path) -> Manifest:
+def load_weights(manifest: Manifest, folder: Folder) -> Manifest:
     """The manifest with the constants of its signals in place.
 
     Raises:
@@ -44,7 +43,7 @@ def load_weights(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update={"signals": signals})
 
 
-def load_embeddings(manifest: Manifest, folder: Path) -> Tensor:
+def load_embeddings(manifest: Manifest, folder: Folder) -> Tensor:
     """The teacher's word embeddings [V, D], float16.
 
     Raises:
@@ -57,12 +56,14 @@ def load_embeddings(manifest: Manifest, folder: Path) -> Tensor:
     return _load(manifest.embeddings, folder).constants()[EMBEDDINGS]
 
 
-def _load(owner: Owner, folder: Path) -> Owner:
+def _load(owner: Owner, folder: Folder) -> Owner:
     if owner.constants_file is None:
         return owner
     path = folder / WEIGHTS / owner.constants_file
     try:
-        return owner.with_constants(load_file(path))
+        # A file of this machine is mapped, so that its tensors are in memory once.
+        tensors = load(path.read_bytes()) if path.local is None else load_file(path.local)
+        return owner.with_constants(tensors)
     except FileNotFoundError:
         raise DumpError(f"{path}: missing, and {owner.name} needs it; restore it or dump again.") from None
     except (SafetensorError, OSError) as error:

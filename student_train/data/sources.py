@@ -17,6 +17,8 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.dump.signals import Per
 from shared.errors import RecipeError
+from shared.storage import Folder, Place
+from shared.storage.on_disk import on_disk
 from shared.text.corpus import Corpus
 from shared.text.examples import Example
 from shared.text.formats import Columns
@@ -113,16 +115,16 @@ class Source(ABC):
 class DumpSource(Source):
     """A dump's rows. Needs nothing but the dump's folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         dump = Dump(path)
         dump.require_complete()
         manifest = dump.manifest
         self._dump = dump
-        self._reader = GroupReader(path, manifest, dump.receipts)
+        self._reader = GroupReader(dump.path, manifest, dump.receipts)
         super().__init__(
-            name=str(path),
+            name=str(dump.path),
             task=task_named(manifest.task),
-            tokenizer=load_tokenizer(str(path / "tokenizer")),
+            tokenizer=_tokenizer_of(dump.path / "tokenizer"),
             label_names=manifest.label_names,
             vocabulary=manifest.vocabulary,
             max_length=manifest.options.max_length,
@@ -220,16 +222,22 @@ class TextSource(Source):
         return GroupSizes(np.asarray(self.group_rows), tokens, 4 * tokens + 8 * positions)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by folder or hub id. Raises RecipeError where there is none."""
+def _tokenizer_of(folder: Folder) -> PreTrainedTokenizerBase:
+    with on_disk(folder) as path:
+        return load_tokenizer(str(path), str(folder))
+
+
+def load_tokenizer(path: str, name: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or hub id, in messages by another `name`. Raises RecipeError where there is none."""
+    name = name or path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{path}: no tokenizer can be loaded from there ({reason}).") from None
+        raise RecipeError(f"{name}: no tokenizer can be loaded from there ({reason}).") from None
     # From a model without a tokenizer beside it, transformers makes one that knows its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise RecipeError(f"{path}: there is no tokenizer beside this model; save one there, or name another.")
+        raise RecipeError(f"{name}: there is no tokenizer beside this model; save one there, or name another.")
     return tokenizer
 
 

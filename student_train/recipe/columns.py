@@ -1,12 +1,12 @@
 """A recipe's sections about files: which they are, and which of their columns hold what."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from shared.errors import UsageError
+from shared.storage import Folder
 from shared.text.columns import ANSWERS
 from shared.text.formats import Columns
 from shared.text.lengths import DEFAULT_STRIDE
@@ -96,4 +96,4 @@ class EvalSection(ScoredColumns):
     data: tuple[str, ...] = Field(min_length=1)
     positions: str | None = None
     stride: int = Field(default=DEFAULT_STRIDE, ge=0)
-    dump: Path | None = None
+    dump: Folder | None = None

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from shared.errors import RecipeError
 from shared.registry import tagged
+from shared.storage import Folder
 from student_train.losses.specs import LossSpec
 from student_train.recipe.columns import DataSection, EvalSection
 from student_train.recipe.sections import Section, StageSection, TrainingSection, ValidationSection
@@ -21,7 +22,7 @@ class Recipe(Section):
     """
 
     output: Path
-    dump: Path | None = None
+    dump: Folder | None = None
     data: DataSection | None = None
     student: StudentSpec
     loss: tuple[LossSpec, ...] = ()

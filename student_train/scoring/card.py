@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.dump.storage import write_text_atomically
+from shared.storage.files import write_text_atomically
 from student_train.data.sources import Source
 from student_train.losses.base import Loss
 from student_train.recipe.recipe import Recipe

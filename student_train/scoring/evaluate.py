@@ -8,6 +8,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from shared.errors import LecternError, RecipeError, UsageError
+from shared.storage import Place
 from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import Task
@@ -28,7 +29,7 @@ def evaluate(
     model_path: Path | str,
     data: Sequence[str],
     names: ScoredColumns,
-    dump: Path | None = None,
+    dump: Place | None = None,
     task_name: str | None = None,
     device: str = "auto",
     max_length: int | None = None,
@@ -97,7 +98,7 @@ def _latencies(model: PreTrainedModel, onnx_file: Path, source: Source) -> list[
     return latencies([(runtime, source) for runtime in runtimes], LATENCY_SECONDS)
 
 
-def open_held_out(dump: Path, task: Task, label_names: tuple[str, ...] | None) -> DumpSource:
+def open_held_out(dump: Place, task: Task, label_names: tuple[str, ...] | None) -> DumpSource:
     """A dump to measure agreement on. Raises RecipeError when it is of another task or has other labels."""
     source = DumpSource(dump)
     if source.task.name != task.name:

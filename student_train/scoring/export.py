@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shared.dump.storage import write_atomically
 from shared.errors import LecternError, UsageError
+from shared.storage.files import write_atomically
 from shared.text.tasks import Task, task_named
 from student_train.data.sources import TextSource, load_tokenizer
 from student_train.recipe.columns import ColumnNames

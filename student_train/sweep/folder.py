@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.dump.storage import write_text_atomically
 from shared.errors import RecipeError
+from shared.storage.files import write_text_atomically
 from student_train.distill import METRICS, is_finished
 from student_train.recipe.recipe import Recipe
 from student_train.sweep.children import Ended

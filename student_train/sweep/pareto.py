@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.dump.storage import write_atomically
 from shared.errors import UsageError
+from shared.storage.files import write_atomically
 from student_train.sweep.front import BATCH, fronts
 from student_train.sweep.results import Kind, Summary
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from shared.dump.storage import write_atomically
+from shared.storage.files import write_atomically
 from shared.text.metrics import LOWER_IS_BETTER
 from student_train.sweep.folder import cost_of, is_done, metrics_of
 from student_train.sweep.names import flat, toml

@@ -3,8 +3,8 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from shared.dump.storage import only_one
 from shared.errors import LecternError, UsageError
+from shared.storage.files import only_one
 from student_train import distill
 from student_train.sweep.baselines import baseline_jobs, check_baselines, scored_baselines
 from student_train.sweep.children import stopped_like_ctrl_c

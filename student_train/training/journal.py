@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from shared.dump.storage import write_atomically, write_text_atomically
 from shared.errors import RecipeError
+from shared.storage.files import write_atomically, write_text_atomically
 from student_train.recipe.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"

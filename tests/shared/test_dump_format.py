@@ -24,8 +24,8 @@ from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, shard_schema, to_flat, to_table
 from shared.dump.shards import open_shard, read_row_group
 from shared.dump.signals import Signal
-from shared.dump.storage import only_one, write_atomically, write_text_atomically
 from shared.dump.unpack import from_table
+from shared.storage.files import only_one, write_atomically, write_text_atomically
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 
@@ -539,7 +539,7 @@ def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_folder_is_kept_to_one_process_until_that_ends(tmp_path: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from shared.dump.storage import only_one\n"
+        "import sys, time; from pathlib import Path; from shared.storage.files import only_one\n"
         f"with only_one(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:

@@ -14,8 +14,8 @@ import transformers
 from transformers import AutoTokenizer
 
 from shared import Dump
-from shared.dump.storage import only_one
 from shared.errors import RecipeError, UsageError
+from shared.storage.files import only_one
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.recipe.recipe import Recipe

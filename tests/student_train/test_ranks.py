@@ -20,8 +20,8 @@ import transformers
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
-from shared.dump.storage import only_one
 from shared.errors import LecternError, RecipeError
+from shared.storage.files import only_one
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.cli import app

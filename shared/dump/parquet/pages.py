@@ -14,7 +14,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
+from io import RawIOBase, UnsupportedOperation
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,9 @@ class _Page:
 class GroupPages:
     """The pages of a row group of a Parquet file that is open for reading."""
 
-    def __init__(self, file: FileIO, metadata: pq.FileMetaData, number: int) -> None:
+    def __init__(self, file: RawIOBase, metadata: pq.FileMetaData, number: int) -> None:
         self._file, self._schema, self._group = file, metadata.schema, metadata.row_group(number)
+        self._descriptor = _descriptor(file)
         self._leaves = {self._schema.column(leaf).path: leaf for leaf in range(metadata.num_columns)}
         # Columns of as many values a row have the same levels, byte for byte.
         self._offsets: dict[tuple[tuple[int, tuple[bytes, ...]], ...], Offsets] = {}
@@ -81,11 +82,14 @@ class GroupPages:
 
     def _bytes(self, chunk: pq.ColumnChunkMetaData) -> NDArray[np.uint8]:
         start, size = chunk.data_page_offset, chunk.total_compressed_size
+        if self._descriptor is None:
+            self._file.seek(start)
+            return np.frombuffer(self._file.read(size) or b"", np.uint8)
         if _CODECS[chunk.compression] is not None or size < _LEAST_MAPPED:
-            return np.frombuffer(os.pread(self._file.fileno(), size, start), np.uint8)
+            return np.frombuffer(os.pread(self._descriptor, size, start), np.uint8)
         before = start % mmap.ALLOCATIONGRANULARITY
         # Mapped for as long as something looks at it.
-        mapped = mmap.mmap(self._file.fileno(), before + size, access=mmap.ACCESS_READ, offset=start - before)
+        mapped = mmap.mmap(self._descriptor, before + size, access=mmap.ACCESS_READ, offset=start - before)
         return np.frombuffer(mapped, np.uint8)[before:]
 
     def _rows(self, pages: list[_Page]) -> Offsets:
@@ -99,6 +103,14 @@ class GroupPages:
                 ends = np.concatenate([[0], np.cumsum(is_there_N, dtype=np.int64)])[ends]
             self._offsets[key] = ends
         return self._offsets[key]
+
+
+def _descriptor(file: RawIOBase) -> int | None:
+    """By which the system knows a file, None for one that is not on this machine."""
+    try:
+        return file.fileno()
+    except UnsupportedOperation:
+        return None
 
 
 def _is_known(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> bool:

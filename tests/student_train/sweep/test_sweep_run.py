@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from shared.dump.storage import only_one
 from shared.errors import DumpError, LecternError, RecipeError, UsageError
+from shared.storage.files import only_one
 from student_train import cli
 from student_train import sweep as sweeps
 from student_train.scoring import evaluate

@@ -1,7 +1,6 @@
-"""Files that are there whole or not at all, their checksums, and folders for one process at a time."""
+"""Files of this machine that are there whole or not at all, and folders for one process at a time."""
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,14 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for a small text."""
-    write_bytes_atomically(path, text.encode())
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """`write_atomically` for what is in memory."""
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
+        temporary.write_bytes(text.encode())
 
     write_atomically(path, write)
 
@@ -65,9 +59,3 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

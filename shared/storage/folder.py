@@ -1,0 +1,295 @@
+"""`Folder`: the type of every dump path, whether it is on this machine or behind a URL.
+
+What is on this machine keeps what its file system offers: names given by `rename`, `fsync`, locks, memory maps. What is
+elsewhere (an object store, the memory of this process) is reached through fsspec: a file is written by one PUT of all
+its bytes, which makes it whole or absent there, too, and read by ranges. The others need not ask which it is, but where
+only a path of this machine will do (`local`).
+"""
+
+import hashlib
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from io import BytesIO, FileIO, RawIOBase
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from shared.errors import UsageError
+from shared.storage.files import write_atomically
+from shared.storage.ranges import RangeFile
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
+# What `pathlib` makes of a URL, which nobody has meant.
+_HALF_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+
+
+class Folder(ABC):
+    """A folder, or a file in one (as `pathlib.Path` is both), on this machine or behind a URL. `str` gives it as the
+    user wrote it.
+
+    Attributes:
+        local: its path on this machine, None where it has none.
+
+    Example:
+        >>> folder = Folder.of("memory://example")
+        >>> (folder / "shards" / "00000.json").write_text("{}")
+        >>> print(folder / "shards", (folder / "shards").names())
+        memory://example/shards ['00000.json']
+        >>> folder.remove_tree()
+    """
+
+    local: Path | None
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @staticmethod
+    def of(place: "Place") -> "Folder":
+        """What a path or a URL names.
+
+        Raises:
+            UsageError: for a URL whose protocol is unknown, or needs a package that is not installed.
+        """
+        if isinstance(place, Folder):
+            return place
+        text = str(place)
+        if _HALF_A_URL.match(text):
+            raise UsageError(f"{text}: a URL has two slashes after its protocol; write it as text (a Path loses one).")
+        return _behind(text) if _URL.match(text) else _Local(Path(text), str(Path(text)))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As a field of a pydantic model it is validated from what `of` takes, and written as `str` gives it."""
+        written = core_schema.to_string_ser_schema()
+        return core_schema.no_info_plain_validator_function(_validated, serialization=written)
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Folder({self._text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._text.rstrip("/").rpartition("/")[2]
+
+    @abstractmethod
+    def __truediv__(self, name: str) -> "Folder":
+        """What lies in this folder under a name, which may have several parts."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is a file or a folder."""
+
+    @abstractmethod
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of what lies in this folder, sorted; empty where there is no folder."""
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make the folder, and those above it."""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def open(self) -> RawIOBase:
+        """A file for reading, at any position of it. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def write(self, fill: Callable[[IO[bytes]], object]) -> None:
+        """Write what `fill` writes into the file that it is given: whole, or, where it raises something, not at all."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_tree(self) -> None:
+        """Remove a folder with all that lies in it, if it is there."""
+
+    def read_text(self) -> str:
+        """The content of a file in UTF-8. Raises FileNotFoundError."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, content: bytes) -> None:
+        """`write` for what is in memory."""
+        self.write(lambda file: file.write(content))
+
+    def write_text(self, text: str) -> None:
+        """`write` for a text."""
+        self.write_bytes(text.encode())
+
+
+# What `Folder.of` takes.
+Place = str | PathLike[str] | Folder
+
+
+def sha256_of(file: Folder) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with file.open() as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+class _Local(Folder):
+    """On this machine."""
+
+    local: Path
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.local = path
+
+    def __truediv__(self, name: str) -> Folder:
+        return _Local(self.local / name, _joined(str(self), name))
+
+    def exists(self) -> bool:
+        return self.local.exists()
+
+    def is_file(self) -> bool:
+        return self.local.is_file()
+
+    def size(self) -> int:
+        return self.local.stat().st_size
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(path.name for path in self.local.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def make(self) -> None:
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    def read_bytes(self) -> bytes:
+        return self.local.read_bytes()
+
+    def open(self) -> RawIOBase:
+        return FileIO(self.local)
+
+    def write(self, fill: Callable[[IO[bytes]], object]) -> None:
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                fill(file)
+
+        write_atomically(self.local, write)
+
+    def remove(self) -> None:
+        self.local.unlink(missing_ok=True)
+
+    def remove_tree(self) -> None:
+        shutil.rmtree(self.local, ignore_errors=True)
+
+
+class _Remote(Folder):
+    """Behind a URL.
+
+    Args:
+        filesystem: of fsspec; path: within it.
+    """
+
+    local = None
+
+    def __init__(self, filesystem: Any, path: str, text: str) -> None:
+        super().__init__(text)
+        self._opened, self._path = filesystem, path
+
+    @property
+    def _filesystem(self) -> Any:
+        """Without what it remembers of earlier listings: other processes may have written since then."""
+        self._opened.invalidate_cache(self._path)
+        return self._opened
+
+    def __truediv__(self, name: str) -> Folder:
+        return _Remote(self._opened, _joined(self._path, name), _joined(str(self), name))
+
+    def exists(self) -> bool:
+        return bool(self._filesystem.exists(self._path))
+
+    def is_file(self) -> bool:
+        return bool(self._filesystem.isfile(self._path))
+
+    def size(self) -> int:
+        return int(self._filesystem.size(self._path))
+
+    def names(self) -> list[str]:
+        try:
+            found = [path.rstrip("/") for path in self._filesystem.ls(self._path, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        # Some list a file as if it were a folder with itself in it.
+        return sorted(path.rpartition("/")[2] for path in found if path != self._path.rstrip("/"))
+
+    def make(self) -> None:
+        self._filesystem.makedirs(self._path, exist_ok=True)
+
+    def read_bytes(self) -> bytes:
+        return bytes(self._filesystem.cat_file(self._path))
+
+    def open(self) -> RawIOBase:
+        return RangeFile(self._opened, self._path, self.size())
+
+    def write(self, fill: Callable[[IO[bytes]], object]) -> None:
+        content = BytesIO()
+        fill(content)
+        self._filesystem.pipe_file(self._path, content.getvalue())
+
+    def remove(self) -> None:
+        if self.exists():
+            self._filesystem.rm_file(self._path)
+
+    def remove_tree(self) -> None:
+        if self.exists():
+            self._filesystem.rm(self._path, recursive=True)
+
+
+def _behind(url: str) -> Folder:
+    # Imported here, as it takes a tenth of a second that a --help should not wait for.
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    protocol = url.partition("://")[0]
+    try:
+        filesystem, path = url_to_fs(url)
+    except ImportError as error:
+        raise UsageError(f"{url}: {protocol}:// needs a package that is not installed ({error}); install it.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"{url}: this is no URL that fsspec can open ({error}); write a path, or a URL such as "
+            "s3://bucket/folder, file:///folder or memory://folder."
+        ) from None
+    return _Local(Path(path), url) if isinstance(filesystem, LocalFileSystem) else _Remote(filesystem, path, url)
+
+
+def _joined(before: str, name: str) -> str:
+    return f"{before}{name}" if before.endswith("/") else f"{before}/{name}"
+
+
+def _validated(place: Any) -> Folder:
+    if not isinstance(place, str | PathLike | Folder):
+        raise ValueError("give a path or a URL, as text")
+    try:
+        return Folder.of(place)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix(f"{place}: ")) from None

@@ -1,0 +1,51 @@
+"""A file behind a URL, read by ranges of its bytes."""
+
+import io
+from io import RawIOBase
+from typing import Any
+
+
+class RangeFile(RawIOBase):
+    """A file of an fsspec file system for reading: each `read` fetches just the bytes that are asked for.
+
+    fsspec's own file objects read ahead in large blocks, which footers and single columns do not need; and those of the
+    memory file system share one position among all who have the file open, which threads would move under each other.
+
+    Args:
+        filesystem: of fsspec; path: within it; size: of the file in bytes.
+    """
+
+    def __init__(self, filesystem: Any, path: str, size: int) -> None:
+        self._filesystem, self._path, self._size, self._at = filesystem, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._fetched(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._fetched(self._size if size is None or size < 0 else size)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def _fetched(self, size: int) -> bytes:
+        end = min(self._at + size, self._size)
+        if end <= self._at:
+            return b""
+        part: bytes = self._filesystem.cat_file(self._path, start=self._at, end=end)
+        self._at += len(part)
+        return part
