@@ -24,6 +24,7 @@ from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
 from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
+from shared.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def write_tiled(codec: Sparse, parts: list[dict[str, Tensor]], source: Source, f
 
 def read(codec: Sparse, folder: Path) -> list[SparseTargets]:
     """A shard, decoded row group by row group; only the last is kept."""
-    manifest, shard = manifest_of(codec), open_shard(folder, 0)
+    manifest, shard = manifest_of(codec), open_shard(Folder.of(folder), 0)
     names = [column.name for column in codec.columns]
     last: list[SparseTargets] = []
     for group in range(shard.num_row_groups):

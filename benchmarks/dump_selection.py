@@ -19,6 +19,7 @@ from report import Figure, write_figures
 
 from shared.dump.shards import column_sizes, read_receipt, shard_path
 from shared.memory import keep_freed_memory
+from shared.storage import Folder
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
 
@@ -66,8 +67,8 @@ def main() -> None:
 def weighed(plan: Plan, name: str) -> tuple[float, int]:
     """(bytes of the distribution a recorded position, tokens) of a finished dump."""
     folder, shards = WORK / name, range(plan.manifest.shards)
-    receipts = [receipt for index in shards if (receipt := read_receipt(folder, index)) is not None]
-    sizes = column_sizes(pq.ParquetFile(shard_path(folder, index)).metadata for index in shards)
+    receipts = [receipt for index in shards if (receipt := read_receipt(Folder.of(folder), index)) is not None]
+    sizes = column_sizes(pq.ParquetFile(shard_path(Folder.of(folder), index).local).metadata for index in shards)
     distribution = plan.manifest.distribution
     assert distribution is not None
     size = sum(sizes[column.name] for column in distribution.columns)

@@ -69,8 +69,8 @@ def main() -> None:
 def one_pass(plan: Plan) -> tuple[Clock, int]:
     """The first shard: (seconds by stage, its tokens)."""
     plan = into(plan, "stages")
-    make_folder(plan.request.out)
-    begin_folder(plan.request.out, plan.manifest, plan.how.tokenizer)
+    make_folder(plan.request.folder)
+    begin_folder(plan.request.folder, plan.manifest, plan.how.tokenizer)
     teacher, manifest, codec, clock = plan.teacher, plan.manifest, plan.manifest.distribution, Clock()
     with clock("read the corpus"):
         index, first_row, parse = next(plan.corpus.blocks(manifest.options.shard_rows))
@@ -109,9 +109,9 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
     with clock("row groups"):
         groups: list[RowGroup] = list(row_groups(manifest, shard, iter(pieces)))
     with clock("Parquet, flush, SHA-256"):
-        write_shard(plan.request.out, index, manifest, iter(groups))
+        write_shard(plan.request.folder, index, manifest, iter(groups))
     with clock(ASIDE[1]):
-        sha256_of(shard_path(plan.request.out, index))
+        sha256_of(shard_path(plan.request.folder, index))
     with clock(ASIDE[2]):
         plan.corpus.survey()
     # The survey reads every row.

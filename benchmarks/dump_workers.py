@@ -20,7 +20,8 @@ import time
 from dump_cases import MASKED, QUICK, WORK, fresh
 from report import Figure, write_figures
 
-from shared.dump.shards import read_receipt, receipt_path
+from shared.dump.shards import read_receipt
+from shared.storage import Folder
 
 PROCESSES = 2
 # At 700 microseconds a token and core: some ten seconds of work for two.
@@ -62,9 +63,9 @@ def together(count: int) -> float:
     finally:
         for process in processes:
             process.kill()
-    receipts = [read_receipt(out, index) for index in range(SHARDS)]
+    receipts = [read_receipt(Folder.of(out), index) for index in range(SHARDS)]
     tokens = sum(receipt.tokens for receipt in receipts if receipt is not None)
-    ended = max(receipt_path(out, index).stat().st_mtime for index in range(SHARDS))
+    ended = max((out / "shards" / f"{index:05d}.json").stat().st_mtime for index in range(SHARDS))
     made = [json.loads((READY / str(rank)).read_text() or "0") for rank in range(count)]
     print(f"  shards made by each: {made}, {tokens:,} tokens in {ended - begun:.1f} s")
     return tokens / (ended - begun)

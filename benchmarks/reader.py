@@ -26,8 +26,9 @@ from shared.dump.codecs.planes import split
 from shared.dump.manifest import Compression
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values
-from shared.dump.shards import read_receipt, receipt_path, row_group_sizes, shard_path, write_shard
+from shared.dump.shards import read_receipt, row_group_sizes, write_shard
 from shared.memory import keep_freed_memory
+from shared.storage import Folder
 from student_train.data.batches import TrainingBatches
 from student_train.data.order import Order
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -86,9 +87,9 @@ class Drawn:
         self.names = [column.name for column in codec.columns]
         self.is_vector = isinstance(codec, VectorCodec)
         self.per_column = self.manifest.per_column
-        shard_path(self.folder, 0).parent.mkdir(parents=True)
+        (self.folder / "shards").mkdir(parents=True)
         groups = [group for shard in range(shards) for group in self._write(shard, draw)]
-        self.reader = GroupReader(self.folder, self.manifest, receipts(self.folder, shards))
+        self.reader = GroupReader(Folder.of(self.folder), self.manifest, receipts(self.folder, shards))
         self.group_rows, self.sizes, self.load = self.reader.group_rows, self.reader.sizes, self.reader.read
         self._map(groups)
 
@@ -120,7 +121,7 @@ class Drawn:
                 )
             )
             row += size
-        write_shard(self.folder, shard, self.manifest, iter(groups))
+        write_shard(Folder.of(self.folder), shard, self.manifest, iter(groups))
         return groups
 
     def _map(self, groups: list[RowGroup]) -> None:
@@ -186,7 +187,7 @@ def drawn_vectors(codec: Codec, tokens: int, draw: np.random.Generator) -> dict[
 
 def receipts(folder: Path, shards: int) -> dict[int, Any]:
     """The receipts of the shards written."""
-    return {shard: read_receipt(folder, shard) for shard in range(shards)}
+    return {shard: read_receipt(Folder.of(folder), shard) for shard in range(shards)}
 
 
 def reading(drawn: Drawn, what: str, target: float) -> list[Figure]:
@@ -272,16 +273,16 @@ def padding(drawn: Drawn) -> list[Figure]:
 def resuming(drawn: Drawn) -> list[Figure]:
     """Opening an epoch of a million rows at a step until its first batch is there; the baseline is step 0."""
     folder = WORK / "million"
-    shard_path(folder, 0).parent.mkdir(parents=True)
+    (folder / "shards").mkdir(parents=True)
     for shard in range(EPOCH_SHARDS):
-        os.link(shard_path(drawn.folder, 0), shard_path(folder, shard))
-        os.link(receipt_path(drawn.folder, 0), receipt_path(folder, shard))
+        for suffix in ("parquet", "json"):
+            os.link(drawn.folder / "shards" / f"00000.{suffix}", folder / "shards" / f"{shard:05d}.{suffix}")
     spent: dict[float, list[float]] = {share: [] for share in (0.0, 0.5, 0.999)}
     for _ in range(RUNS):
         for share, seconds in spent.items():
             begun = time.perf_counter()
             source = Mapped(drawn)
-            reader = GroupReader(folder, drawn.manifest, receipts(folder, EPOCH_SHARDS))
+            reader = GroupReader(Folder.of(folder), drawn.manifest, receipts(folder, EPOCH_SHARDS))
             source.load = reader.read  # type: ignore[method-assign]
             order = Order(reader.sizes(drawn.names), 0, batch_tokens=BATCH_TOKENS)
             batch = int(share * EPOCH_SHARDS * SHARD_ROWS * 100 / BATCH_TOKENS)

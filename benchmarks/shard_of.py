@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from shared.dump.codecs import Codec, VectorCodec
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, Values
-from shared.dump.shards import Receipt, column_sizes, row_group_sizes, shard_path, write_shard
+from shared.dump.shards import Receipt, column_sizes, row_group_sizes, write_shard
 from shared.dump.signals import Signal
+from shared.storage import Folder
 
 
 def manifest_of(codec: Codec) -> Manifest:
@@ -31,7 +32,7 @@ def write(codec: Codec, columns: dict[str, Values], row_positions: Sequence[int]
     manifest = manifest_of(codec)
     # In a causal dump a row has one token more than it has positions.
     row_tokens = np.asarray(row_positions) + (0 if isinstance(codec, VectorCodec) else 1)
-    shard_path(folder, 0).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
 
     def groups():  # type: ignore[no-untyped-def]
         row = position = 0
@@ -50,10 +51,10 @@ def write(codec: Codec, columns: dict[str, Values], row_positions: Sequence[int]
             )
             row, position = row + size, position + positions
 
-    return write_shard(folder, 0, manifest, groups())
+    return write_shard(Folder.of(folder), 0, manifest, groups())
 
 
 def bytes_per_position(codec: Codec, folder: Path, positions: int) -> dict[str, float]:
     """Bytes that each of the codec's columns takes in the shard of `folder`, for each position."""
-    sizes = column_sizes([pq.ParquetFile(shard_path(folder, 0)).metadata])
+    sizes = column_sizes([pq.ParquetFile(folder / "shards" / "00000.parquet").metadata])
     return {column.name: sizes[column.name] / positions for column in codec.columns}

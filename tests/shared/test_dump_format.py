@@ -25,6 +25,7 @@ from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, shard_schema,
 from shared.dump.shards import open_shard, read_row_group
 from shared.dump.signals import Signal
 from shared.dump.unpack import from_table
+from shared.storage import Folder
 from shared.storage.files import only_one, write_atomically, write_text_atomically
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
@@ -97,7 +98,7 @@ def test_duckdb_reads_every_column(task: str, dumps: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_files_have_the_manifests_schema_and_no_extension_types(task: str, dumps: dict[str, Path]) -> None:
-    manifest = read_manifest(dumps[task])
+    manifest = read_manifest(Folder.of(dumps[task]))
     for index in range(manifest.shards):
         file = pq.ParquetFile(shard(dumps[task], index))
         assert file.schema_arrow.equals(shard_schema(manifest))
@@ -123,7 +124,7 @@ def test_row_groups_depend_on_lengths_alone(make_dump: Any, make_teacher: Any, m
     layouts, frames = [], []
     for budget in (20, 333, 4096):
         out = make_dump("token-classification", teacher=teacher, hidden="all", batch_tokens=budget, shard_rows=40)
-        manifest, file = read_manifest(out), open_shard(out, 0)
+        manifest, file = read_manifest(Folder.of(out)), open_shard(Folder.of(out), 0)
         layouts.append([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
         assert Dump(out).receipts[0].row_groups == tuple(layouts[-1])
         assert Dump(out).verify() == []
@@ -377,7 +378,7 @@ def test_a_folder_without_a_dump_says_so(tmp_path: Path) -> None:
 
 
 def test_differences_names_each_key_that_changes_content_and_no_other(dumps: dict[str, Path]) -> None:
-    mine = read_manifest(dumps["sequence-classification"])
+    mine = read_manifest(Folder.of(dumps["sequence-classification"]))
     assert mine.differences(mine) == []
     teacher = mine.teacher.model_copy(update={"name": "elsewhere", "revision": "abc"})
     assert mine.differences(mine.model_copy(update={"teacher": teacher, "lectern_version": "9"})) == []

@@ -19,6 +19,7 @@ from shared.dump.rowgroup import RowGroup, offsets_per
 from shared.dump.shards import open_shard, shard_path, write_shard
 from shared.dump.signals import Signal
 from shared.dump.unpack import Flat, columns_of, flat_columns
+from shared.storage import Folder
 
 CODECS = (
     Sparse(name="d", selection=TopK(k=5), vocabulary=70_000, levels=999, temperatures=(2.0, 4.0), in_planes=True),
@@ -66,8 +67,8 @@ def drawn(manifest: Manifest, lengths: list[int], seed: int) -> RowGroup:
 def written(folder: Path, compression: str, groups: list[list[int]]) -> tuple[Manifest, list[RowGroup]]:
     manifest = manifest_of(compression)
     rows = [drawn(manifest, lengths, seed) for seed, lengths in enumerate(groups)]
-    shard_path(folder, 0).parent.mkdir(parents=True, exist_ok=True)
-    write_shard(folder, 0, manifest, iter(rows))
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    write_shard(Folder.of(folder), 0, manifest, iter(rows))
     return manifest, rows
 
 
@@ -91,7 +92,7 @@ def test_pages_hold_what_arrow_reads_in_them(
         patch.setattr(pages_module, "_LEAST_MAPPED", 100)
         folder = tmp_path_factory.mktemp("dump")
         manifest, _ = written(folder, compression, groups)
-        file, raw = open_shard(folder, 0), FileIO(shard_path(folder, 0))
+        file, raw = open_shard(Folder.of(folder), 0), shard_path(Folder.of(folder), 0).open()
         for number in range(file.num_row_groups):
             pages = GroupPages(raw, file.metadata, number)
             wanted = flat_columns(manifest, file.read_row_group(number))
@@ -109,7 +110,7 @@ def test_most_columns_of_a_compressed_dump_are_smaller(tmp_path: Path) -> None:
     sizes = {}
     for compression in get_args(Compression):
         written(tmp_path / compression, compression, [[200] * 20])
-        metadata = pq.ParquetFile(shard_path(tmp_path / compression, 0)).metadata
+        metadata = pq.ParquetFile(shard_path(Folder.of(tmp_path / compression), 0).local).metadata
         columns = [metadata.row_group(0).column(leaf) for leaf in range(metadata.num_columns)]
         sizes[compression] = sum(column.total_compressed_size for column in columns)
         of_vectors = {column.compression for column in columns if column.path_in_schema.startswith("hidden")}
@@ -122,7 +123,7 @@ def test_a_flipped_bit_of_a_page_is_never_read_as_another_number(compression: st
     """Every byte of two columns' pages, heads included, one bit each: refused, or the same numbers (a head may say the
     same in other words)."""
     manifest, _ = written(tmp_path, compression, [[9, 0, 4]])
-    path = shard_path(tmp_path, 0)
+    path = tmp_path / "shards" / "00000.parquet"
     metadata, whole = pq.ParquetFile(path).metadata, path.read_bytes()
     refused = 0
     for name in ("input_ids", "d.entries_1"):

@@ -13,6 +13,7 @@ from shared.dump.manifest import read_manifest
 from shared.dump.signals import SITES, Signal
 from shared.dump.versions import FORMAT_VERSION, upgraded
 from shared.errors import UsageError
+from shared.storage import Folder
 from tests.older_versions import downgraded
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -52,7 +53,7 @@ def test_a_codec_with_another_name_is_refused() -> None:
 def test_signals_of_earlier_versions_become_typed_entries(folder: Path) -> None:
     """And nothing of them is lost: they can be written as they were."""
     content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest = read_manifest(folder)
+    manifest = read_manifest(Folder.of(folder))
     assert manifest.format_version == content["format_version"]
     if content["format_version"] == FORMAT_VERSION:
         return

@@ -16,6 +16,7 @@ from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import open_shard, read_row_group, shard_path, write_shard
 from shared.dump.signals import Signal
+from shared.storage import Folder
 from tests.shared.references import check_targets
 from tests.shared.round_trips import (
     EVERY_RULE,
@@ -103,14 +104,15 @@ def test_sparse_comes_back_from_a_shard_by_torch_and_by_polars(
         group_of({name: values[8:] for name, values in columns.items()}, range(6, 9), lengths[1]),
     ]
     manifest, names = bare_manifest(codec), [column.name for column in codec.columns]
-    shard_path(tmp_path, 0).parent.mkdir()
-    write_shard(tmp_path, 0, manifest, iter(groups))
+    folder = Folder.of(tmp_path)
+    (folder / "shards").make()
+    write_shard(folder, 0, manifest, iter(groups))
 
     wanted = decoded(codec, columns)
     for index, (start, stop) in enumerate([(0, 8), (8, 10)]):
-        read = read_row_group(manifest, open_shard(tmp_path, 0), index, names)
+        read = read_row_group(manifest, open_shard(folder, 0), index, names)
         found = decoded(codec, read.columns)
         check_targets(codec, logits[start:stop], keys_of(10)[start:stop], found)
-    raw = pl.scan_parquet(shard_path(tmp_path, 0)).select(names)
+    raw = pl.scan_parquet(shard_path(folder, 0).local).select(names)
     exploded = raw.filter(pl.col(names[0]).list.len() > 0).explode(names).collect()
     check_polars(codec, seen_by_polars(codec, exploded), wanted)

@@ -20,6 +20,7 @@ from shared.dump.codecs import DistributionCodec, SparseTargets, counts_of
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import to_flat
 from shared.errors import DumpError
+from shared.storage import Folder
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
 from student_train.data import gather, order, sources
@@ -276,7 +277,7 @@ def test_a_shard_that_is_not_the_one_written_is_refused(damage: str, dumps: dict
     source = DumpSource(dumps["masked-lm"])
     receipts = {index: found.model_copy(update={"row_groups": (16,)}) for index, found in Dump(folder).receipts.items()}
     assert source.group_rows[0] == 16
-    reader = GroupReader(folder, Dump(folder).manifest, {**Dump(dumps["masked-lm"]).receipts, **receipts})
+    reader = GroupReader(Folder.of(folder), Dump(folder).manifest, {**Dump(dumps["masked-lm"]).receipts, **receipts})
     with pytest.raises(DumpError, match=rf"00001\.parquet.*{damage}"):
         reader.read(1, all_columns(source))
     reader.read(0, all_columns(source))

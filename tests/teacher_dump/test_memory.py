@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from shared import Dump
 from shared.dump.shards import read_receipt
 from shared.errors import TeacherError
+from shared.storage import Folder
 from teacher_dump import memory
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.batches import cut_batches
@@ -150,7 +151,7 @@ def test_a_row_that_does_not_fit_by_itself_is_named(
     out = tmp_path / "dump"
     with pytest.raises(TeacherError, match=sentence):
         run_with(request_, out, WORDS["cuda"], monkeypatch, fits=corpus[longest] - 1)
-    assert read_receipt(out, 0) is None
+    assert read_receipt(Folder.of(out), 0) is None
 
 
 def test_another_error_is_not_taken_for_it(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from shared.dump import shards
 from shared.dump.shards import read_receipt
 from shared.errors import CorpusError, DumpError, TeacherError
 from shared.progress import Progress
+from shared.storage import Folder
 from shared.text import formats
 from shared.text.corpus import Corpus, Example
 from teacher_dump import annotate as annotate_module
@@ -209,7 +210,7 @@ def at_the_bad_shard(patch: Patch, name: str, do: Callable[[], None]) -> None:
     """`do` before the function `name` of the module `shards` is called for the third shard."""
     write, function, now = annotate_module.write_shard, getattr(shards, name), []
 
-    def write_shard(folder: Path, index: int, *others: Any) -> Any:
+    def write_shard(folder: Folder, index: int, *others: Any) -> Any:
         now[:] = [index]
         return write(folder, index, *others)
 
@@ -249,7 +250,7 @@ SPOILT = {
     "columns": Spoilt(columns_that_cannot_be_made, ValueError, "a column of another length"),
     "table": Spoilt(a_writer_that(ArithmeticError("no table"), "to_table"), ArithmeticError, "no table"),
     "write": Spoilt(a_writer_that(FULL, "to_table"), DumpError, UNWRITABLE),
-    "receipt": Spoilt(a_writer_that(FULL, "write_text_atomically"), DumpError, UNWRITABLE),
+    "receipt": Spoilt(a_writer_that(FULL, "write_receipt"), DumpError, UNWRITABLE),
     "Ctrl-C while writing": Spoilt(a_writer_that(KeyboardInterrupt(), "to_table"), KeyboardInterrupt, "^$"),
     "Ctrl-C between shards": Spoilt(a_writer_that(KeyboardInterrupt(), "sha256_of"), KeyboardInterrupt, "^$"),
 }
@@ -268,7 +269,7 @@ def test_an_error_in_any_stage_ends_the_run_with_its_own_words_and_the_next_run_
     assert type(found.value) is error
     assert no_stage_is_left()
     # The two shards before it are finished; of this one there is no receipt and nothing half-written.
-    assert [index for index in range(SHARDS) if read_receipt(out, index)] == [0, 1]
+    assert [index for index in range(SHARDS) if read_receipt(Folder.of(out), index)] == [0, 1]
     left = {path.name for path in out.rglob("*") if path.is_file()}
     assert not {file for file in left if file.endswith(".tmp")}
     assert "00002.json" not in left
@@ -300,7 +301,7 @@ def test_a_disk_that_is_really_full(case: Case, monkeypatch: Patch) -> None:
     write = annotate_module.write_shard
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def write_shard(folder: Path, index: int, *others: Any) -> Any:
+    def write_shard(folder: Folder, index: int, *others: Any) -> Any:
         try:
             if index == BAD_SHARD:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -385,7 +386,7 @@ def test_stages_are_at_work_at_the_same_time(case: Case, monkeypatch: Patch) -> 
             seen.append(batch.numbers[0])
             yield pair
 
-    def write_shard(folder: Path, index: int, *others: Any) -> Any:
+    def write_shard(folder: Folder, index: int, *others: Any) -> Any:
         if index == 0:  # one batch has been taken to see whose it is
             while len(seen) < 1 + depth:
                 time.sleep(0.001)

@@ -7,6 +7,7 @@ import pytest
 
 from shared.dump.manifest import read_manifest
 from shared.errors import UsageError
+from shared.storage import Folder
 from teacher_dump.request import Request
 from teacher_dump.signals import relation_layers
 
@@ -30,9 +31,9 @@ def test_a_layer_that_the_teacher_lacks_is_refused_with_those_that_it_has(relati
 
 
 def test_the_manifest_tells_the_teachers_heads_where_queries_are_recorded(make_dump: Callable[..., Path]) -> None:
-    manifest = read_manifest(make_dump("encoder", relations="all", hidden="none"))
+    manifest = read_manifest(Folder.of(make_dump("encoder", relations="all", hidden="none")))
     assert [signal.name for signal in manifest.signals] == [
         f"{part}.{layer}" for layer in (1, 2) for part in ("queries", "keys", "values")
     ]
     assert manifest.teacher.attention_heads == 4
-    assert read_manifest(make_dump("encoder")).teacher.attention_heads is None
+    assert read_manifest(Folder.of(make_dump("encoder"))).teacher.attention_heads is None

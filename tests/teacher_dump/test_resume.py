@@ -16,6 +16,7 @@ import pytest
 from shared import Dump, UsageError
 from shared.dump import shards
 from shared.dump.manifest import Manifest
+from shared.storage import Folder
 from teacher_dump import folder as folder_module
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.cli import dump as dump_command
@@ -166,15 +167,15 @@ def undisturbed(case: Request, tmp_path: Path) -> dict[str, bytes]:
 def test_a_kill_between_a_shard_and_its_receipt(
     case: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = shards.write_text_atomically
+    write = shards.write_receipt
 
-    def killed(path: Path, text: str) -> None:
-        if path.name == "00001.json":
+    def killed(folder: Folder, index: int, receipt: shards.Receipt) -> None:
+        if index == 1:
             raise Killed
-        write(path, text)
+        write(folder, index, receipt)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_text_atomically", killed)
+        patch.setattr(shards, "write_receipt", killed)
         with pytest.raises(Killed):
             run(case)
     assert sorted(path.name for path in (case.out / "shards").iterdir()) == [
@@ -233,10 +234,10 @@ def test_an_old_receipt_never_vouches_for_a_new_shard(case: Request, monkeypatch
     run(case)
     (case.out / "shards" / "00001.parquet").unlink()
 
-    def killed(path: Path, text: str) -> None:
+    def killed(folder: Folder, index: int, receipt: shards.Receipt) -> None:
         raise Killed
 
-    monkeypatch.setattr(shards, "write_text_atomically", killed)
+    monkeypatch.setattr(shards, "write_receipt", killed)
     with pytest.raises(Killed):
         run(case)
     assert (case.out / "shards" / "00001.parquet").exists()

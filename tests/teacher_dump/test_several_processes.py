@@ -17,6 +17,7 @@ from shared import Dump, UsageError
 from shared.dump.manifest import read_manifest
 from shared.dump.shards import read_receipt
 from shared.errors import LecternError
+from shared.storage import Folder
 from teacher_dump import annotate as annotate_module
 from teacher_dump import folder as folder_module
 from teacher_dump.annotate import annotate, prepare
@@ -194,7 +195,7 @@ def test_of_three_processes_one_is_killed_and_the_others_finish_its_shard(
     team.start([dataclasses.replace(command, out=out)] * 3, slow=(1000.0, 0.05, 0.05), together=True)
     shard = team.hear("at work on", 0)
     kill(team.processes[0])
-    assert read_receipt(out, shard) is None
+    assert read_receipt(Folder.of(out), shard) is None
     assert (out / "shards" / f"{shard:05d}.parquet.tmp").exists()
     finished = committed(out)
     assert team.end() == [-signal.SIGKILL, 0, 0]
@@ -245,7 +246,7 @@ def test_of_two_that_begin_together_with_other_options_one_is_refused(
     codes = team.end()
     assert sorted(codes) == [0, 2]  # type: ignore[type-var]
     winner = codes.index(0)
-    assert read_manifest(request.out).options.seed == requests[winner].seed
+    assert read_manifest(request.folder).options.seed == requests[winner].seed
     assert team.made == {winner: SHARDS}
     assert Dump(request.out).verify() == []
 
@@ -297,13 +298,13 @@ def test_a_folder_that_another_process_is_just_beginning_is_no_strangers(
         return iterdir(folder)
 
     monkeypatch.setattr(folder_module.Path, "iterdir", begun_meanwhile)
-    check_folder(out)
+    check_folder(Folder.of(out))
 
 
 def test_a_strangers_folder_is_one_still(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"thesis\.tex"):
-        check_folder(tmp_path)
+        check_folder(Folder.of(tmp_path))
 
 
 def test_a_finished_shard_is_let_go_of(command: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
