@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from shared.dump.dump import Dump
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, TeacherError, UsageError
+from shared.storage import Place
 from shared.text.columns import ScoredColumns
 from shared.text.lengths import DEFAULT_STRIDE
 from student_train import distill as _distill
@@ -78,7 +79,7 @@ def _with_options(function: Function) -> Function:
 
 
 @_with_options
-def dump(teacher: str | Path, task: str, data: Files, out: str | Path, **options: Any) -> Dump:
+def dump(teacher: str | Path, task: str, data: Files, out: Place, **options: Any) -> Dump:
     """Run a teacher once over a corpus, and keep what students learn from in the folder `out`.
 
     The same call again finishes what is missing, and several processes that make it share the work.
@@ -87,7 +88,7 @@ def dump(teacher: str | Path, task: str, data: Files, out: str | Path, **options
         teacher: a model's folder or a hub id.
         task: "sequence-classification", "causal-lm", ...; `dump --help` lists them.
         data: files, globs or URLs of text.
-        out: the dump's folder.
+        out: where the dump is kept: a folder, or a URL that fsspec knows ("s3://bucket/dump").
         options: those of the command line `dump`, with `_` in place of `-`: hidden="last", top_k=64, max_length=256.
 
     Returns:
@@ -111,7 +112,7 @@ def dump(teacher: str | Path, task: str, data: Files, out: str | Path, **options
 
 
 @_with_options
-def estimate(teacher: str | Path, task: str, data: Files, out: str | Path, **options: Any) -> Estimate:
+def estimate(teacher: str | Path, task: str, data: Files, out: Place, **options: Any) -> Estimate:
     """What the same call of `dump` would take: bytes, seconds, bytes a token of each signal. Writes nothing.
 
     Example:
@@ -148,7 +149,7 @@ def evaluate(
     model: str | Path,
     data: Files,
     *,
-    dump: str | Path | None = None,
+    dump: Place | None = None,
     task: str | None = None,
     columns: ScoredColumns | None = None,
     positions: str | None = None,
@@ -161,7 +162,7 @@ def evaluate(
     Args:
         model: the folder.
         data: held-out files with gold labels.
-        dump: a dump of held-out rows, for the agreement with its teacher.
+        dump: where a dump of held-out rows is, for the agreement with its teacher.
         task: by default what the model's architecture says.
         columns: which columns of the files hold what.
         positions, stride, max_length, device: as of `distill eval`.
@@ -175,8 +176,7 @@ def evaluate(
         (['accuracy', 'macro_f1'], 1.0)
     """
     names = _sections.ScoredColumns(**dataclasses.asdict(columns or ScoredColumns()))
-    held_out = None if dump is None else Path(dump)
-    return _evaluate.evaluate(model, _files(data), names, held_out, task, device, max_length, positions, stride)
+    return _evaluate.evaluate(model, _files(data), names, dump, task, device, max_length, positions, stride)
 
 
 def sweep(path: str | Path, *, jobs: int | None = None) -> list[str]:
@@ -205,12 +205,12 @@ def export(model: str | Path, out: str | Path | None = None, *, task: str | None
     return _export.export(Path(model), path, task, _files(data), _sections.ColumnNames())
 
 
-def _request(teacher: str | Path, task: str, data: Files, out: str | Path, options: Mapping[str, Any]) -> Request:
+def _request(teacher: str | Path, task: str, data: Files, out: Place, options: Mapping[str, Any]) -> Request:
     known = {field.name for field in dataclasses.fields(Request)}
     unknown = sorted(options.keys() - known)
     if unknown:
         raise TypeError(f"dump() has no option {unknown[0]!r}; its options are {', '.join(sorted(known))}")
-    return Request(teacher=str(teacher), task=task, data=tuple(_files(data)), out=Path(out), **options)
+    return Request(teacher=str(teacher), task=task, data=tuple(_files(data)), out=str(out), **options)
 
 
 def _files(data: Files) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import RecipeError
+from shared.storage import Folder
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
 from student_train.losses.hidden import HiddenLoss
@@ -90,7 +91,7 @@ def test_a_batch_is_of_rows_or_of_tokens(tmp_path: Path) -> None:
 
 def test_a_recipe_from_a_dump(tmp_path: Path) -> None:
     recipe = read(tmp_path, FROM_DUMP)
-    assert recipe.dump == Path("out/dump")
+    assert recipe.dump == Folder.of("out/dump")
     assert recipe.student == TransformerStudent(layers=2, hidden_size=32, heads=4)
     assert recipe.loss == (
         KLLoss(temperature=2.0),
@@ -138,7 +139,7 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
     assert isinstance(recipe.loss[0], KLLoss)
     assert isinstance(recipe.loss[1], HiddenLoss)
     assert (recipe.loss[0].temperature, recipe.loss[1].metric) == (4.0, "mse")
-    assert (recipe.output, recipe.dump) == (Path("elsewhere/student"), Path("quoted/dump"))
+    assert (recipe.output, recipe.dump) == (Path("elsewhere/student"), Folder.of("quoted/dump"))
     assert recipe.eval is not None
     assert recipe.eval.data == ("a.csv", "b.csv")
 

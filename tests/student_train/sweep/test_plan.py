@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import RecipeError
+from shared.storage import Folder
 from student_train.sweep import Sweep, read_sweep
 from student_train.sweep.names import name_of
 
@@ -111,7 +112,7 @@ def test_what_a_sweep_sets_holds_for_all_runs_and_what_a_variant_sets_goes_befor
         set = { "student.hidden_size" = 16 }
         """
     )
-    assert [run.recipe.dump for run in made.runs] == [Path("out/other")] * 2
+    assert [run.recipe.dump for run in made.runs] == [Folder.of("out/other")] * 2
     assert [run.recipe.student.hidden_size for run in made.runs] == [32, 16]
 
 
@@ -125,7 +126,7 @@ def test_values_may_be_texts_lists_and_tables() -> None:
         "eval.data" = [["dev.jsonl", "more.jsonl"]]
         """
     )
-    assert [run.recipe.dump for run in made.runs[::2]] == [Path("out/dump-a/"), Path('say "dump"')]
+    assert [run.recipe.dump for run in made.runs[::2]] == [Folder.of("out/dump-a/"), Folder.of('say "dump"')]
     assert [run.recipe.student.kind for run in made.runs[:2]] == ["bilstm", "transformer"]
     assert made.runs[0].recipe.eval.data == ("dev.jsonl", "more.jsonl")
     assert all(run.name.isascii() and "/" not in run.name and '"' not in run.name for run in made.runs)
