@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from shared.dump.codecs import Codec, VectorCodec
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, Values
 from shared.dump.shards import Receipt, column_sizes, row_group_sizes, write_shard
@@ -21,9 +22,9 @@ def manifest_of(codec: Codec) -> Manifest:
     """A manifest that knows the codec and nothing else: enough to write and read shards."""
     is_vectors = isinstance(codec, VectorCodec)
     signal = Signal(site=codec.name, per="token" if is_vectors else "position", codec=codec)
-    recorded = "none" if is_vectors else "next-token"
+    layout = LAYOUTS["none" if is_vectors else "next-token"]
     return Manifest.model_construct(
-        format_version=1, task="none", recorded=recorded, gold="none", pairs=False, signals=(signal,)
+        format_version=1, task="none", layout=layout, labelled=False, pairs=False, signals=(signal,)
     )
 
 

@@ -87,8 +87,8 @@ def distributions(
     owners_N = torch.from_numpy(batch.owners("position"))
     positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
     keys_N = position_keys(manifest.options.seed, owners_N, positions_N)
-    per_row = manifest.recorded == "row"
-    index_N = torch.arange(len(batch.rows)) if per_row else torch.from_numpy(batch.position_index())
+    by_row = manifest.layout.by_row
+    index_N = torch.arange(len(batch.rows)) if by_row else torch.from_numpy(batch.position_index())
     size = said.slice_positions or max(1, len(index_N))
     for start in range(0, max(1, len(index_N)), size):
         taken = said.distribution_at(index_N[start : start + size])

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from typing import cast, get_args
 
 from shared.dump.embeddings import WordEmbeddings
-from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, Recorded, TokenizerFacts
+from shared.dump.layouts import LAYOUTS
+from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, RELATIONS, Signal
 from shared.dump.versions import FORMAT_VERSION
@@ -89,8 +90,6 @@ def describe(
     request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
-    recorded = task.recorded[how.positions]
-    gold: Recorded = recorded if task.classes == "vocabulary" or survey.labelled_rows else "none"
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
@@ -105,8 +104,8 @@ def describe(
         ),
         tokenizer=_tokenizer_facts(how),
         vocabulary=teacher.vocabulary,
-        recorded=recorded,
-        gold=gold,
+        layout=LAYOUTS.named(task.recorded[how.positions]),
+        labelled=task.classes == "vocabulary" or survey.labelled_rows > 0,
         label_names=blueprint.label_names,
         pairs=request.pair_column is not None or task.windows is not None,
         corpus=CorpusFacts(

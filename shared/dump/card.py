@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shared.dump.manifest import read_manifest
-from shared.dump.rowgroup import shard_schema
+from shared.dump.parquet.tables import shard_schema
 from shared.dump.shards import read_receipt
 from shared.storage import Folder
 

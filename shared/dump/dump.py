@@ -11,9 +11,8 @@ from torch import Tensor
 from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
-from shared.dump.rowgroup import shard_schema
+from shared.dump.parquet.tables import shard_schema
 from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
-from shared.dump.spans import span_lists
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
@@ -102,74 +101,7 @@ class Dump:
         Raises:
             DumpError: when no distribution is recorded.
         """
-        codec = self.distribution
-        if self.manifest.recorded == "spans":
-            columns = [name for name in self.spans().collect_schema().names() if name not in ("row", "question")]
-            token = _texts(pl.col("token_id"), self.token_texts).alias("token")
-            frame = self.spans().explode(columns).with_columns(token)
-            return frame.select("row", "question", "position", "token_id", "token", *columns[2:])
-        ids = pl.col("input_ids")
-        length = ids.list.len().cast(pl.Int64)
-        no_ids = pl.lit(None, dtype=pl.List(pl.Int32))
-        frame = self.scan()
-        if self.manifest.recorded == "next-token":
-            before_last = (length - 1).clip(0)
-            per_position = {
-                "position": pl.int_ranges(0, before_last, dtype=pl.Int32),
-                "token_id": ids.list.head(before_last),
-                "label": ids.list.tail(before_last),
-            }
-        elif self.manifest.recorded == "listed-next-token":
-            per_position = {
-                "position": pl.col("positions"),
-                "token_id": ids.list.gather(pl.col("positions")),
-                "label": ids.list.gather(pl.col("positions") + 1),
-            }
-        elif self.manifest.recorded == "listed":
-            per_position = {
-                "position": pl.col("positions"),
-                "token_id": ids.list.gather(pl.col("positions")),
-                "label": pl.col("labels") if self.manifest.gold == "listed" else no_ids,
-            }
-        else:
-            label = pl.col("label") if self.manifest.gold == "row" else pl.lit(None, dtype=pl.Int32)
-            per_position = {"label": pl.concat_list(label)}
-        raw = [column.name for column in codec.columns]
-        if self.manifest.recorded == "listed" and self.manifest.gold == "none":
-            del per_position["label"]
-        frame = (
-            frame.select("row", *(expr.alias(name) for name, expr in per_position.items()), *raw)
-            .filter(pl.col(raw[0]).list.len() > 0)
-            .explode(*per_position, *raw)
-        )
-        null = {"position": pl.Int32, "token_id": pl.Int32, "label": pl.Int32}
-        frame = frame.with_columns(
-            pl.lit(None, dtype=dtype).alias(name) for name, dtype in null.items() if name not in per_position
-        )
-        # polars would evaluate it anew for each of the columns that need it.
-        frame = frame.with_columns(codec.ranked_expr().alias("ranked"))
-        decoded = frame.select(
-            "row",
-            "position",
-            "token_id",
-            _texts(pl.col("token_id"), self.token_texts).alias("token"),
-            "label",
-            codec.ids_expr(pl.col("ranked")).alias("ids"),
-            codec.log_probs_expr(pl.col("ranked")).alias("log_probs"),
-            codec.exact_expr(pl.col("ranked")).alias("exact"),
-            codec.tail_expr(pl.col("ranked")).alias("tail"),
-            "ranked",
-            *raw,
-        )
-        names = self.manifest.label_names or self.token_texts
-        texts = pl.col("ids").list.eval(_texts(pl.element(), names)).alias("texts")
-        before_texts = ("row", "position", "token_id", "token", "label", "ids")
-        entropy = codec.entropy_expr(pl.col("ranked")).alias("entropy")
-        return decoded.select(*before_texts, texts, "log_probs", "exact", "tail", entropy)
-
-    def spans(self) -> pl.LazyFrame:
-        """Of a dump of questions, one row a window, with lists of what `positions` has a row each for."""
-        return span_lists(self.scan(), self.distribution, self.manifest.gold != "none")
+        return self.manifest.layout.positions(self)
 
     def vectors(self, name: str) -> pl.LazyFrame:
         """The vectors of signal `name` ("hidden.6"): row, position, vector (list of float32). One row a token, or of a
@@ -217,6 +149,16 @@ class Dump:
             )
         return self.manifest.distribution
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any row has gold labels."""
+        return self.manifest.labelled
+
+    @property
+    def class_texts(self) -> Sequence[str]:
+        """What each class of a distribution is called: label names, or the texts of the tokens."""
+        return self.manifest.label_names or self.token_texts
+
     @cached_property
     def token_texts(self) -> list[str]:
         """The text of each token id of the tokenizer; ids beyond it (padding of the head) are absent."""
@@ -228,8 +170,3 @@ class Dump:
             # Part of a multi-byte character has no text of its own; its byte-level name is clearer than a box.
             texts.append(text if text and "\ufffd" not in text else pieces.get(index, f"<{index}>"))
         return texts
-
-
-def _texts(ids: pl.Expr, names: Sequence[str]) -> pl.Expr:
-    """Ids as what they say, null for those beyond the names."""
-    return ids.replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)

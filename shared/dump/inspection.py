@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from shared.dump.codecs import Dense
 from shared.dump.dump import Dump
-from shared.dump.spans import readable_spans, span_accuracy, span_certainty
+from shared.dump.layouts.readable import text_of
 from shared.errors import UsageError
 from shared.progress import human_bytes
 
@@ -59,53 +58,17 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
 def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) -> Iterator[str]:
     """The first rows of the corpus as text: tokens, and at each recorded position the most probable candidates."""
     raw = dump.scan().select("row", "input_ids").filter(pl.col("row") < count).sort("row").collect()
-    recorded = None
-    if dump.manifest.recorded == "spans":
-        yield from _readable_windows(dump, count, candidates)
-        return
+    layout, recorded = dump.manifest.layout, None
     if dump.manifest.distribution is not None:
         recorded = dump.positions().filter(pl.col("row") < count).collect()
     for number, ids in raw.iter_rows():
-        yield f"row {number} · {len(ids)} tokens"
-        yield f"  {' '.join(_token(dump, index) for index in ids[:60])}{' ...' if len(ids) > 60 else ''}"
-        if recorded is not None:
-            mine = recorded.filter(pl.col("row") == number).sort("position")
-            yield from _readable_positions(dump, mine, candidates, most_positions)
+        tokens = " ".join(text_of(dump.token_texts, index) for index in ids[:60])
+        mine = None if recorded is None else recorded.filter(pl.col("row") == number).sort("position")
+        yield f"row {number}{'' if mine is None else layout.title(mine)} · {len(ids)} tokens"
+        yield f"  {tokens}{' ...' if len(ids) > 60 else ''}"
+        if mine is not None:
+            yield from layout.lines(dump, mine, candidates, most_positions)
         yield ""
-
-
-def _readable_windows(dump: Dump, count: int, candidates: int) -> Iterator[str]:
-    raw = dump.scan().select("row", "input_ids").filter(pl.col("row") < count).sort("row").collect()
-    spans = dump.spans().filter(pl.col("row") < count).sort("row").collect()
-    for ids, row in zip(raw["input_ids"], spans.iter_rows(named=True), strict=True):
-        yield f"row {row['row']} · a window of question {row['question']} · {len(ids)} tokens"
-        yield f"  {' '.join(_token(dump, index) for index in ids[:60])}{' ...' if len(ids) > 60 else ''}"
-        yield from readable_spans(row, [_token(dump, index) for index in row["token_id"]], candidates)
-        yield ""
-
-
-def _readable_positions(dump: Dump, frame: pl.DataFrame, candidates: int, most_positions: int) -> Iterator[str]:
-    names = dump.manifest.label_names
-    per_row = dump.manifest.recorded == "row"
-    next_token = dump.manifest.recorded in ("next-token", "listed-next-token")
-    if not per_row and len(frame):
-        gold = "next" if next_token else "gold"
-        yield f"  {'at':>4}  {'token':<16}  {gold:<16}  {'outside':>7}  candidates and their probabilities"
-    for position in frame.head(most_positions).iter_rows(named=True):
-        kept = list(zip(position["log_probs"], position["ids"], strict=True))
-        # The others were sampled: what they weigh is not their probability.
-        ranked = sorted(kept[: position["exact"]], reverse=True)[:candidates]
-        texts = (f"{names[index] if names else _token(dump, index)} {_probability(value)}" for value, index in ranked)
-        label = position["label"]
-        gold = "-" if label is None else names[label] if names else _token(dump, label)
-        if per_row:
-            yield f"  gold: {gold}   teacher: {', '.join(texts)}"
-        else:
-            outside = _probability(position["tail"])
-            where = f"{position['position']:>4}  {position['token'] or '':<16}"
-            yield f"  {where}  {gold:<16}  {outside:>7}  {', '.join(texts)}"
-    if len(frame) > most_positions:
-        yield f"  ... and {len(frame) - most_positions} more positions"
 
 
 def spreads(dump: Dump) -> list[Spread]:
@@ -118,15 +81,9 @@ def spreads(dump: Dump) -> list[Spread]:
 
 def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
     """(how often the teacher's first choice is the gold label, over how many labelled positions), None without any."""
-    if dump.manifest.distribution is None or dump.manifest.gold == "none":
+    if dump.manifest.distribution is None or not dump.labelled:
         return None
-    if dump.manifest.recorded == "spans":
-        return span_accuracy(dump.spans())
-    by_class = isinstance(dump.manifest.distribution, Dense)
-    best = pl.col("ids").list.get(pl.col("log_probs").list.arg_max()) if by_class else pl.col("ids").list.first()
-    frame = dump.positions().filter(pl.col("label").is_not_null())
-    share, count = frame.select((best == pl.col("label")).mean(), pl.len().alias("n")).collect().row(0)
-    return (share, count) if count else None
+    return dump.manifest.layout.accuracy(dump)
 
 
 def plot(dump: Dump, file: Path) -> None:
@@ -155,14 +112,7 @@ def _quantities(dump: Dump) -> list[pl.LazyFrame]:
     lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
     if dump.manifest.distribution is None:
         return [lengths]
-    if dump.manifest.recorded == "spans":
-        return [lengths, span_certainty(dump.spans())]
-    by_class = isinstance(dump.manifest.distribution, Dense)
-    best = pl.col("log_probs").list.max() if by_class else pl.col("log_probs").list.first()
-    certainty = dump.positions().select(
-        "entropy", best.exp().alias("top-1 probability"), (1 - pl.col("tail").exp()).alias("kept mass")
-    )
-    return [lengths, certainty]
+    return [lengths, dump.manifest.layout.certainty(dump)]
 
 
 def _spreads(frame: pl.LazyFrame) -> list[Spread]:
@@ -178,13 +128,3 @@ def _spreads(frame: pl.LazyFrame) -> list[Spread]:
         Spread(name, count, numbers[start], tuple(numbers[start + 1 : start + width]))
         for name, start in zip(names, starts, strict=True)
     ]
-
-
-def _token(dump: Dump, index: int) -> str:
-    texts = dump.token_texts
-    return texts[index].replace("\n", "\\n") if index < len(texts) else f"<{index}>"
-
-
-def _probability(log_probability: float) -> str:
-    probability = math.exp(log_probability)
-    return f"{probability:.3f}" if probability >= 0.0005 or probability == 0 else "<0.001"

@@ -1,12 +1,13 @@
 """The manifest: what makes a dump self-describing, and what decides whether a command may go on with it."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.layouts import LAYOUTS, Layout
 from shared.dump.signals import Per, Signal
 from shared.dump.versions import FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
@@ -91,18 +92,20 @@ _WORDS = {
     "channel_error": "median channel's error",
 }
 
-# Where a row's distributions (and gold labels) are:
-#   next-token         at every position but the last, each about the token that follows, which is also its gold label
-#   listed-next-token  likewise, but only at the positions that the column `positions` lists
-#   listed             at the positions that the column `positions` lists; gold labels in `labels`
-#   spans              at the positions that the column `positions` lists, the logits of the answer's start and end: two
-#                      distributions, both over these positions; gold labels in `labels` (1 starts, 2 ends, 3 both)
-#   row                one for the whole row; its gold label in `label`
-#   none               nowhere
-Recorded = Literal["next-token", "listed-next-token", "listed", "spans", "row", "none"]
-
 # By which the shards' pages are made smaller.
 Compression = Literal["zstd", "lz4", "none"]
+
+
+def _layout_named(value: Any) -> Layout:
+    if isinstance(value, Layout):
+        return value
+    if not isinstance(value, str) or value not in LAYOUTS:
+        raise ValueError(f"there is no layout {value!r}; there are: {', '.join(LAYOUTS)}")
+    return LAYOUTS[value]
+
+
+# In the manifest, its name in the table of layouts.
+NamedLayout = Annotated[Layout, PlainValidator(_layout_named), PlainSerializer(lambda layout: layout.name)]
 
 
 class Manifest(_Frozen):
@@ -111,7 +114,8 @@ class Manifest(_Frozen):
     Attributes:
         format_version: of the dump's files; what was read of an earlier one is nonetheless as today's.
         vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
-        recorded: where the distributions are; gold: where the gold labels are ("none" when the corpus has none).
+        layout: where in a row the distributions (and gold labels) are.
+        labelled: whether any row has gold labels; of a language model, the text itself is them.
         pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
         embeddings: the teacher's word embeddings, where they are kept.
         compression: what the columns that are worth it are compressed with.
@@ -124,8 +128,8 @@ class Manifest(_Frozen):
     teacher: Teacher
     tokenizer: TokenizerFacts
     vocabulary: int = Field(ge=1)
-    recorded: Recorded
-    gold: Recorded
+    layout: NamedLayout
+    labelled: bool
     label_names: tuple[str, ...] | None
     pairs: bool
     corpus: CorpusFacts

@@ -13,15 +13,15 @@ from io import RawIOBase
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shared.dump.manifest import Manifest
 from shared.dump.parquet.pages import GroupPages
-from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema
+from shared.dump.parquet.tables import shard_schema, training_columns
+from shared.dump.parquet.unpack import columns_of, flat_columns, from_columns
+from shared.dump.rowgroup import Flat, RowGroup
 from shared.dump.shards import Receipt, open_shard, shard_path
-from shared.dump.unpack import Flat, columns_of, flat_columns, from_columns
 from shared.errors import DumpError
 from shared.storage import Folder
 
@@ -58,14 +58,14 @@ class GroupReader:
             (shard, within) for shard in sorted(receipts) for within in range(len(receipts[shard].row_groups))
         ]
         self._schema = shard_schema(manifest)
-        self._columns = columns_of(manifest)
+        self._columns, self._plain = columns_of(manifest), training_columns(manifest)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._raw: dict[int, RawIOBase] = {}
         self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """Sizes of the row groups with the codecs' columns named. Reads the footers alone, some 0.3 ms a shard."""
-        read = {*PLAIN, *columns}
+        read = {*self._plain, *columns}
         tokens: list[int] = []
         sizes: list[int] = []
         for shard in sorted(self._receipts):
@@ -100,34 +100,25 @@ class GroupReader:
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(row numbers [R], whether each has a gold label [R]) of row group `group`, from its smallest columns alone.
-        Of windows of a question's context the numbers are those of their questions.
+        Rows that belong together (the windows of a question's context) have the same number.
 
         Raises:
             DumpError: for damage, naming the file and the row group within it.
         """
         shard, within = self._groups[group]
-        kind = self._manifest.gold
-        number = "question" if self._manifest.recorded == "spans" else "row"
-        names = {"row": ["label"], "listed": ["labels"], "spans": ["labels"]}.get(kind, [])
+        layout, labelled = self._manifest.layout, self._manifest.labelled
+        gold = [field.name for field in layout.fields(labelled) if field.holds_gold]
         try:
-            table = self._file(shard).read_row_group(within, columns=[number, *names], use_threads=False)
-            rows = table[number].to_numpy()
-            if not names:
-                # The text itself is what a language model learns from.
-                return rows, np.full(len(rows), kind != "none")
-            column = table[names[0]].combine_chunks()
-            if kind == "row":
-                return rows, column.is_valid().to_numpy(zero_copy_only=False)
-            labelled = np.concatenate([[0], np.cumsum(column.flatten().is_valid().to_numpy(zero_copy_only=False))])
-            ends = np.concatenate([[0], np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))])
-            return rows, np.diff(labelled[ends]) > 0
+            table = self._file(shard).read_row_group(within, columns=[layout.number, *gold], use_threads=False)
+            columns = flat_columns(self._manifest, table)
+            return columns[layout.number].numbers(), layout.has_gold(columns, len(table), labelled)
         except _DAMAGE as error:
             raise self._damaged(shard, f"row group {within}: {error}") from None
 
     def _flat(self, shard: int, within: int, columns: Sequence[str]) -> dict[str, Flat]:
         file = self._file(shard)
         pages = GroupPages(self._raw[shard], file.metadata, within)
-        names = [name for name in (*PLAIN, *columns) if name in self._schema.names]
+        names = [*self._plain, *columns]
         found = {name: pages.read(self._columns[name]) for name in names if name in self._columns}
         flat = {name: column for name, column in found.items() if column is not None}
         left = [name for name in names if name not in flat]

@@ -1,4 +1,4 @@
-"""Row groups: flat arrays -> plain Arrow tables (`unpack` is the way back), by a schema that the manifest decides.
+"""Row groups in memory: flat arrays, and no Python object a row.
 
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
@@ -8,21 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from shared.dump.codecs import Column, counts_of
-from shared.dump.manifest import Manifest
 from shared.dump.signals import Per
 
+# A gold label that nobody knows: what torch's cross-entropy ignores, and a null in the files.
 MISSING = -100
-# Columns that are no codec's; which of them a dump has, its manifest says.
-PLAIN = ("row", "input_ids", "token_type_ids", "positions", "labels", "label")
-
-# What is recorded where the column `positions` says.
-LISTED = ("listed", "listed-next-token", "spans")
-# Whose gold labels lie there, too.
-LABELLED_LISTS = ("listed", "spans")
 
 Offsets = NDArray[np.int64]
 Int32 = NDArray[np.int32]
@@ -94,6 +86,36 @@ def to_flat(columns: Mapping[str, Values]) -> dict[str, NDArray[Any]]:
     return flat
 
 
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """A column of R rows.
+
+    Attributes:
+        values: of all rows, one after the other; MISSING in place of a missing number.
+        offsets: int64 [R + 1]; row r has values[offsets[r]:offsets[r + 1]]. None where each row has one value.
+    """
+
+    values: Values
+    offsets: Offsets | None = None
+
+    def numbers(self) -> NDArray[Any]:
+        """The values of a column that has no lists but its rows'."""
+        assert not isinstance(self.values, Lists)
+        return self.values
+
+    def list_offsets(self) -> Offsets:
+        """Where the rows' lists begin and end, of a column that has a list for each row."""
+        assert self.offsets is not None
+        return self.offsets
+
+
+def check_lengths(name: str, columns: Mapping[str, Flat], expected: Offsets) -> None:
+    """Raises ValueError where the lists of a column have other lengths than these (a damaged file)."""
+    found = columns[name].list_offsets()
+    if found is not expected and not np.array_equal(found, expected):
+        raise ValueError(f"the lists of column {name!r} have other lengths than their rows")
+
+
 @dataclass
 class RowGroup:
     """Some rows, flat.
@@ -130,100 +152,3 @@ class RowGroup:
 def offsets_per(per: Per, token_offsets: Offsets, position_offsets: Offsets) -> Offsets:
     """The offsets [R + 1] of entries of which there is one for each token, recorded position or row."""
     return {"token": token_offsets, "position": position_offsets, "row": np.arange(len(token_offsets))}[per]
-
-
-def shard_schema(manifest: Manifest) -> pa.Schema:
-    """The Arrow schema of every shard, each field with a sentence about what it holds."""
-
-    def numbers(type_: pa.DataType, nullable: bool = False) -> pa.DataType:
-        return pa.list_(pa.field("element", type_, nullable=nullable))
-
-    fields = [
-        ("row", pa.int64(), "row number in the corpus, from 0"),
-        ("input_ids", numbers(pa.int32()), "token ids as the teacher saw them"),
-    ]
-    if manifest.pairs:
-        fields.append(("token_type_ids", numbers(pa.uint8()), "0 for the first text of a pair, 1 for the second"))
-    if manifest.recorded in LISTED:
-        fields.append(("positions", numbers(pa.int32()), "indices into input_ids at which a distribution is recorded"))
-    if manifest.recorded == "spans":
-        fields.append(("question", pa.int64(), "which row of the files this is a window of, from 0"))
-    if manifest.gold == "listed":
-        fields.append(("labels", numbers(pa.int32(), nullable=True), "gold label at each of `positions`, or null"))
-    if manifest.gold == "spans":
-        about = (
-            "at each of `positions` 1 where the gold answer starts, 2 where it ends, 3 for both, 0 elsewhere, or null"
-        )
-        fields.append(("labels", numbers(pa.int32(), nullable=True), about))
-    if manifest.gold == "row":
-        fields.append(("label", pa.int32(), "gold label of the row, or null"))
-    at_positions = {
-        "next-token": "one for each token but the last: the distribution after token t is that of token t + 1",
-        "listed-next-token": "one for each of `positions`: the distribution after token t is that of token t + 1",
-        "listed": "one for each of `positions`",
-        "spans": "for each of `positions` the logits of starting and of ending the answer; each a softmax over the row",
-        "row": "one for the row",
-        "none": "",
-    }[manifest.recorded]
-    for signal in manifest.signals:
-        place = {"token": "one for each token", "position": at_positions, "row": "one for the row"}[signal.per]
-        fields += [
-            (column.name, numbers(_arrow_type(column)), f"{_about(column)}, {place}") for column in signal.columns
-        ]
-    return pa.schema(
-        [
-            pa.field(name, type_, nullable=name in ("label",), metadata={"description": about})
-            for name, type_, about in fields
-        ],
-        metadata={"lectern": manifest.model_dump_json(include={"format_version", "task", "recorded", "signals"})},
-    )
-
-
-def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table:
-    """A row group as a table of this schema."""
-
-    def lists(name: str, offsets: Offsets, values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=schema.field(name).type)
-
-    tokens, positions = group.token_offsets, group.position_offsets
-    arrays: dict[str, pa.Array] = {
-        "row": pa.array(group.rows),
-        "input_ids": lists("input_ids", tokens, pa.array(group.input_ids)),
-    }
-    if group.token_type_ids is not None:
-        arrays["token_type_ids"] = lists("token_type_ids", tokens, pa.array(group.token_type_ids))
-    if manifest.recorded in LISTED:
-        arrays["positions"] = lists("positions", positions, pa.array(group.positions))
-    if manifest.recorded == "spans":
-        arrays["question"] = pa.array(group.questions)
-    if manifest.gold in LABELLED_LISTS:
-        labels = pa.array(group.labels, mask=group.labels == MISSING)
-        arrays["labels"] = lists("labels", positions, labels)
-    if manifest.gold == "row":
-        arrays["label"] = pa.array(group.labels, mask=group.labels == MISSING)
-    for signal in manifest.signals:
-        offsets = group.offsets(signal.per)
-        for column in signal.columns:
-            arrays[column.name] = lists(column.name, offsets, _arrow_values(column, group.columns[column.name]))
-    return pa.table([arrays[name] for name in schema.names], schema=schema)
-
-
-def _arrow_values(column: Column, values: Values) -> pa.Array:
-    if isinstance(values, Lists):
-        numbers = pa.array(values.values.astype(column.dtype, copy=False))
-        return pa.ListArray.from_arrays(pa.array(values.offsets, pa.int32()), numbers, type=_arrow_type(column))
-    array = np.ascontiguousarray(values.astype(column.dtype, copy=False))
-    if column.width == 1:
-        return pa.array(array)
-    return pa.FixedSizeBinaryArray.from_buffers(_arrow_type(column), len(array), [None, pa.py_buffer(array)])
-
-
-def _arrow_type(column: Column) -> pa.DataType:
-    number = pa.from_numpy_dtype(np.dtype(column.dtype))
-    if column.is_list:
-        return pa.list_(pa.field("element", number, nullable=False))
-    return number if column.width == 1 else pa.binary(column.bytes_per_position)
-
-
-def _about(column: Column) -> str:
-    return f"lists of {column.dtype}" if column.is_list else f"{column.dtype} x {column.width}"

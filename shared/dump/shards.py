@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import PLAIN, RowGroup, shard_schema, to_table
+from shared.dump.parquet.tables import few_values, shard_schema, to_table, training_columns
+from shared.dump.parquet.unpack import from_table
+from shared.dump.rowgroup import RowGroup
 from shared.dump.signals import Per
-from shared.dump.unpack import from_table
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
@@ -138,8 +139,8 @@ def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
 
 def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, columns: Sequence[str]) -> RowGroup:
     """Row group `group` of an open shard with the codecs' columns named."""
-    # Those that a dump does not have are passed over.
-    return from_table(manifest, shard.read_row_group(group, columns=[*PLAIN, *columns], use_threads=False), columns)
+    read = [*training_columns(manifest), *columns]
+    return from_table(manifest, shard.read_row_group(group, columns=read, use_threads=False), columns)
 
 
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
@@ -148,9 +149,9 @@ def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
     lists serve nobody. A row group's column is one page, so that it can be read as one array."""
     vectors = {column.name for signal in manifest.signals if not signal.codec.compresses for column in signal.columns}
     # Measured on WNUT-17: ids take 10% fewer bytes in planes than in a dictionary, positions 27%; labels 6% more.
-    few_values = {name for name in schema.names if name in ("token_type_ids", "labels", "label")}
+    few = few_values(manifest) & set(schema.names)
     leaves = {name: _leaf(name, schema.field(name).type) for name in schema.names}
-    planes = [name for name in schema.names if name not in few_values and _is_whole(schema.field(name).type)]
+    planes = [name for name in schema.names if name not in few and _is_whole(schema.field(name).type)]
     compressed = [] if manifest.compression == "none" else [name for name in schema.names if name not in vectors]
     # Our own byte planes take fewest bytes at level 1 (of top-64: 85.7 a position against 88.8 at 3).
     split = {column.name for signal in manifest.signals for column in signal.columns if column.dtype == "uint8"}
@@ -158,7 +159,7 @@ def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
     return {
         "compression": {leaves[name]: manifest.compression if name in compressed else "none" for name in schema.names},
         "compression_level": levels or None,
-        "use_dictionary": [leaves[name] for name in sorted(few_values)],
+        "use_dictionary": [leaves[name] for name in sorted(few)],
         "column_encoding": {leaves[name]: "BYTE_STREAM_SPLIT" for name in planes},
         "data_page_size": MOST_PAGE_BYTES,
         "write_statistics": ["row"],

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from shared.dump.manifest import Manifest
-from shared.dump.rowgroup import shard_schema
+from shared.dump.parquet.tables import shard_schema
 from shared.dump.shards import SHARDS, open_shard, read_receipt, receipt_path, shard_path
 from shared.dump.weights import load_embeddings
 from shared.errors import DumpError

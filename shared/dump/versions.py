@@ -4,7 +4,8 @@ from typing import Any
 
 # 1 had dense and top-k distributions and float16 vectors; 2 added codecs of a part of a vocabulary and of vectors; 3
 # exact distributions, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression, word
-# embeddings, questions in windows, and the number of attention heads; 5 has signals as typed entries.
+# embeddings, questions in windows, and the number of attention heads; 5 has signals as typed entries, and a layout
+# with gold labels or without.
 FORMAT_VERSION = 5
 READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 
@@ -15,8 +16,15 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     """
     if content["format_version"] >= 5:
         return content
-    signals = content.get("signals")
-    return content | ({"signals": [_typed(signal) for signal in signals]} if isinstance(signals, list) else {})
+    new = dict(content)
+    if isinstance(content.get("signals"), list):
+        new["signals"] = [_typed(signal) for signal in content["signals"]]
+    if "recorded" in new:
+        new["layout"] = new.pop("recorded")
+    if "gold" in new:
+        # They were where the distributions were, or nowhere.
+        new["labelled"] = new.pop("gold") != "none"
+    return new
 
 
 def _typed(signal: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from shared.text.labels import MISSING
+from shared.dump.rowgroup import MISSING
 from shared.text.metrics import Predictions
 
 

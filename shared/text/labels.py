@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable
 
+from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError
 from shared.text.examples import Label
-
-# What torch's cross-entropy ignores; the dump stores a null in its place.
-MISSING = -100
 
 
 def label_index(value: Label, names: tuple[str, ...]) -> int:

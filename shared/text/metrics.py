@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.dump.rowgroup import MISSING
 from shared.text.examples import Example
-from shared.text.labels import MISSING
 
 if TYPE_CHECKING:
     from shared.text.answers import BestSpan

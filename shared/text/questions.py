@@ -12,15 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from shared.dump.layouts.spans import ENDS, STARTS
+from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError
 from shared.text.examples import Answers, Example
-from shared.text.labels import MISSING
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
-
-# The classes of a position, and of the two logits there.
-SPAN_LABELS = ("start", "end")
-# Gold labels of a position are a sum of these; 0 is neither.
-STARTS, ENDS = 1, 2
 
 
 def check_answers(example: Example) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from shared.dump.manifest import Recorded
+from shared.dump.layouts.spans import ENDPOINTS
 from shared.errors import CorpusError, UsageError
 from shared.text.answers import answer_scores
 from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
@@ -22,7 +22,7 @@ from shared.text.corpus import Columns, Corpus
 from shared.text.examples import Answers, Example, Message
 from shared.text.labels import label_index
 from shared.text.metrics import LostWords, Predictions, accuracy_and_f1, entity_f1, perplexity
-from shared.text.questions import SPAN_LABELS, check_answers, count_windows, tokenize_questions
+from shared.text.questions import check_answers, count_windows, tokenize_questions
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
 
 MASK_PROBABILITY = 0.15
@@ -51,7 +51,7 @@ class Task:
     name: str
     auto_class: str
     classes: Literal["labels", "vocabulary", "spans"] | None
-    recorded: Mapping[str | None, Recorded]
+    recorded: Mapping[str | None, str]
     tokenize: Callable[[Tokenizing, Sequence[Example], int], list[TokenizedRow]]
     metrics: Callable[[Predictions], dict[str, float]] | None = None
     words: bool = False
@@ -258,7 +258,7 @@ TASKS: dict[str, Task] = {
             recorded={None: "spans"},
             tokenize=tokenize_questions,
             metrics=answer_scores,
-            label_names=SPAN_LABELS,
+            label_names=ENDPOINTS,
             windows=count_windows,
         ),
         Task(

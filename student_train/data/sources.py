@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
 from shared.dump.dump import Dump
-from shared.dump.manifest import Recorded
 from shared.dump.reader import GroupReader, GroupSizes
-from shared.dump.rowgroup import RowGroup
+from shared.dump.rowgroup import MISSING, RowGroup
 from shared.dump.signals import Per
 from shared.errors import RecipeError
 from shared.storage import Folder, Place
@@ -22,7 +21,7 @@ from shared.storage.on_disk import on_disk
 from shared.text.corpus import Corpus
 from shared.text.examples import Example
 from shared.text.formats import Columns
-from shared.text.labels import MISSING, names_from_values
+from shared.text.labels import names_from_values
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.metrics import LostWords
 from shared.text.rows import row_group
@@ -91,7 +90,7 @@ class Source(ABC):
         return [column.name for codec in codecs if codec.name in signals for column in codec.columns]
 
     @property
-    def recorded(self) -> Recorded:
+    def recorded(self) -> str:
         """Where a row's distributions and gold labels are."""
         return self.task.recorded[self.positions]
 
@@ -129,7 +128,7 @@ class DumpSource(Source):
             vocabulary=manifest.vocabulary,
             max_length=manifest.options.max_length,
             group_rows=self._reader.group_rows,
-            has_gold=manifest.gold != "none",
+            has_gold=manifest.labelled,
             positions=manifest.options.positions,
             distribution=manifest.distribution,
             vectors=manifest.vectors,

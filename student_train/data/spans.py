@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from shared.dump.codecs import DenseTargets, Targets
-from shared.dump.rowgroup import RowGroup
+from shared.dump.layouts.spans import ENDS, STARTS
+from shared.dump.rowgroup import MISSING, RowGroup
 from shared.text.answers import BestSpan, best_span
-from shared.text.labels import MISSING
-from shared.text.questions import ENDS, STARTS
 from student_train.data.batch import Batch
 from student_train.data.sources import OFFSETS
 

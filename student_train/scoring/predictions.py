@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from shared.dump.layouts.spans import ENDPOINTS
 from shared.text.metrics import Predictions
-from shared.text.questions import SPAN_LABELS
 from student_train.data.batch import Batch
 from student_train.data.batches import in_order
 from student_train.data.sources import OFFSETS, DumpSource, Source
@@ -71,7 +71,7 @@ def predict(model: PreTrainedModel, source: Source, columns: Sequence[str]) -> t
 def _distributions_per_row(batch: Batch, source: Source) -> np.ndarray:
     rows, length = batch.input_ids.shape
     if batch.places is not None:
-        return np.full(rows, len(SPAN_LABELS))
+        return np.full(rows, len(ENDPOINTS))
     if source.recorded == "row":
         return np.ones(rows, np.int64)
     return np.bincount((batch.positions // length).cpu().numpy(), minlength=rows)

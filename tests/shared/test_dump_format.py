@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from shared import Dump, DumpError, UsageError
 from shared.dump import shards as shards_module
 from shared.dump.codecs import Column, Sparse, TopK, counts_of
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest, read_manifest
-from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, shard_schema, to_flat, to_table
+from shared.dump.parquet.tables import shard_schema, to_table
+from shared.dump.parquet.unpack import from_table
+from shared.dump.rowgroup import Lists, RowGroup, from_flat, join, to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.dump.signals import Signal
-from shared.dump.unpack import from_table
 from shared.storage import Folder
 from shared.storage.files import only_one, write_atomically, write_text_atomically
 
@@ -212,7 +214,7 @@ def test_a_row_group_with_lists_comes_back_from_its_table_whole_or_in_part(
 ) -> None:
     """Rows of any number of positions, none among them, each with a list, a number and a pair of numbers."""
     codec = Sparse(name="d", selection=TopK(k=2), vocabulary=9, temperatures=(0.5, 2.0))
-    facts: dict[str, Any] = {"format_version": 1, "task": "none", "recorded": "listed", "gold": "listed"}
+    facts: dict[str, Any] = {"format_version": 1, "task": "none", "layout": LAYOUTS["listed"], "labelled": True}
     manifest = Manifest.model_construct(**facts, pairs=False, signals=(Signal(site="d", per="position", codec=codec),))
     positions = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     count = int(positions[-1])

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.dump.codecs import Column, Int8Vectors, Sparse, TopK
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, Manifest
 from shared.dump.parquet import pages as pages_module
 from shared.dump.parquet.pages import GroupPages
+from shared.dump.parquet.unpack import Flat, columns_of, flat_columns
 from shared.dump.rowgroup import RowGroup, offsets_per
 from shared.dump.shards import open_shard, shard_path, write_shard
 from shared.dump.signals import Signal
-from shared.dump.unpack import Flat, columns_of, flat_columns
 from shared.storage import Folder
 
 CODECS = (
@@ -34,7 +35,7 @@ LENGTHS = st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300)), min_size=1
 
 
 def manifest_of(compression: str) -> Manifest:
-    facts: dict[str, Any] = {"format_version": 4, "task": "none", "recorded": "listed", "gold": "none"}
+    facts: dict[str, Any] = {"format_version": 4, "task": "none", "layout": LAYOUTS["listed"], "labelled": False}
     return Manifest.model_construct(**facts, pairs=True, signals=SIGNALS, compression=compression)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import open_shard, read_row_group, shard_path, write_shard
@@ -63,7 +64,7 @@ def test_polars_and_torch_decode_sparse_alike(
 
 def bare_manifest(codec: Sparse) -> Manifest:
     """One that knows the codec and nothing else: enough to write and read shards."""
-    facts: dict[str, Any] = {"format_version": 1, "task": "none", "recorded": "next-token", "gold": "none"}
+    facts: dict[str, Any] = {"format_version": 1, "task": "none", "layout": LAYOUTS["next-token"], "labelled": True}
     return Manifest.model_construct(**facts, pairs=False, signals=(Signal(site="d", per="position", codec=codec),))
 
 

@@ -13,9 +13,10 @@ from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedTokenizerFast
 
+from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError, UsageError
 from shared.text.corpus import Example
-from shared.text.labels import MISSING, label_index, names_from_values
+from shared.text.labels import label_index, names_from_values
 from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
 from shared.text.rows import row_group
 from shared.text.tasks import TASKS, TokenizedRow, Tokenizing, check_tokenizer, task_named

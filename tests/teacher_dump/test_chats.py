@@ -79,7 +79,7 @@ def test_log_probabilities_are_those_of_transformers_before_every_token_that_is_
 
 def test_the_manifest_the_card_and_the_schema_say_what_is_recorded(chat_dump: Path) -> None:
     dump = Dump(chat_dump)
-    assert (dump.manifest.recorded, dump.manifest.gold) == ("listed-next-token", "listed-next-token")
+    assert (dump.manifest.layout.name, dump.manifest.labelled) == ("listed-next-token", True)
     assert dump.manifest.options.positions == "completion"
     assert dump.manifest.format_version == FORMAT_VERSION
     names = dump.scan().collect_schema().names()
@@ -127,7 +127,7 @@ def test_all_positions_of_chats_are_those_of_the_rendered_text(make_dump: Any, t
         Dump(make_dump("causal-lm", teacher=teacher, data=data, top_k=4, **options))
         for data, options in ((toy_chats, {"messages_column": "messages"}), (texts, {}))
     )
-    assert chats.manifest.recorded == plain.manifest.recorded == "next-token"
+    assert chats.manifest.layout.name == plain.manifest.layout.name == "next-token"
     assert chats.scan().sort("row").collect().equals(plain.scan().sort("row").collect())
 
 

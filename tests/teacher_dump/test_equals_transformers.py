@@ -168,7 +168,7 @@ def check_language_model(
             )
         )
         stored, where = input_ids_of(dump), {}
-        if dump.manifest.recorded == "listed":
+        if dump.manifest.layout.name == "listed":
             where = dict(dump.scan().select("row", "positions").collect().iter_rows())
         assert sorted(stored) == list(range(len(rows)))
         for found in (by_positions(dump), by_row_groups(dump)):

@@ -11,6 +11,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from shared import Dump
 from shared.dump.inspection import facts, readable_rows, spreads, teacher_accuracy
+from shared.dump.layouts.spans import Spans
 from shared.errors import UsageError
 
 TASK = "question-answering"
@@ -67,7 +68,7 @@ def test_every_window_has_the_logits_that_transformers_gives_it(
 
 
 def test_gold_labels_are_sums_of_one_at_the_start_and_two_at_the_end(dump: Dump, rows: list[dict[str, Any]]) -> None:
-    lists = dump.spans().sort("row").collect()
+    lists = Spans().lists(dump).sort("row").collect()
     tokens = dump.token_texts
     answered = set()
     for row in lists.iter_rows(named=True):
@@ -126,8 +127,8 @@ def test_part_of_the_logits_is_refused(make_dump: Any, teacher: Path, rows: list
 
 def test_answers_can_be_left_out(make_dump: Any, teacher: Path, rows: list[dict[str, Any]]) -> None:
     bare = Dump(make_dump(TASK, teacher=teacher, data=rows, answers_column="none", **OPTIONS))
-    assert bare.manifest.gold == "none"
-    assert bare.spans().select(pl.col("label").explode().is_null().all()).collect().item()
+    assert not bare.manifest.labelled
+    assert Spans().lists(bare).select(pl.col("label").explode().is_null().all()).collect().item()
     assert teacher_accuracy(bare) is None
 
 
@@ -142,7 +143,7 @@ def test_people_are_told_of_rows_and_questions(dump: Dump) -> None:
 
 def test_entropy_and_accuracy_are_over_a_rows_positions(dump: Dump) -> None:
     entropies, right = [], []
-    for row in dump.spans().collect().iter_rows(named=True):
+    for row in Spans().lists(dump).collect().iter_rows(named=True):
         for name, mark in (("start", 1), ("end", 2)):
             logits = np.asarray(row[f"{name}_logit"], np.float64)
             probabilities = np.exp(logits) / np.exp(logits).sum()

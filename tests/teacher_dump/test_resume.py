@@ -294,7 +294,10 @@ def test_finished_with_another_batch_budget_the_rows_and_ids_are_the_same(
         ({"shard_rows": 12}, ["options.shard_rows: the dump has 11, this command asks for 12"]),
         ({"seed": 7, "max_length": 32}, ["options.seed", "options.max_length"]),
         ({"limit": 30}, ["corpus.rows: the dump has 40, this command asks for 30", "corpus.fingerprint"]),
-        ({"label_column": "none"}, ["corpus.labelled_rows", "gold: the dump has row, this command asks for none"]),
+        (
+            {"label_column": "none"},
+            ["corpus.labelled_rows", "labelled: the dump has True, this command asks for False"],
+        ),
         ({"dtype": "bf16"}, ["options.dtype: the dump has fp32, this command asks for bf16", "teacher.fingerprint"]),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from shared.dump.codecs import Column
 from shared.dump.parquet.checksum import crc32
-from shared.dump.rowgroup import Offsets
-from shared.dump.unpack import Flat
+from shared.dump.rowgroup import Flat, Offsets
 
 _PHYSICAL = {"INT32": "<i4", "INT64": "<i8", "FLOAT": "<f4"}
 _CODECS = {"UNCOMPRESSED": None, "ZSTD": "zstd", "LZ4": "lz4_raw"}

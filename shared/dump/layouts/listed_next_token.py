@@ -1,0 +1,37 @@
+"""At the positions that the column `positions` lists, each about the token that follows, which is its gold label."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from shared.dump.layouts.base import Field, Layout, Places
+from shared.dump.layouts.listed import POSITIONS, packed_positions
+from shared.dump.rowgroup import Flat, Int32, Offsets, RowGroup
+
+
+class ListedNextToken(Layout):
+    """One distribution for each listed token, about the next."""
+
+    name = "listed-next-token"
+    place = "one for each of `positions`: the distribution after token t is that of token t + 1"
+    gold_title = "next"
+
+    def fields(self, labelled: bool) -> tuple[Field, ...]:
+        return (POSITIONS,)
+
+    def pack(self, group: RowGroup, labelled: bool) -> dict[str, Flat]:
+        return packed_positions(group)
+
+    def unpack(self, columns: Mapping[str, Flat], labelled: bool, token_offsets: Offsets, input_ids: Int32) -> Places:
+        offsets, positions = columns["positions"].list_offsets(), columns["positions"].numbers()
+        firsts = np.repeat(token_offsets[:-1], np.diff(offsets))
+        return Places(offsets, positions, input_ids[firsts + positions + 1])
+
+    def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
+        ids, positions = pl.col("input_ids"), pl.col("positions")
+        return {
+            "position": positions,
+            "token_id": ids.list.gather(positions),
+            "label": ids.list.gather(positions + 1),
+        }

@@ -1,0 +1,88 @@
+"""Arrow tables and flat columns -> row groups: what `tables.to_table` made, and no Python object a row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shared.dump.codecs import Column
+from shared.dump.manifest import Manifest
+from shared.dump.parquet.tables import plain_fields
+from shared.dump.rowgroup import MISSING, Flat, Lists, Offsets, RowGroup, check_lengths, offsets_per
+
+
+def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> RowGroup:
+    """A table with the plain columns and the codecs' columns named, flat and without a Python object a row.
+
+    Raises:
+        ValueError: where a column has other lengths than the rows have (a damaged file).
+    """
+    return from_columns(manifest, flat_columns(manifest, table), columns)
+
+
+def flat_columns(manifest: Manifest, table: pa.Table) -> dict[str, Flat]:
+    """A table's columns."""
+    known = columns_of(manifest)
+    return {name: _flat(_contiguous(table[name]), known.get(name)) for name in table.column_names}
+
+
+def columns_of(manifest: Manifest) -> dict[str, Column]:
+    """What every column of a dump holds, by name: all but those in which numbers may be missing."""
+    plain = (Column(field.name, field.dtype) for field in plain_fields(manifest) if not field.holds_gold)
+    codecs = (column for signal in manifest.signals for column in signal.columns)
+    return {column.name: column for column in (*plain, *codecs)}
+
+
+def from_columns(manifest: Manifest, flat: Mapping[str, Flat], columns: Sequence[str]) -> RowGroup:
+    """The plain columns and the codecs' columns named as one row group.
+
+    Raises:
+        ValueError: where a column has other lengths than the rows have (a damaged file).
+    """
+    token_offsets, input_ids = flat["input_ids"].list_offsets(), flat["input_ids"].numbers()
+    places = manifest.layout.unpack(flat, manifest.labelled, token_offsets, input_ids)
+    per_column = manifest.per_column
+    for name in columns:
+        check_lengths(name, flat, offsets_per(per_column[name], token_offsets, places.offsets))
+    if manifest.pairs:
+        check_lengths("token_type_ids", flat, token_offsets)
+    return RowGroup(
+        rows=flat["row"].numbers(),
+        token_offsets=token_offsets,
+        input_ids=input_ids,
+        token_type_ids=flat["token_type_ids"].numbers() if manifest.pairs else None,
+        position_offsets=places.offsets,
+        positions=places.positions,
+        labels=places.labels,
+        columns={name: flat[name].values for name in columns},
+    )
+
+
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _flat(array: pa.Array, column: Column | None) -> Flat:
+    if not pa.types.is_list(array.type):
+        return Flat(_numbers(array, column))
+    values = array.flatten()
+    if not pa.types.is_list(values.type):
+        return Flat(_numbers(values, column), _offsets_of(array))
+    return Flat(Lists(_numbers(values.flatten(), column), _offsets_of(values)), _offsets_of(array))
+
+
+def _offsets_of(array: pa.ListArray) -> Offsets:
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0]
+
+
+def _numbers(array: pa.Array, column: Column | None) -> NDArray[Any]:
+    """An array's numbers, [n] or [n, width], without copying them where none is missing."""
+    if column is None or column.is_list or column.width == 1:
+        return (array.fill_null(MISSING) if array.null_count else array).to_numpy(zero_copy_only=False)
+    assert column.width is not None
+    data = np.frombuffer(array.buffers()[1], np.dtype(column.dtype))
+    start = array.offset * column.width
+    return data[start : start + len(array) * column.width].reshape(-1, column.width)
