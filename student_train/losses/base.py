@@ -31,8 +31,8 @@ class Loss(BaseModel, ABC):
     # Whether it needs the logits alone, position by position, so that they can come in slices.
     by_position: ClassVar[bool] = False
 
-    kind: str
     weight: float = Field(default=1.0, gt=0)
+    kind: str
 
     @property
     def label(self) -> str:
