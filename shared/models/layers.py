@@ -38,5 +38,7 @@ def layer_count(model: PreTrainedModel) -> int:
 def _largest(part: nn.Module, count: int | None) -> nn.ModuleList:
     """Of the lists of modules in this part (of those with `count` modules, where it is given) that with most
     parameters."""
-    stacks = (each for each in part.modules() if isinstance(each, nn.ModuleList) and count in (None, len(each)))
+    stacks = [each for each in part.modules() if isinstance(each, nn.ModuleList) and count in (None, len(each))]
+    if len(stacks) == 1:
+        return stacks[0]
     return max(stacks, key=lambda stack: sum(value.numel() for value in stack.parameters()), default=nn.ModuleList())

@@ -11,7 +11,7 @@ from torch import nn
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.data.spans import over_positions, span_logits, targets_over_positions
-from student_train.forward.attention import capture
+from student_train.forward.attention import Attended, capture
 from student_train.forward.head import StudentHead
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.teacher_vectors import TeacherVectors
@@ -43,7 +43,7 @@ def outputs_of(
         logits = over_positions(logits, batch.places)
     is_token_BL = batch.is_token_BL
     hidden_TD = tuple(layer[is_token_BL] for layer in output.hidden_states) if wants_hidden else ()
-    attended = {layer: found.at_tokens(is_token_BL) for layer, found in captured.items()}
+    attended = {layer: Attended.at_tokens(found, is_token_BL) for layer, found in captured.items()}
     lengths = tuple(is_token_BL.sum(dim=1).tolist()) if wants_hidden else ()
     return Outputs(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
 

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shared.dump.signals import RELATIONS
 from shared.errors import RecipeError
-from student_train.forward.attention import PARTS, Attended
+from student_train.forward.attention import Attended
 from student_train.forward.teacher_vectors import TeacherVectors
 
 Pair = Literal["queries", "keys", "values", "attention"]
 Metric = Literal["kl", "mse"]
-_SIDES: dict[str, tuple[str, str]] = {**{part: (part, part) for part in PARTS}, "attention": ("queries", "keys")}
+_SIDES: dict[str, tuple[str, str]] = {**{part: (part, part) for part in RELATIONS}, "attention": ("queries", "keys")}
 
 # Numbers of a slice of a relation.
 SLICE_NUMBERS = 2**20
@@ -36,7 +37,7 @@ DEFAULT_HEADS = 12
 
 def parts_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Which of queries, keys and values these pairs are made from."""
-    return tuple(part for part in PARTS if any(part in _SIDES[pair] for pair in pairs))
+    return tuple(part for part in RELATIONS if any(part in _SIDES[pair] for pair in pairs))
 
 
 def default_heads(widths: Iterable[int]) -> int:

@@ -11,10 +11,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from shared.dump.signals import RELATIONS
 from shared.errors import RecipeError
+from shared.models.attention import Captured
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.forward.attention import PARTS, Captured, captured_on_probe
+from student_train.forward.attention import captured_on_probe
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.base import Loss, stored_layers
 from student_train.losses.relation_formulas import Metric, Pair, parts_of, refuse_misfit, relations_loss
@@ -102,7 +104,7 @@ class RelationLoss(Loss):
     def _teacher_layers(self, available: Collection[str]) -> tuple[int, ...]:
         if self.teacher_layer is not None:
             return (self.teacher_layer,)
-        return tuple(stored_layers(available, PARTS)[-(self.last or 1) :])
+        return tuple(stored_layers(available, RELATIONS)[-(self.last or 1) :])
 
     def _checked_own_heads(self, source: Source, student: Captured) -> int:
         if source.attention_heads is None:

@@ -1,18 +1,12 @@
-"""A model's stack of layers, and students that begin with some of a checkpoint's layers."""
+"""Students that begin with some of a checkpoint's layers."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of layers: of its base model's lists of modules that with most parameters; empty if there is none."""
-    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    return max(stacks, key=lambda stack: sum(value.numel() for value in stack.parameters()), default=nn.ModuleList())
+from shared.models.layers import layers_of
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-from student_train.students.depth import layers_of
+from shared.models.layers import layers_of
 
 # "all", "head", or how many groups of parameters below the head.
 Trainable = str | int

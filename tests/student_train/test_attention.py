@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from shared.dump.signals import RELATIONS
 from shared.errors import RecipeError
-from student_train.forward.attention import PARTS, capture, captured_on_probe
+from student_train.forward.attention import Attended, capture, captured_on_probe
 from student_train.students import BiLSTMModel
 from student_train.students.bilstm import BiLSTMConfig
 
@@ -65,8 +66,8 @@ def test_every_architecture_shows_its_attention_and_computes_as_before(kind: str
     assert configurations(model) == before
     assert sorted(captured) == [-1, 1, 3]
     assert captured[3] is captured[-1] or captured[3].parts_BHLD == captured[-1].parts_BHLD
-    assert not torch.equal(captured[1].parts_BHLD[0], captured[3].parts_BHLD[0])
-    found = captured[3].at_tokens(inputs["attention_mask"].bool())
+    assert not torch.equal(captured[1].parts_BHLD["queries"], captured[3].parts_BHLD["queries"])
+    found = Attended.at_tokens(captured[3], inputs["attention_mask"].bool())
     assert found.lengths == LENGTHS
     assert found.is_causal == (kind in CAUSAL)
     assert {part: tensor.shape for part, tensor in found.parts_TD.items()} == {
@@ -92,9 +93,10 @@ def test_gradients_reach_the_weights_that_made_them_and_none_above() -> None:
     model, inputs = model_of("bert").train(), batch()
     with capture(model, [2]) as captured:
         model(**inputs)
-    for part, projection in zip(PARTS, ("query", "key", "value"), strict=True):
+    for part, projection in zip(RELATIONS, ("query", "key", "value"), strict=True):
         model.zero_grad()
-        captured[2].at_tokens(inputs["attention_mask"].bool()).parts_TD[part].square().sum().backward(retain_graph=True)
+        found = Attended.at_tokens(captured[2], inputs["attention_mask"].bool())
+        found.parts_TD[part].square().sum().backward(retain_graph=True)
         reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert f"encoder.layer.1.attention.self.{projection}.weight" in reached
         assert "embeddings.word_embeddings.weight" in reached

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from shared.dump.codecs import Int8Vectors
+from shared.dump.signals import RELATIONS
 from shared.errors import RecipeError
-from student_train.forward.attention import PARTS, Attended
+from student_train.forward.attention import Attended
 from student_train.forward.teacher_vectors import TeacherVectors
 from student_train.losses import relation_formulas as relations
 from student_train.losses.relation_formulas import default_heads, refuse_misfit, relation_loss, relations_loss
@@ -151,13 +152,13 @@ def test_a_batch_without_tokens_is_a_zero_of_the_graph() -> None:
 
 
 def attended(is_causal: bool = False) -> Attended:
-    return Attended({part: student_part(number) for number, part in enumerate(PARTS)}, LENGTHS, is_causal, heads=2)
+    return Attended({part: student_part(number) for number, part in enumerate(RELATIONS)}, LENGTHS, is_causal, heads=2)
 
 
 def test_the_loss_is_the_sum_over_the_pairs_and_only_attention_looks_back_alone() -> None:
-    student, teacher = attended(is_causal=True), {part: teacher_part(9 + len(part)) for part in PARTS}
+    student, teacher = attended(is_causal=True), {part: teacher_part(9 + len(part)) for part in RELATIONS}
     expected = sum(
-        plainly((student.parts_TD[part],) * 2, (teacher[part],) * 2, LENGTHS, 6, is_causal=False) for part in PARTS
+        plainly((student.parts_TD[part],) * 2, (teacher[part],) * 2, LENGTHS, 6, is_causal=False) for part in RELATIONS
     ) + plainly(
         (student.parts_TD["queries"], student.parts_TD["keys"]),
         (teacher["queries"], teacher["keys"]),
@@ -165,7 +166,7 @@ def test_the_loss_is_the_sum_over_the_pairs_and_only_attention_looks_back_alone(
         6,
         is_causal=True,
     )
-    value = relations_loss(student, teacher, (*PARTS, "attention"), 6)
+    value = relations_loss(student, teacher, (*RELATIONS, "attention"), 6)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -180,9 +181,9 @@ def test_by_default_there_are_12_relation_heads_or_the_most_below_that_divide_al
 
 
 def test_relation_heads_that_do_not_divide_both_widths_are_refused_with_those_that_do() -> None:
-    teacher, student = dict.fromkeys(PARTS, 48), dict.fromkeys(PARTS, 18)
+    teacher, student = dict.fromkeys(RELATIONS, 48), dict.fromkeys(RELATIONS, 18)
     for fitting in (None, 1, 2, 3, 6):
-        refuse_misfit(PARTS, fitting, teacher, student)
+        refuse_misfit(RELATIONS, fitting, teacher, student)
     with pytest.raises(
         RecipeError, match=r"relation_heads = 12: the teacher's keys are 48 wide and the student's 18; .* 1, 2, 3, 6\."
     ):
@@ -193,8 +194,8 @@ def test_relation_heads_that_do_not_divide_both_widths_are_refused_with_those_th
 
 @pytest.mark.parametrize("whose", ["teacher", "student"])
 def test_attention_between_queries_and_fewer_keys_is_refused(whose: str) -> None:
-    same, grouped = dict.fromkeys(PARTS, 48), {"queries": 48, "keys": 12, "values": 12}
+    same, grouped = dict.fromkeys(RELATIONS, 48), {"queries": 48, "keys": 12, "values": 12}
     widths = (grouped, same) if whose == "teacher" else (same, grouped)
     with pytest.raises(RecipeError, match=f"the {whose}'s queries are 48 wide and its keys 12"):
         refuse_misfit(("attention",), 4, *widths)
-    refuse_misfit(PARTS, 4, *widths)
+    refuse_misfit(RELATIONS, 4, *widths)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from shared.errors import RecipeError
+from shared.models.layers import layers_of
 from student_train.students import (
     BiLSTMConfig,
     BiLSTMForSequenceClassification,
@@ -35,7 +36,6 @@ from student_train.students import (
     build_student,
 )
 from student_train.students.bilstm import _alike
-from student_train.students.depth import layers_of
 
 VOCAB_SIZE = 50
 LABELS = ("World", "Sports", "Business")

@@ -1,6 +1,5 @@
 """Packed rows give what padded rows and rows alone give; queries, keys and values are what a layer's weights say."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from shared.errors import TeacherError
+from shared.models import attention as routes_module
 from shared.text.tasks import TokenizedRow
 from teacher_dump.batches import pad
 from teacher_dump.engines.transformers import attention as attention_module
@@ -38,6 +38,7 @@ from tests.shared.models.architectures import (
     make,
     make_rows,
 )
+from tests.shared.models.attention_by_hand import attended, heads, parts_of, seen_by
 
 
 def taken_over(model: PreTrainedModel) -> Attention:
@@ -254,32 +255,6 @@ def test_the_probe_avoids_special_tokens() -> None:
 # Queries, keys and values
 
 
-def heads(projected_BLD: Tensor, width: int) -> Tensor:
-    return projected_BLD.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def attended(query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, causal: bool) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V, with heads side by side: [B, L, H * D]."""
-    groups = query_BHLD.shape[1] // key_BHLD.shape[1]
-    key_BHLD, value_BHLD = (each.repeat_interleave(groups, dim=1) for each in (key_BHLD, value_BHLD))
-    scores_BHLL = query_BHLD @ key_BHLD.transpose(-1, -2) / math.sqrt(query_BHLD.shape[-1])
-    if causal:
-        length = scores_BHLL.shape[-1]
-        scores_BHLL = scores_BHLL.masked_fill(~torch.ones(length, length).bool().tril(), -torch.inf)
-    return (scores_BHLL.softmax(-1) @ value_BHLD).transpose(1, 2).flatten(2)
-
-
-def seen_by(module: nn.Module, run: Callable[[], Any], output: bool = False) -> Any:
-    """What goes into a module (or comes out of it) while `run` runs."""
-    seen: list[Any] = []
-    hook = module.register_forward_hook(
-        lambda _, arguments, named, result: seen.append(result if output else (arguments, named)), with_kwargs=True
-    )
-    run()
-    hook.remove()
-    return seen[0]
-
-
 @torch.inference_mode()
 def test_captured_of_bert_is_what_its_projections_give_and_makes_its_attention() -> None:
     model, batch = make("bert"), pad(make_rows((6, 6)), range(2), PAD)
@@ -290,8 +265,8 @@ def test_captured_of_bert_is_what_its_projections_give_and_makes_its_attention()
         made_BLD = seen_by(own, lambda: model(**batch.inputs), output=True)[0]
     assert list(captured) == [1]
     expected = tuple(heads(projection(hidden_BLD), 8) for projection in (own.query, own.key, own.value))
-    torch.testing.assert_close(captured[1], expected, rtol=0, atol=0)
-    torch.testing.assert_close(attended(*captured[1], causal=False), made_BLD)
+    torch.testing.assert_close(parts_of(captured[1]), expected, rtol=0, atol=0)
+    torch.testing.assert_close(attended(*parts_of(captured[1]), causal=False), made_BLD)
 
 
 @torch.inference_mode()
@@ -307,9 +282,9 @@ def test_captured_of_llama_has_rotary_embedding_and_its_own_number_of_key_heads(
         heads(projection(named["hidden_states"]), 8) for projection in (own.q_proj, own.k_proj, own.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *named["position_embeddings"])
-    torch.testing.assert_close(captured[1], (query, key, value), rtol=0, atol=0)
-    assert captured[1][1].shape == (2, 2, 6, 8)
-    torch.testing.assert_close(attended(*captured[1], causal=True), made_BLD)
+    torch.testing.assert_close(parts_of(captured[1]), (query, key, value), rtol=0, atol=0)
+    assert captured[1].parts_BHLD["keys"].shape == (2, 2, 6, 8)
+    torch.testing.assert_close(attended(*parts_of(captured[1]), causal=True), made_BLD)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gemma2"])
@@ -319,11 +294,11 @@ def test_captured_of_packed_rows_is_what_rows_alone_give(kind: str) -> None:
     attention = taken_over(model)
     with attention.capture({1: layer}) as captured:
         packed_outputs(attention, rows)
-        packed = captured[1]
+        packed = parts_of(captured[1])
         each = []
         for row in rows:
             alone_outputs(model, [row])
-            each.append(captured[1])
+            each.append(parts_of(captured[1]))
     expected = [torch.cat(parts, dim=2) for parts in zip(*each, strict=True)]
     torch.testing.assert_close(list(packed), expected, rtol=2e-5, atol=2e-5)
 
@@ -400,7 +375,7 @@ def test_nothing_stays_behind_when_a_forward_pass_fails() -> None:
         outputs(model, {"input_ids": torch.tensor([[VOCABULARY]])})
     assert model.config._attn_implementation == "eager"
     assert not model._forward_pre_hooks
-    assert not attention_module._ROUTES
+    assert not routes_module._ROUTES
     assert_identical(alone_outputs(model, rows), alone)
     assert_same(packed_outputs(attention, rows), alone)
 

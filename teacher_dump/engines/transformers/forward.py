@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.dump.signals import Signal, name_of
+from shared.models.attention import Captured
 from teacher_dump.batches import Batch
 from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, Place, layers_of
 from teacher_dump.engines.transformers.teacher import Teacher
@@ -55,7 +56,7 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
         if batch.packed:
             assert teacher.attention is not None
             stack.enter_context(teacher.attention.packed(batch.lengths))
-        parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        parts: dict[int, Captured] = {}
         if attention_layers:
             assert teacher.attention is not None
             modules = {layer: teacher.trunk.modules[layer - 1] for layer in attention_layers}

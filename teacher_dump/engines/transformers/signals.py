@@ -12,8 +12,8 @@ from torch import Tensor
 
 from shared.dump.signals import HIDDEN, RELATIONS
 from shared.errors import TeacherError
+from shared.models.attention import Captured
 from shared.registry import Registry
-from teacher_dump.engines.transformers.attention import Captured
 from teacher_dump.engines.transformers.teacher import Teacher
 
 # What is recorded of which layer; None where it is no layer's.
@@ -26,13 +26,13 @@ class ForwardPass:
 
     Attributes:
         hidden: hidden states by layer, [B, L, D].
-        attention: queries, keys and values by layer, [B, H, L, D] each.
+        attention: queries, keys and values by layer.
         token_T: where the rows' tokens are in the flattened [B * L].
         lengths: tokens of each row.
     """
 
     hidden: Mapping[int, Tensor]
-    attention: Captured
+    attention: Mapping[int, Captured]
     token_T: Tensor
     lengths: Sequence[int]
 
@@ -70,21 +70,21 @@ class HiddenStates(Source):
 
 @dataclass(frozen=True)
 class PartOfAttention(Source):
-    """Queries, keys or values of a layer, heads side by side; `number` is which."""
+    """Queries, keys or values of a layer, heads side by side; `part` is which."""
 
-    number: int
+    part: str
 
     def attention_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         return layer
 
     def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
         assert layer is not None
-        return passed.tokens(passed.attention[layer][self.number].transpose(1, 2).flatten(2))
+        return passed.tokens(passed.attention[layer].parts_BHLD[self.part].transpose(1, 2).flatten(2))
 
 
 SOURCES: Registry[Source] = Registry(
     "signal of this teacher",
-    {HIDDEN: HiddenStates()} | {site: PartOfAttention(number) for number, site in enumerate(RELATIONS)},
+    {HIDDEN: HiddenStates()} | {site: PartOfAttention(site) for site in RELATIONS},
 )
 
 
@@ -110,8 +110,8 @@ def widths_of(teacher: Teacher, places: Sequence[Place]) -> list[int]:
     return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in places]
 
 
-def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> Captured:
-    parts: Captured = {}
+def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> dict[int, Captured]:
+    parts: dict[int, Captured] = {}
     if layers and teacher.attention is not None and teacher.trunk.modules:
         ids_BL = torch.zeros(1, 2, dtype=torch.long, device=teacher.device)
         with teacher.attention.capture({layer: teacher.trunk.modules[layer - 1] for layer in layers}) as parts:
