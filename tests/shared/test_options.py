@@ -5,7 +5,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -171,3 +171,23 @@ def test_two_groups_with_one_name_are_refused() -> None:
 def test_a_request_loads_neither_torch_nor_pyarrow_nor_numpy() -> None:
     check = "import sys, teacher_dump.cli; sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_help_texts_name_what_the_tables_have() -> None:
+    from shared.dump.codecs import KINDS
+    from shared.dump.codecs.selection.presets import PRESETS
+    from shared.dump.manifest import Compression
+    from shared.text.tasks import TASKS
+
+    options = shown(COMMANDS["dump"])
+    choices = {name: [c for c in task.recorded if c is not None] for name, task in TASKS.items()}
+    for option, names in {
+        "task": TASKS,
+        "preset": PRESETS,
+        "exact_codec": KINDS,
+        "hidden_codec": KINDS,
+        "compression": get_args(Compression),
+        "positions": [word for task, found in choices.items() if found for word in (f"{task}:", *found)],
+    }.items():
+        help_ = options[option][1]
+        assert not [name for name in names if name not in help_]
