@@ -21,12 +21,11 @@ from typing import Any, TypeVar
 from shared.dump.dump import Dump
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, TeacherError, UsageError
 from shared.storage import Place
-from shared.text.columns import ScoredColumns
+from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import DEFAULT_STRIDE
 from student_train import distill as _distill
 from student_train import sweep as _sweep
 from student_train.distill import Result
-from student_train.recipe import columns as _sections
 from student_train.recipe.recipe import Recipe, overridden, read_recipe
 from student_train.scoring import evaluate as _evaluate
 from student_train.scoring import export as _export
@@ -39,6 +38,7 @@ from teacher_dump.estimate import Estimate
 from teacher_dump.request import Request
 
 __all__ = [
+    "ColumnNames",
     "CorpusError",
     "Dump",
     "DumpError",
@@ -175,7 +175,7 @@ def evaluate(
         >>> sorted(report.metrics), report.agreement
         (['accuracy', 'macro_f1'], 1.0)
     """
-    names = _sections.ScoredColumns(**dataclasses.asdict(columns or ScoredColumns()))
+    names = columns or ScoredColumns()
     return _evaluate.evaluate(model, _files(data), names, dump, task, device, max_length, positions, stride)
 
 
@@ -194,15 +194,29 @@ def sweep(path: str | Path, *, jobs: int | None = None) -> list[str]:
     return outcome.lines
 
 
-def export(model: str | Path, out: str | Path | None = None, *, task: str | None = None, data: Files = ()) -> Exported:
+def export(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    task: str | None = None,
+    data: Files = (),
+    columns: ColumnNames | None = None,
+) -> Exported:
     """Write a model's folder as one ONNX file, checked against torch on drawn rows and the first rows of `data`.
+
+    Args:
+        model: the folder.
+        out: the file; by default model.onnx in the folder.
+        task: by default what the model's architecture says.
+        data: files of rows to check with.
+        columns: which columns of the files hold what.
 
     Raises:
         UsageError: without the packages of `lectern[onnx]`.
         LecternError: when the file's logits are not torch's.
     """
     path = None if out is None else Path(out)
-    return _export.export(Path(model), path, task, _files(data), _sections.ColumnNames())
+    return _export.export(Path(model), path, task, _files(data), columns or ColumnNames())
 
 
 def _request(teacher: str | Path, task: str, data: Files, out: Place, options: Mapping[str, Any]) -> Request:

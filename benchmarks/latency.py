@@ -10,6 +10,7 @@ compared with itself alone. Each model reads the rows through its own tokenizer.
 import argparse
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from report import machine
 
+from shared.text.columns import ColumnNames
+from shared.text.reading import columns_of
 from student_train.data.sources import Source, TextSource, load_tokenizer
-from student_train.recipe.columns import ColumnNames
 from student_train.scoring.latency import latencies
 from student_train.scoring.models import label_names_of, load_model, longest_row
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
@@ -34,11 +36,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="the first is what others are held to")
     parser.add_argument("--data", required=True, help="rows as of `distill eval`; labels are not needed")
     parser.add_argument("--task", help="by default what the architectures say")
-    for name, field in ColumnNames.model_fields.items():
-        parser.add_argument("--" + name.replace("_", "-"), default=field.default)
+    for field in fields(ColumnNames):
+        parser.add_argument("--" + field.name.replace("_", "-"), default=field.default)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = ColumnNames(**{name: getattr(arguments, name) for name in ColumnNames.model_fields})
+    names = ColumnNames(**{field.name: getattr(arguments, field.name) for field in fields(ColumnNames)})
     by_runtime = _runners(arguments.folders, arguments.data, arguments.task, names)
     rows = []
     for runtime, runners in by_runtime.items():
@@ -61,7 +63,7 @@ def _runners(
     by_runtime: dict[str, dict[Path, tuple[Runtime, Source]]] = {"torch": {}, "onnxruntime": {}}
     for folder, (model, task, tokenizer) in loaded.items():
         labels = label_names_of(model) if task.classes == "labels" else None
-        columns = names.columns(task, labels_required=False)
+        columns = columns_of(task, names, labels_required=False)
         source = TextSource(task, [data], columns, tokenizer, length, labels)
         by_runtime["torch"][folder] = (TorchRuntime(model), source)
         if (folder / MODEL_FILE).exists():

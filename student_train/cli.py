@@ -1,7 +1,6 @@
 """The command line `distill`."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,11 +89,9 @@ def evaluate_model(
     from json import dumps
 
     from shared.storage.files import write_text_atomically
-    from student_train.recipe import columns as sections
     from student_train.scoring.evaluate import evaluate
 
-    columns = sections.ScoredColumns(**asdict(names))
-    report = evaluate(student, data, columns, dump, task, device, max_length, where.positions, where.stride)
+    report = evaluate(student, data, names, dump, task, device, max_length, where.positions, where.stride)
     typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())
     _print_groups(report.groups)
@@ -143,10 +140,9 @@ def export_model(
     names: ColumnNames,
 ) -> None:
     """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
-    from student_train.recipe import columns as sections
     from student_train.scoring.export import export
 
-    exported = export(student, out, task, data or [], sections.ColumnNames(**asdict(names)))
+    exported = export(student, out, task, data or [], names)
     typer.echo(f"{exported.path}: {exported.path.stat().st_size / 1e6:,.1f} MB of {format_}")
     typer.echo(
         f"  {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}: within {exported.difference:.1g} of torch's "

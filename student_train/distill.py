@@ -13,6 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from shared.errors import LecternError, RecipeError
 from shared.storage.files import only_one, write_text_atomically
+from shared.text.reading import columns_of, scored_columns_of
 from shared.text.tasks import corpus_of, task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
@@ -141,7 +142,7 @@ def open_source(recipe: Recipe) -> Source:
     return TextSource(
         task,
         data.train,
-        data.columns(task, labels_required=True),
+        columns_of(task, data, labels_required=True),
         load_tokenizer(path),
         data.max_length,
         data.labels,
@@ -159,7 +160,7 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
     task = source.task
     if task.metrics is None:
         raise RecipeError(f"the section 'eval' has nothing to score, as the task is {task.name}; leave it out.")
-    columns, positions = recipe.eval.columns(task, labels_required=True), task.check_positions(recipe.eval.positions)
+    columns, positions = scored_columns_of(task, recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
     stride = recipe.eval.stride
     how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats, stride=stride)

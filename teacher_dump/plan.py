@@ -13,8 +13,8 @@ from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, RELATIONS, Signal
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
-from shared.text.columns import ANSWERS, LABEL, TAGS, gold_column
-from shared.text.corpus import Columns, Corpus, Survey
+from shared.text.corpus import Corpus, Survey
+from shared.text.reading import columns_of
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
@@ -52,28 +52,8 @@ class Plan:
 
 
 def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
-    """The corpus with the columns that the task reads. Label columns are optional unless they are named."""
-    if task.windows is not None:
-        answers, required = gold_column(request.answers_column, ANSWERS)
-        columns = Columns.of_questions(
-            request.question_column,
-            request.context_column,
-            answers,
-            request.starts_column,
-            None if answers is None else request.impossible_column,
-            label_required=required,
-        )
-        return task_corpus(task, how, request.data, columns, request.limit)
-    if request.messages_column is not None:
-        columns = Columns.of_chats(request.messages_column, request.text_column, request.pair_column)
-        return Corpus(request.data, columns, request.limit)
-    if task.words:
-        text, pair, gold = request.tokens_column, None, gold_column(request.tags_column, TAGS)
-    else:
-        text, pair, gold = request.text_column, request.pair_column, gold_column(request.label_column, LABEL)
-    label, required = gold if task.classes == "labels" else (None, False)
-    columns = Columns(text, pair, label, label_required=required, words=task.words)
-    return Corpus(request.data, columns, request.limit)
+    """The corpus with the columns that the task reads."""
+    return task_corpus(task, how, request.data, columns_of(task, request), request.limit)
 
 
 def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) -> Tokenizing:

@@ -13,6 +13,7 @@ from shared.dump.codecs import KINDS, Codec, Dense, Draws, Float16Vectors, Selec
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
 from shared.dump.signals import DISTRIBUTION, Signal, name_of
 from shared.errors import UsageError
+from shared.validation import message_of
 from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request
 
@@ -183,7 +184,7 @@ def _checked(make: Callable[[], Made]) -> Made:
         name = where[-1] if where else "temperatures"
         flag = {"p": "--top-p", "k": "--top-k"}.get(name, _flag(name))
         value = "" if not where else f" {first['input']}"
-        raise UsageError(f"{flag}{value}: {first['msg'].removeprefix('Value error, ')}.") from None
+        raise UsageError(f"{flag}{value}: {message_of(first)}.") from None
 
 
 def _flag(name: str) -> str:

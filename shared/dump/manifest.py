@@ -12,6 +12,7 @@ from shared.dump.signals import Per, Signal
 from shared.dump.versions import FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
 from shared.storage import Folder
+from shared.validation import in_words
 
 FILE_NAME = "manifest.json"
 
@@ -218,9 +219,7 @@ def read_manifest(folder: Folder) -> Manifest:
     try:
         return Manifest.model_validate(upgraded(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise DumpError(f"{path}: damaged manifest ({key}: {first['msg']}); restore it or dump again.") from None
+        raise DumpError(f"{path}: damaged manifest ({in_words(error, Manifest)}); restore it or dump again.") from None
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from shared.errors import RecipeError
-from shared.registry import tagged
 from shared.storage import Folder
+from shared.validation import in_words
 from student_train.losses.specs import LossSpec
 from student_train.recipe.columns import DataSection, EvalSection
 from student_train.recipe.sections import Section, StageSection, TrainingSection, ValidationSection
@@ -90,7 +90,7 @@ def _checked(content: dict[str, Any], overrides: list[str], where: str) -> Recip
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}{'; '.join(_sentence(problem) for problem in error.errors())}.") from None
+        raise RecipeError(f"{where}{in_words(error, Recipe)}.") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -109,56 +109,3 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[int(last) if isinstance(place, list) else last] = parsed
     except (IndexError, ValueError, TypeError, AttributeError):
         raise RecipeError(f"--set {override!r}: the recipe has no place {key!r}.") from None
-
-
-def _sentence(problem: Any) -> str:
-    """One problem of pydantic's as: key, value, what is valid."""
-    location = list(problem["loc"])
-    # A discriminated union puts its tag into the location, which is no key of the file.
-    keys = [str(part) for index, part in enumerate(location) if not _is_tag(location, index)]
-    key, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r} (its value is {problem['input']!r}); valid here: {_valid_keys(location)}"
-    if problem["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if problem["type"] == "union_tag_invalid":
-        context = problem["ctx"]
-        return f"{key}.kind = {context['tag']!r}: the valid ones are {context['expected_tags']}"
-    if problem["type"] == "union_tag_not_found":
-        kinds = [model.model_fields["kind"].default for model in _models_at(location)]
-        return f"the key '{key}.kind' is missing; the valid ones are {', '.join(map(repr, kinds))}"
-    value = "" if isinstance(problem["input"], (dict, list)) else f" = {problem['input']!r}"
-    return f"{key}{value}: {message}" if key else message
-
-
-def _is_tag(location: list[Any], index: int) -> bool:
-    after_student = location[0] == "student" and index == 1
-    return after_student or (index >= 2 and location[index - 2] == "loss" and isinstance(location[index - 1], int))
-
-
-def _valid_keys(location: list[Any]) -> str:
-    """The keys of the section in which an unknown one was found."""
-    (section,) = _models_at(location[:-1])
-    return ", ".join(sorted(field.alias or name for name, field in section.model_fields.items()))
-
-
-def _models_at(location: list[Any]) -> list[type[BaseModel]]:
-    """What may stand at a place: one model for a plain section, several for a union whose tag is not said."""
-    models: list[type[BaseModel]] = [Recipe]
-    for part in location:
-        if len(models) == 1 and part in models[0].model_fields:
-            models = _models(models[0].model_fields[part].annotation)
-        elif not isinstance(part, int):
-            # Of several, the next part, their tag, decides.
-            models = [model for model in models if model.model_fields["kind"].default == part]
-    return models
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation (a section, an optional one, a union, a table, a tuple of them) is made of."""
-    for part in getattr(annotation, "__metadata__", ()):
-        if isinstance(part, tagged):
-            return list(part.table.values())
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from shared.errors import LecternError, RecipeError, UsageError
 from shared.storage import Place
+from shared.text.columns import ScoredColumns
 from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
+from shared.text.reading import scored_columns_of
 from shared.text.tasks import Task
 from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
-from student_train.recipe.columns import ScoredColumns
 from student_train.scoring.latency import first_batches, latencies
 from student_train.scoring.models import label_names_of, load_model, longest_row
 from student_train.scoring.predictions import EVAL_ROWS, agree, predict
@@ -50,7 +51,7 @@ def evaluate(
     tokenizer = load_tokenizer(str(model_path))
     label_names = label_names_of(model) if task.classes == "labels" else task.label_names
     length = max_length or longest_row(model, tokenizer)
-    columns = names.columns(task, labels_required=True)
+    columns = scored_columns_of(task, names)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
     is_about_spans = task.classes == "spans"
     predictions = predict(model, source, [OFFSETS] if is_about_spans else [])[0].with_lost_words(source.lost_words)

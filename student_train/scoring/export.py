@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import LecternError, UsageError
 from shared.storage.files import write_atomically
+from shared.text.columns import ColumnNames
+from shared.text.reading import columns_of
 from shared.text.tasks import Task, task_named
 from student_train.data.sources import TextSource, load_tokenizer
-from student_train.recipe.columns import ColumnNames
 from student_train.scoring.latency import first_batches
 from student_train.scoring.models import label_names_of, load_model, longest_row
 from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
@@ -205,7 +206,7 @@ def _drawn(
 def _batches_of(
     data: Sequence[str], model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, names: ColumnNames
 ) -> list[Inputs]:
-    columns = names.columns(task, labels_required=False)
+    columns = columns_of(task, names, labels_required=False)
     label_names = label_names_of(model) if task.classes == "labels" else None
     source = TextSource(task, data, columns, tokenizer, longest_row(model, tokenizer), label_names)
     return [batch.inputs for size in CHECKED_SIZES for batch in first_batches(source, size, BATCHES_OF_DATA)]

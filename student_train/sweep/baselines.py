@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from shared.errors import RecipeError
 from student_train.distill import is_finished
 from student_train.recipe.columns import EvalSection
@@ -65,7 +67,8 @@ def _is_comparable(metrics: Metrics, reference: Metrics) -> bool:
 def _options(section: EvalSection) -> list[str]:
     """What differs from the defaults of [eval], as options of `distill eval`, which has them all by the same names."""
     options = [argument for file in section.data for argument in ("--data", file)]
-    for key, value in section.model_dump(mode="json", exclude={"data"}, exclude_defaults=True).items():
+    given = TypeAdapter(EvalSection).dump_python(section, mode="json", exclude={"data"}, exclude_defaults=True)
+    for key, value in given.items():
         options += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else toml(value)]
     return options
 

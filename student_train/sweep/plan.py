@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
+from shared.validation import in_words
 from student_train.losses.logits import GoldLoss
 from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.sweep.names import name_of, override
@@ -132,7 +133,7 @@ def read_sweep(path: Path) -> Sweep:
     try:
         spec = SweepSpec.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {'; '.join(_sentence(problem) for problem in error.errors())}.") from None
+        raise RecipeError(f"{path}: {in_words(error, SweepSpec)}.") from None
     keys = dict.fromkeys((*(spec.grid or {}), *(key for variant in spec.variant for key in variant.set), SEED))
     sweep = Sweep(spec, tuple(_runs(spec)), tuple(keys))
     _check_differ(path, sweep)
@@ -187,19 +188,3 @@ def _check_scored_alike(path: Path, sweep: Sweep) -> None:
                 f"{path}: the runs {first.name} and {run.name} are scored on different data; give their recipes the "
                 "same [eval]."
             )
-
-
-def _sentence(problem: Any) -> str:
-    """One problem of pydantic's as: key, value, what is valid."""
-    location = problem["loc"]
-    key, message = ".".join(str(part) for part in location), problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        section = Variant if location[0] == "variant" else SweepSpec
-        valid = ", ".join(sorted(section.model_fields))
-        return f"unknown key {key!r} (its value is {problem['input']!r}); valid here: {valid}"
-    if problem["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if problem["type"] == "too_short":
-        return f"{key} is empty; give it a value, or leave it out"
-    value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-    return f"{key}{value}: {message}" if key else message

@@ -73,7 +73,7 @@ class Journal:
             raise RecipeError(
                 f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
             )
-        if (self._output / RECIPE).read_text(encoding="utf-8") != recipe_json(self._recipe):
+        if not _is_of((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
             raise RecipeError(f"{self._output}: the unfinished run there has another recipe; choose another output.")
 
     def results(self) -> list[StageResult]:
@@ -129,3 +129,11 @@ def stages_json(results: Sequence[StageResult]) -> str:
 def recipe_json(recipe: Recipe) -> str:
     """A recipe as the file that tells it."""
     return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+def _is_of(text: str, recipe: Recipe) -> bool:
+    """Whether a file tells of this recipe; the order of its keys may be that of an older Lectern."""
+    try:
+        return bool(json.loads(text) == json.loads(recipe_json(recipe)))
+    except json.JSONDecodeError:
+        return False

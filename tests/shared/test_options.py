@@ -17,6 +17,7 @@ from shared.options import grouped, options_of
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Lengths, Positions
 from student_train.cli import app as distill
+from student_train.recipe.columns import DataSection, EvalSection
 from teacher_dump import annotate
 from teacher_dump.cli import app as dump
 from teacher_dump.cli import dump as dump_command
@@ -33,6 +34,8 @@ GROUPS = sorted({group for groups in TAKEN.values() for group in groups}, key=la
 # Gold labels may be missing where a teacher runs; eval's length is by default what the model takes.
 OTHERWISE_IN_DUMP = {"label_column", "tags_column", "answers_column"}
 OTHERWISE_IN_EVAL = {"max_length"}
+# A recipe learns nothing from rows of one token.
+OTHERWISE_IN_RECIPE = {DataSection: {"max_length"}}
 
 
 def shown(command: Any) -> dict[str, tuple[Any, ...]]:
@@ -79,6 +82,8 @@ def test_no_option_is_declared_twice() -> None:
     assert sorted(declared) == sorted(set(declared))
     assert set(inspect.get_annotations(Request)) == OTHERWISE_IN_DUMP
     shared = {name for group in (ScoredColumns, Positions, Lengths) for name in group.__dataclass_fields__}
+    for section in (DataSection, EvalSection):
+        assert set(inspect.get_annotations(section)) & shared == OTHERWISE_IN_RECIPE.get(section, set())
     for name, command in (("dump", dump_command), *((c.name, c.callback) for c in distill.registered_commands)):
         by_hand = set(inspect.signature(inspect.unwrap(command)).parameters)
         assert by_hand & shared == (OTHERWISE_IN_EVAL if name == "eval" else set())
@@ -87,6 +92,20 @@ def test_no_option_is_declared_twice() -> None:
 def test_every_option_has_a_help_text() -> None:
     for command in COMMANDS.values():
         assert all(option.help and option.help.endswith(".") for option in command.params)
+
+
+@pytest.mark.parametrize(("section", "groups"), [
+    (DataSection, (ColumnNames, Positions, Lengths)),
+    (EvalSection, (ScoredColumns, Positions)),
+])  # fmt: skip
+def test_a_recipes_keys_are_the_options_of_the_command_lines(section: Any, groups: tuple[type[Any], ...]) -> None:
+    keys = section.__pydantic_fields__
+    for group in groups:
+        for field in dataclasses.fields(group):
+            assert keys[field.name].default == field.default
+            facts = get_type_hints(group, include_extras=True)[field.name].__metadata__
+            if field.name not in OTHERWISE_IN_RECIPE.get(section, set()):
+                assert tuple(keys[field.name].metadata) == facts
 
 
 def requested(monkeypatch: pytest.MonkeyPatch, *words: str) -> Request:

@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 
 from shared import Dump
 from shared.errors import UsageError
+from shared.text.columns import ScoredColumns
 from shared.text.formats import Columns
+from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.cli import app
 from student_train.data import sources
 from student_train.data.batches import collate, in_order
 from student_train.data.sources import DumpSource, Source, TextSource
-from student_train.recipe.columns import ScoredColumns
 from student_train.recipe.recipe import Recipe
 from student_train.scoring import evaluate
 
@@ -177,4 +178,4 @@ def test_a_data_section_needs_chats_for_their_positions(teacher: Path, corpus: P
 
 def test_columns_of_a_recipe_are_those_of_chats() -> None:
     names = ScoredColumns(messages_column="talk")
-    assert names.columns(TASKS["causal-lm"], True) == Columns("talk", chats=True)
+    assert columns_of(TASKS["causal-lm"], names, True) == Columns("talk", chats=True)

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from shared.errors import LecternError, UsageError
+from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.tasks import TASKS
 from student_train import cli
-from student_train.recipe.columns import ColumnNames, ScoredColumns
 from student_train.scoring import export, runtimes
 from student_train.scoring.evaluate import evaluate
 from student_train.students import BiLSTMConfig, bilstm

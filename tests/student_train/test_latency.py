@@ -9,9 +9,10 @@ import pytest
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from shared.text.columns import ColumnNames
+from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train.data.sources import TextSource
-from student_train.recipe.columns import ColumnNames
 from student_train.scoring import latency
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
@@ -22,7 +23,7 @@ def source(write_corpus: Callable[..., Path], tiny_tokenizer: PreTrainedTokenize
     """Five rows of 3, 4, ..., 7 tokens."""
     rows = [{"text": " ".join(WORDS[: row + 1]), "label": "a"} for row in range(5)]
     task = TASKS["sequence-classification"]
-    columns = ColumnNames().columns(task, labels_required=True)
+    columns = columns_of(task, ColumnNames(), labels_required=True)
     return TextSource(task, [str(write_corpus(tmp_path / "rows.jsonl", rows))], columns, tiny_tokenizer, 64, ("a",))
 
 

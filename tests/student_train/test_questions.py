@@ -14,6 +14,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from shared.dump.dump import Dump
 from shared.errors import RecipeError
+from shared.text.columns import ColumnNames, ScoredColumns
+from shared.text.reading import columns_of
 from shared.text.tasks import task_named
 from student_train import distill
 from student_train.data.batches import collate, in_order
@@ -23,7 +25,6 @@ from student_train.data.subsets import Split
 from student_train.forward.observe import outputs_of, targets_of
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
-from student_train.recipe.columns import ColumnNames, ScoredColumns
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.evaluate import evaluate
 from student_train.students import build_student
@@ -166,7 +167,7 @@ def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -
 
 def test_files_and_dump_give_the_same_rows_labels_and_positions(dump: Path, corpus: Path, teacher: Path) -> None:
     tokenizer, task = AutoTokenizer.from_pretrained(teacher), task_named(TASK)
-    columns = ColumnNames().columns(task, labels_required=True)
+    columns = columns_of(task, ColumnNames(), labels_required=True)
     files = TextSource(task, [str(corpus)], columns, tokenizer, WINDOWS["max_length"], stride=WINDOWS["stride"])
 
     def rows(source: Any) -> dict[int, tuple[list[int], list[int], list[int]]]:
@@ -243,7 +244,7 @@ def test_an_answer_in_the_second_window_is_found(write_corpus: Any, tmp_path: Pa
     text = "some jugs of liquor " * 6 + "fox"
     row = {"question": "which fox", "context": text, "answer_texts": ["fox"], "answer_starts": [text.index("fox")]}
     path = str(write_corpus(tmp_path / "a.jsonl", [row]))
-    source = TextSource(task, [path], ColumnNames().columns(task, True), tokenizer, 16, stride=4)
+    source = TextSource(task, [path], columns_of(task, ColumnNames(), True), tokenizer, 16, stride=4)
     batches = list(in_order(source, [OFFSETS], 2, by_length=True))
     labels = {
         row: batch.labels.reshape(-1, 2)[at].tolist() for batch in batches for at, row in enumerate(batch.rows.tolist())

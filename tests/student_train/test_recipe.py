@@ -6,11 +6,12 @@ import pytest
 
 from shared.errors import RecipeError
 from shared.storage import Folder
+from shared.text.columns import ColumnNames
 from shared.text.formats import Columns
+from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss
-from student_train.recipe.columns import ColumnNames
 from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent
 
@@ -113,10 +114,10 @@ def test_a_recipe_from_gold_labels(tmp_path: Path) -> None:
 
 def test_columns_are_those_that_the_task_reads() -> None:
     names = ColumnNames(text_column="a", pair_column="b", label_column="c", tokens_column="d", tags_column="e")
-    assert names.columns(TASKS["sequence-classification"], True) == Columns("a", "b", "c", label_required=True)
-    assert names.columns(TASKS["sequence-classification"], False) == Columns("a", "b", "c")
-    assert names.columns(TASKS["token-classification"], True) == Columns("d", None, "e", True, words=True)
-    assert names.columns(TASKS["causal-lm"], True) == Columns("a", "b", None)
+    assert columns_of(TASKS["sequence-classification"], names, True) == Columns("a", "b", "c", label_required=True)
+    assert columns_of(TASKS["sequence-classification"], names, False) == Columns("a", "b", "c")
+    assert columns_of(TASKS["token-classification"], names, True) == Columns("d", None, "e", True, words=True)
+    assert columns_of(TASKS["causal-lm"], names, True) == Columns("a", "b", None)
 
 
 # ---------------------------------------------------------------- overrides

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from shared.dump.codecs.selection.presets import PRESETS
 from shared.errors import RecipeError, UsageError
+from shared.text.columns import ScoredColumns
 from shared.text.tasks import TASKS
 from student_train import distill
-from student_train.recipe.columns import ScoredColumns
 from student_train.scoring import evaluate
 from tests.student_train.runs import KL, TRANSFORMER, recipe
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from typer.testing import CliRunner
 
 from shared.errors import CorpusError, UsageError
+from shared.text.columns import ScoredColumns
 from shared.text.corpus import Corpus
 from shared.text.formats import Columns
 from student_train import distill
 from student_train.cli import app
-from student_train.recipe.columns import ScoredColumns
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.evaluate import evaluate
 from student_train.scoring.report import Report

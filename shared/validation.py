@@ -1,0 +1,87 @@
+"""What pydantic finds wrong with a file, in the words of error messages: the key, its value, and what is valid."""
+
+from dataclasses import is_dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from shared.registry import tagged
+
+TAG = "kind"
+
+
+def in_words(error: ValidationError, model: type[Any]) -> str:
+    """Every problem that pydantic found when it validated `model`, as one sentence without its full stop."""
+    return "; ".join(_sentence(problem, model) for problem in error.errors())
+
+
+def message_of(problem: Any) -> str:
+    """What is wrong with a value, without its place."""
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")
+
+
+def _sentence(problem: Any, model: type[Any]) -> str:
+    """One problem as: key, value, what is valid."""
+    location = problem["loc"]
+    keys, models = _follow(model, location)
+    key, value = ".".join(keys), problem["input"]
+    match problem["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":  # of a model, of a dataclass
+            (section,) = _follow(model, location[:-1])[1]
+            return f"unknown key {key!r} (its value is {value!r}); valid here: {', '.join(sorted(_fields(section)))}"
+        case "missing":
+            return f"the key {key!r} is missing"
+        case "too_short" if not value:
+            return f"{key} is empty; give it at least {problem['ctx']['min_length']}"
+        case "union_tag_invalid":
+            context = problem["ctx"]
+            return f"{key}.{TAG} = {context['tag']!r}: the valid ones are {context['expected_tags']}"
+        case "union_tag_not_found":
+            kinds = ", ".join(repr(_fields(each)[TAG].default) for each in models)
+            return f"the key '{key}.{TAG}' is missing; the valid ones are {kinds}"
+    shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+    return f"{key}{shown}: {message_of(problem)}" if key else message_of(problem)
+
+
+def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str], list[type[Any]]]:
+    """(the keys of the file that a location is made of, the models that may stand there).
+
+    Of several models, of a union or a table, the location names one by its tag, which is no key of the file.
+    """
+    keys: list[str] = []
+    models = [model]
+    for part in location:
+        chosen = [each for each in models if TAG in _fields(each) and _fields(each)[TAG].default == part]
+        if isinstance(part, int):
+            keys.append(str(part))
+        elif len(models) == 1 and part in _fields(models[0]):
+            keys.append(part)
+            models = _models(_fields(models[0])[part])
+        elif chosen:
+            models = chosen
+        else:
+            keys.append(part)
+            models = []
+    return keys, models
+
+
+def _fields(model: type[Any]) -> dict[str, FieldInfo]:
+    """The fields of a model or of a dataclass of pydantic's, by the names that a file gives them."""
+    return {field.alias or name: field for name, field in model.__pydantic_fields__.items()}
+
+
+def _models(annotation: Any) -> list[type[Any]]:
+    """The models that a field or an annotation is made of: a section, an optional one, a union, a table, a tuple of
+    them."""
+    if isinstance(annotation, FieldInfo):
+        return _tables(annotation.metadata) or _models(annotation.annotation)
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+        return [annotation]
+    inner = [model for part in get_args(annotation) for model in _models(part)]
+    return _tables(getattr(annotation, "__metadata__", ())) or inner
+
+
+def _tables(metadata: Any) -> list[type[Any]]:
+    return [model for part in metadata if isinstance(part, tagged) for model in part.table.values()]
