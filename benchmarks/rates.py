@@ -18,7 +18,7 @@ from sources import Source
 from torch import Tensor
 
 from shared.dump.codecs import Selection, Sparse, SparseTargets, Threshold, TopK, TopP
-from shared.dump.codecs.selection.rules import Kept
+from shared.dump.codecs.selection.rule import Kept
 from shared.dump.codecs.sparse import DEFAULT_LEVELS
 from shared.dump.rowgroup import from_flat
 

@@ -22,7 +22,7 @@ from shard_of import manifest_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Codec, Int8Vectors, Sparse, TopK, VectorCodec
-from shared.dump.codecs.planes import split
+from shared.dump.codecs.coding.planes import split
 from shared.dump.manifest import Compression
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.dump.codecs import Selection, Threshold, position_keys
-from shared.dump.codecs.selection.rules import Kept
+from shared.dump.codecs.selection.rule import Kept
 from shared.dump.codecs.selection.softmax import Softmax
 
 MOST_POSITIONS = 16_384

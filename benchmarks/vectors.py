@@ -37,8 +37,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from shared.dump.codecs.base import VectorCodec
-from shared.dump.codecs.vectors.fitting import Reconstruction, fit_vector_codec, reconstruction
-from shared.dump.codecs.vectors.quantized import KINDS, Int4Vectors
+from shared.dump.codecs.vectors.fitting import fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.kinds import VECTOR_KINDS
+from shared.dump.codecs.vectors.quantized import Int4Vectors
+from shared.dump.codecs.vectors.reconstruction import Reconstruction
 from student_train.losses import formulas
 
 QUICK = os.environ.get("QUICK") == "1"
@@ -149,13 +151,13 @@ def with_outliers(texts: Vectors) -> Vectors:
 def codecs_for(sample_ND: Tensor) -> dict[str, VectorCodec]:
     """Every setting, fitted to a sample."""
     facts = {"name": "hidden.6", "width": sample_ND.shape[-1]}
-    fitted = {kind: fit_vector_codec(kind, "hidden.6", sample_ND) for kind in KINDS}
-    plain = {f"{kind}, none apart": KINDS[kind].model_validate(facts) for kind in ("int8", "int4")}
+    fitted = {kind: fit_vector_codec(kind, "hidden.6", sample_ND) for kind in VECTOR_KINDS}
+    plain = {f"{kind}, none apart": VECTOR_KINDS[kind].model_validate(facts) for kind in ("int8", "int4")}
     groups = {f"int4, groups of {group}": Int4Vectors.model_validate({**facts, "group": group}) for group in (16, 64)}
     low_rank = {
         f"rank {rank}, {kind}": fit_vector_codec(kind, "hidden.6", sample_ND, rank=rank)
         for rank in sorted(RANKS, reverse=True)
-        for kind in KINDS
+        for kind in VECTOR_KINDS
     }
     # Where nothing is kept apart, the fitted codec is the plain one, which needs no second line.
     return fitted | {name: codec for name, codec in plain.items() if codec not in fitted.values()} | groups | low_rank

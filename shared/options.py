@@ -2,7 +2,8 @@
 
 A field's name, type, default, help text (`Doc`) and least value (`Ge`) are those of its option, and where a section of
 a recipe has the same keys, it inherits the same group. What concerns the command line alone (a metavar, a parser) is a
-`typer.Option` beside them. `grouped` lets a command take whole groups, so that no function lists their options again.
+`typer.Option` beside them; what is for callers from Python alone is marked `NoOption`. `grouped` lets a command take
+whole groups, so that no function lists their options again.
 """
 
 import dataclasses
@@ -18,6 +19,10 @@ from annotated_types import Ge
 from typer.models import OptionInfo
 
 Result = TypeVar("Result")
+
+
+class NoOption:
+    """Marks a field of a group that has no option: the command line leaves it at its default."""
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -53,7 +58,7 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     def flat(**given: Any) -> Result:
         filled = {}
         for name, group in groups.items():
-            values = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
+            values = {option.name: given.pop(option.name) for option in options_of(group)}
             # typer gives lists; a frozen value holds tuples.
             filled[name] = group(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         return command(**filled, **given)
@@ -65,7 +70,11 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
 def options_of(group: type[Any]) -> list[inspect.Parameter]:
     """The parameter of each field of a group, as typer reads it. Raises TypeError for a field without a help text."""
     annotations = get_type_hints(group, include_extras=True)
-    return [_option(field, annotations[field.name]) for field in dataclasses.fields(group)]
+    return [
+        _option(field, annotations[field.name])
+        for field in dataclasses.fields(group)
+        if NoOption not in getattr(annotations[field.name], "__metadata__", ())
+    ]
 
 
 def _option(field: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:

@@ -8,15 +8,16 @@ Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shared.dump.codecs import Codec, Dense, Exact, Sparse, SparseTargets, Threshold, VectorCodec
-from shared.dump.codecs.vectors.fitting import fit_vector_codec, reconstruction
+from shared.dump.codecs import Codec, DistributionCodec, VectorCodec
+from shared.dump.codecs.base import Sample
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
-from shared.dump.signals import HIDDEN, Signal
+from shared.dump.signals import Signal
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
@@ -27,12 +28,6 @@ from teacher_dump.extract import broken, distributions
 from teacher_dump.rows import ShardRows, annotate_rows, batches_of
 
 SAMPLE_TOKENS = 4096
-BUDGET_TOLERANCE = 0.02
-BUDGET_STEPS = 8
-THRESHOLDS = (1e-5, 0.5)
-# Positions over which the rounding of states is measured: each costs two products with the whole head.
-ROUNDING_POSITIONS = 1024
-ROUNDING_VALUES = 2**22
 
 
 def calibrate(
@@ -49,7 +44,7 @@ def calibrate(
         UsageError: for a byte budget that no threshold meets.
     """
     chosen = _rows_within(rows, SAMPLE_TOKENS)
-    if not chosen or all(isinstance(signal.codec, Dense) for signal in draft.signals):
+    if not chosen or not any(signal.codec.needs_sample for signal in draft.signals):
         return draft
     sample = _Sample(
         teacher,
@@ -57,19 +52,14 @@ def calibrate(
         batch_tokens,
     )
     vectors = sample.vectors(draft.vector_signals)
-    if isinstance(draft.distribution, Exact):
-        vectors[draft.distribution.name] = sample.states(draft)
-    fitted = tuple(signal.with_codec(_fit(sample, draft, signal, vectors)) for signal in draft.signals)
-    manifest = draft.model_copy(update={"signals": fitted})
+    taken = sample.taken(draft)
+    fitted = (signal.with_codec(_fit(sample, draft, signal, vectors, taken)) for signal in draft.signals)
+    manifest = draft.model_copy(update={"signals": tuple(fitted)})
     sizes = sample.bytes_by_signal(manifest)
-    measured = {name: {"bytes_per_position": size} for name, size in sizes.items()}
-    for codec in (signal.codec for signal in manifest.signals):
-        if isinstance(codec, Sparse):
-            measured[codec.name] |= _loss_of_distribution(sample, manifest, codec)
-        elif isinstance(codec, Exact):
-            measured[codec.name] |= _loss_of_states(codec, vectors[codec.name])
-        elif isinstance(codec, VectorCodec):
-            measured[codec.name] |= reconstruction(codec, vectors[codec.name])._asdict()
+    measured = {
+        signal.name: {"bytes_per_position": sizes[signal.name]} | _losses(signal, vectors, taken)
+        for signal in manifest.signals
+    }
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
     return manifest.model_copy(update={"measured": rounded})
 
@@ -79,27 +69,10 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
     an earlier version goes on in it."""
     had = {signal.name: signal.codec for signal in begun.signals}
     same_budget = begun.options.bytes_per_token == draft.options.bytes_per_token is not None
-    same_vectors = (begun.options.hidden_codec, begun.options.hidden_rank) == (
-        draft.options.hidden_codec,
-        draft.options.hidden_rank,
+    signals = tuple(
+        signal.with_codec(signal.codec.as_begun(had.get(signal.name, signal.codec), same_budget))
+        for signal in draft.signals
     )
-
-    def fitted(codec: Codec) -> Codec:
-        old = had.get(codec.name)
-        if isinstance(codec, VectorCodec) and isinstance(old, VectorCodec):
-            return old if same_vectors and old.width == codec.width else codec
-        if isinstance(codec, Exact) and isinstance(old, Exact) and old.states == codec.states:
-            return codec.model_copy(update={"outlier_channels": old.outlier_channels})
-        if isinstance(codec, Sparse) and isinstance(old, Sparse):
-            rules = old.selection, codec.selection
-            if rules[0] == rules[1]:
-                return codec.model_copy(update={"in_planes": old.in_planes})
-            if same_budget and all(isinstance(rule, Threshold) for rule in rules):
-                moved = codec.selection.model_copy(update={"threshold": getattr(old.selection, "threshold", None)})
-                return codec.model_copy(update={"selection": moved})
-        return codec
-
-    signals = tuple(signal.with_codec(fitted(signal.codec)) for signal in draft.signals)
     kept = {"measured": begun.measured, "format_version": begun.format_version}
     return draft.model_copy(update={"signals": signals, **kept})
 
@@ -129,27 +102,30 @@ class _Sample:
                 parts[signal.name].append(vectors_ND.float().cpu())
         return {name: torch.cat(each) for name, each in parts.items()}
 
+    def taken(self, manifest: Manifest) -> Sample:
+        """What the distribution's codec takes of the sample. States are no wider than the model and kept; logits are
+        made anew whenever they are looked at.
+
+        Raises:
+            TeacherError: for NaN or infinity in states, naming the row.
+        """
+        codec = manifest.distribution
+        if codec is None:
+            return []
+        return list(self._states(manifest)) if codec.takes == "states" else _Logits(self, manifest)
+
     @torch.inference_mode()
-    def states(self, manifest: Manifest) -> Tensor:
-        """What goes into the output projection at recorded positions, [M, D], where the projection is. Raises
-        TeacherError for NaN or infinity, naming the row."""
+    def _states(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
+        """(states_ND, keys_N), slice by slice, where the output projection is."""
         assert self.teacher.head is not None
-        parts: list[Tensor] = []
+        device = self.teacher.head.projection.weight.device
         for batch, said in self.said(Wanted("states")):
-            for start, states_ND, _ in distributions(self.teacher, manifest, batch, said):
+            for start, states_ND, keys_N in distributions(self.teacher, manifest, batch, said):
                 broken_N = ~states_ND.isfinite().all(-1)
                 if broken_N.any():
                     position = start + int(broken_N.nonzero()[0, 0])
                     raise broken(batch.owners("position")[position], "last hidden states")
-                parts.append(states_ND.to(self.teacher.head.projection.weight.device))
-        return torch.cat(parts)
-
-    @torch.inference_mode()
-    def logits(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
-        """(float32 logits_NV, keys_N), slice by slice."""
-        for batch, said in self.said(Wanted("logits")):
-            for _, logits_NV, keys_N in distributions(self.teacher, manifest, batch, said):
-                yield logits_NV, keys_N
+                yield states_ND.to(device), keys_N.to(device)
 
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """Bytes of each signal in a shard of this sample, for each of its positions."""
@@ -175,82 +151,44 @@ def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
     return chosen
 
 
-def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor]) -> Codec:
-    options, codec = draft.options, signal.codec
-    if isinstance(codec, Sparse) and options.bytes_per_token is not None:
-        return _meet_budget(sample, draft, signal, codec, options.bytes_per_token)
-    if isinstance(codec, Exact) and codec.states != "float16" and len(vectors[signal.name]):
-        state_codec = fit_vector_codec(codec.states, signal.name, vectors[signal.name])
-        return codec.model_copy(update={"outlier_channels": getattr(state_codec, "outlier_channels", ())})
+@dataclass(frozen=True)
+class _Logits:
+    """The sample's logits, slice by slice, from another run of the teacher over it."""
+
+    sample: _Sample
+    manifest: Manifest
+
+    @torch.inference_mode()
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, said in self.sample.said(Wanted("logits")):
+            for _, logits_NV, keys_N in distributions(self.sample.teacher, self.manifest, batch, said):
+                yield logits_NV, keys_N
+
+
+def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str, Tensor], taken: Sample) -> Codec:
+    codec, budget = signal.codec, draft.options.bytes_per_token
     if isinstance(codec, VectorCodec):
-        # Queries, keys and values make relations, which a basis of their own would not preserve.
-        rank = options.hidden_rank if signal.site == HIDDEN else None
-        return fit_vector_codec(options.hidden_codec, signal.name, vectors[signal.name], rank)
-    return codec
+        return codec.fitted(vectors[signal.name]) if len(vectors[signal.name]) else codec
+    assert isinstance(codec, DistributionCodec)
+    fitted = codec.fitted(taken)
+    if budget is None:
+        return fitted
 
+    def bytes_of(candidate: DistributionCodec) -> float:
+        alone = draft.model_copy(update={"signals": (signal.with_codec(candidate),)})
+        return sample.bytes_by_signal(alone)[signal.name]
 
-def _meet_budget(sample: _Sample, draft: Manifest, signal: Signal, codec: Sparse, budget: float) -> Sparse:
-    """The threshold with which the signal takes `budget` bytes a position, by bisection in its logarithm."""
-    assert isinstance(codec.selection, Threshold)
-    least, most = THRESHOLDS
-    found, nearest = codec, float("inf")
-    threshold = codec.selection.threshold
-    for _ in range(BUDGET_STEPS):
-        rule = codec.selection.model_copy(update={"threshold": float(f"{threshold:.3g}")})
-        candidate = codec.model_copy(update={"selection": rule})
-        only = signal.with_codec(candidate)
-        size = sample.bytes_by_signal(draft.model_copy(update={"signals": (only,)}))[signal.name]
-        if abs(size - budget) < nearest:
-            found, nearest = candidate, abs(size - budget)
-        if nearest <= BUDGET_TOLERANCE * budget:
-            return found
-        least, most = (threshold, most) if size > budget else (least, threshold)
-        threshold = (least * most) ** 0.5
-    if nearest > 0.25 * budget:
+    try:
+        return fitted.within(budget, bytes_of)
+    except ValueError as error:
         raise UsageError(
-            f"--bytes-per-token {budget:g}: on a sample of this corpus thresholds from {THRESHOLDS[0]:g} to "
-            f"{THRESHOLDS[1]:g} come no nearer than {nearest:.1f} bytes to it; choose another budget."
-        )
-    return found
+            f"--bytes-per-token {budget:g}: on a sample of this corpus {error}; choose another budget."
+        ) from None
 
 
-def _loss_of_distribution(sample: _Sample, manifest: Manifest, codec: Sparse) -> dict[str, float]:
-    """Ids a position, the mass of those that are exact, and the KL divergence that rounding costs over these and the
-    rest as one class; means over the sample's positions."""
-    count, ids, mass, divergence = 0, 0, 0.0, 0.0
-    for logits_NV, keys_N in sample.logits(manifest):
-        targets = codec.decode(codec.encode(logits_NV, keys_N))
-        exact_NV = logits_NV.double().log_softmax(-1)
-        count += len(exact_NV)
-        ids += int((targets.log_probs_NK > -torch.inf).sum())
-        if codec.has_exact_ids:
-            kept, lost = _against(exact_NV, targets.exact())
-            mass, divergence = mass + kept, divergence + lost
-    facts = {"ids_per_position": ids / max(count, 1)}
-    if codec.has_exact_ids and count:
-        facts |= {"kept_mass": mass / count, "rounding_kl": divergence / count}
-    return facts
-
-
-@torch.inference_mode()
-def _loss_of_states(codec: Exact, states_MD: Tensor) -> dict[str, float]:
-    """The KL divergence that rounding the states costs, the mean over positions from all over the sample."""
-    states_MD = states_MD[:: max(1, len(states_MD) // ROUNDING_POSITIONS)]
-    divergence = 0.0
-    for states_ND in states_MD.split(max(1, ROUNDING_VALUES // codec.vocabulary)):
-        rounded_ND = codec.state_codec.decode(codec.state_codec.encode(states_ND))
-        log_p_NV, log_q_NV = (codec.logits(each).double().log_softmax(-1) for each in (states_ND, rounded_ND))
-        divergence += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
-    return {"rounding_kl": divergence / len(states_MD)} if len(states_MD) else {}
-
-
-def _against(exact_NV: Tensor, found: SparseTargets) -> tuple[float, float]:
-    """(exact mass of the found ids, KL(exact || found) over them and the rest), summed over positions, in float64."""
-    is_there_NK = found.log_probs_NK > -torch.inf
-    exact_NK = exact_NV.gather(1, found.ids_NK).masked_fill(~is_there_NK, -torch.inf)
-    # Where nothing is outside, what is left of 1 is rounding.
-    rest_N = (1 - exact_NK.exp().sum(1)).clamp(min=0).masked_fill(found.tail_N == -torch.inf, 0.0)
-    p_NC = torch.cat([exact_NK.exp(), rest_N[:, None]], dim=1)
-    q_NC = torch.cat([found.log_probs_NK.double(), found.tail_N.double()[:, None]], dim=1).log_softmax(1)
-    terms_NC = torch.where(p_NC > 0, p_NC * (p_NC.clamp(min=1e-300).log() - q_NC), 0.0)
-    return float(exact_NK.exp().sum()), float(terms_NC.sum())
+def _losses(signal: Signal, vectors: Mapping[str, Tensor], taken: Sample) -> dict[str, float]:
+    codec = signal.codec
+    if isinstance(codec, VectorCodec):
+        return codec.measured(vectors[signal.name]) if len(vectors[signal.name]) else {}
+    assert isinstance(codec, DistributionCodec)
+    return codec.measured(taken)

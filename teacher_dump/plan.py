@@ -1,6 +1,7 @@
 """What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from shared.dump.embeddings import WordEmbeddings
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
-from shared.dump.signals import HIDDEN, RELATIONS, Signal
+from shared.dump.signals import RELATIONS, Signal
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.corpus import Corpus, Survey
@@ -18,10 +19,10 @@ from shared.text.reading import columns_of
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
-from teacher_dump.engines.transformers.signals import Place, widths_of
+from teacher_dump.engines.transformers.signals import widths_of
 from teacher_dump.engines.transformers.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
 from teacher_dump.request import Request
-from teacher_dump.signals import distribution, hidden_layers, relation_layers, vectors
+from teacher_dump.signals import distribution, requested, vectors
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def describe(
     request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
+    signals = _signals(request, task, blueprint, teacher)
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
@@ -80,7 +82,7 @@ def describe(
             architecture=type(teacher.model).__name__,
             parameters=teacher.model.num_parameters(),
             fingerprint=fingerprint(teacher.model),
-            attention_heads=_attention_heads(request, teacher),
+            attention_heads=_attention_heads(signals, teacher),
         ),
         tokenizer=_tokenizer_facts(how),
         vocabulary=teacher.vocabulary,
@@ -105,7 +107,7 @@ def describe(
             hidden_rank=request.hidden_rank,
             stride=request.stride if task.windows is not None else None,
         ),
-        signals=_signals(request, task, blueprint, teacher),
+        signals=signals,
         embeddings=WordEmbeddings.of(teacher.model.get_input_embeddings().weight) if request.embeddings else None,
         compression=_compression(request),
     )
@@ -134,18 +136,15 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
     """Every signal asked for, with first guesses of what a sample will tell."""
     classes = teacher.vocabulary if task.classes == "vocabulary" else len(blueprint.label_names or ())
     distributions = distribution(request, classes if task.classes else None, teacher.head, task.classes == "spans")
-    layers = hidden_layers(request, task.classes is not None, teacher.layers)
+    asked = requested(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    places: list[Place] = [(HIDDEN, layer) for layer in layers]
-    places += [(site, layer) for layer in relation_layers(request, teacher.layers) for site in RELATIONS]
-    widths = widths_of(teacher, places)
-    found = (vectors(site, layer, width) for (site, layer), width in zip(places, widths, strict=True))
-    return (*distributions, *found)
+    widths = widths_of(teacher, [(signal.site, signal.layer) for signal in asked])
+    return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
 
 
-def _attention_heads(request: Request, teacher: Teacher) -> int | None:
+def _attention_heads(signals: Iterable[Signal], teacher: Teacher) -> int | None:
     """Into how many heads recorded queries are cut; None where none are recorded, or the configuration says nothing."""
-    if not relation_layers(request, teacher.layers):
+    if not any(signal.site in RELATIONS for signal in signals):
         return None
     return getattr(teacher.model.config.get_text_config(), "num_attention_heads", None)

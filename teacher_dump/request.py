@@ -1,12 +1,14 @@
 """What the command line asks for, as one typed value, made of groups of options that belong together."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import typer
 from annotated_doc import Doc
 from annotated_types import Ge
 
+from shared.options import NoOption
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.lengths import Lengths, Positions
@@ -103,8 +105,27 @@ class Distributions:
 
 
 @dataclass(frozen=True)
+class SignalRequest:
+    """One signal that is to be recorded.
+
+    Attributes:
+        site, layer: an entry of `shared.dump.signals.SITES`, and which layer's.
+        codec, parameters: an entry of `shared.dump.codecs.CODECS`, and those of its fields that are not the default.
+
+    Example:
+        >>> SignalRequest("hidden", 6, "low-rank", {"rank": 128, "coefficients": "int8"}).codec
+        'low-rank'
+    """
+
+    site: str
+    layer: int | None = None
+    codec: str = "float16"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Vectors:
-    """Which of the teacher's vectors are kept, and how."""
+    """Which of the teacher's vectors are kept, and how: shorthands for `signals`."""
 
     hidden: Annotated[
         str,
@@ -123,6 +144,7 @@ class Vectors:
     relations: Annotated[
         str, Doc("Layers whose queries, keys and values are kept, for attention relations: none, last, all, or 5,6.")
     ] = "none"
+    signals: Annotated[tuple[SignalRequest, ...], NoOption] = ()
     embeddings: Annotated[
         bool,
         Doc(

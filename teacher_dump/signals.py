@@ -9,17 +9,29 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from shared.dump.codecs import KINDS, Codec, Dense, Draws, Float16Vectors, Selection, Sparse, Threshold, TopK, TopP
+from shared.dump.codecs import (
+    CODECS,
+    VECTOR_KINDS,
+    Codec,
+    Dense,
+    Draws,
+    Selection,
+    Sparse,
+    Threshold,
+    TopK,
+    TopP,
+    VectorCodec,
+)
+from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
-from shared.dump.signals import DISTRIBUTION, Signal, name_of
+from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, name_of
 from shared.errors import UsageError
 from shared.validation import message_of
 from teacher_dump.engines.transformers.head import VocabularyHead
-from teacher_dump.request import MOST_TOP_P_IDS, Request
+from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
 
 Made = TypeVar("Made")
 
-FIRST_THRESHOLD = 0.03
 # Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
 
@@ -42,14 +54,23 @@ def _codec_of_distribution(
     request: Request, classes: int | None, head: VocabularyHead | None, is_whole: bool
 ) -> Codec | None:
     asked = _asked(request)
-    if request.exact_codec not in KINDS:
-        raise UsageError(f"--exact-codec {request.exact_codec!r}: use {', '.join(KINDS)}.")
+    if request.exact_codec not in VECTOR_KINDS:
+        raise UsageError(f"--exact-codec {request.exact_codec!r}: use {', '.join(VECTOR_KINDS)}.")
     if request.exact_codec != "float16" and not request.exact:
         raise UsageError("--exact-codec says how --exact keeps last hidden states; give --exact too.")
     if classes is None:
         if asked:
             raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
         return None
+    for signal in request.signals:
+        if SITES.named(signal.site).holds == "distribution":
+            if asked:
+                raise UsageError(f"{_flag(next(iter(asked)))} and the request for {signal.site!r} exclude each other.")
+            if is_whole:
+                raise UsageError(
+                    f"the task {request.task} keeps all logits; leave out the request for {signal.site!r}."
+                )
+            return _codec_of(signal, classes)
     names = list(asked)
     if is_whole and set(names) - {"dense", "exact"}:
         raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {_flag(names[0])}.")
@@ -74,7 +95,7 @@ def _codec_of_distribution(
     options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures), "entropy": request.entropy}
     if levels is not None:
         options["levels"] = levels
-    options["in_planes"] = isinstance(selection, TopK)
+    options["in_planes"] = selection.fixed_ids is not None
     return _checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options))
 
 
@@ -84,10 +105,10 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
     Raises:
         UsageError: for layers that the teacher lacks, or codec options where nothing is asked for.
     """
-    if request.hidden_codec not in KINDS:
-        raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(KINDS)}.")
+    if request.hidden_codec not in VECTOR_KINDS:
+        raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(VECTOR_KINDS)}.")
     if request.hidden == "none":
-        if not has_distribution and request.relations == "none":
+        if not has_distribution and request.relations == "none" and not request.signals:
             raise UsageError(f"the task {request.task} records vectors only; say which, for instance --hidden last.")
         if request.hidden_rank is not None:
             raise UsageError("--hidden-rank needs hidden states; say which, as in --hidden last.")
@@ -129,9 +150,54 @@ def relation_layers(request: Request, layers: int) -> list[int]:
     return sorted({int(part) for part in named})
 
 
-def vectors(site: str, layer: int | None, width: int) -> Signal:
-    """A signal of vectors, before it is fitted to a sample of them."""
-    return Signal.of(site, layer, Float16Vectors(name=name_of(site, layer), width=width))
+def requested(request: Request, has_distribution: bool, layers: int) -> list[SignalRequest]:
+    """The vectors that are asked for, of a teacher with so many layers: what --hidden and --relations stand for, and
+    whatever else is.
+
+    Raises:
+        UsageError: for a signal that there is not, a layer that the teacher lacks, or one that is asked for twice.
+    """
+    codec, parameters = request.hidden_codec, dict[str, Any]()
+    if request.hidden_rank is not None:
+        codec, parameters = "low-rank", {"rank": request.hidden_rank, "coefficients": codec}
+    hidden = hidden_layers(request, has_distribution, layers)
+    asked = [SignalRequest(HIDDEN, layer, codec, parameters) for layer in hidden]
+    # Queries, keys and values make relations, which a basis of their own would not preserve.
+    asked += [
+        SignalRequest(site, layer, request.hidden_codec)
+        for layer in relation_layers(request, layers)
+        for site in RELATIONS
+    ]
+    asked += [signal for signal in request.signals if SITES.named(signal.site).holds == "vectors"]
+    names = [name_of(signal.site, signal.layer) for signal in asked]
+    for signal, name in zip(asked, names, strict=True):
+        first = SITES.named(signal.site).first_layer
+        if first is None and signal.layer is not None:
+            raise UsageError(f"signal {name!r}: {signal.site!r} is of no layer; ask for it without one.")
+        if first is not None and not (signal.layer is not None and first <= signal.layer <= layers):
+            raise UsageError(f"signal {name!r}: this teacher has it in layers {first} to {layers}; name one of these.")
+        if names.count(name) > 1:
+            raise UsageError(f"signal {name!r} is asked for twice; ask for it once.")
+    return asked
+
+
+def vectors(asked: SignalRequest, width: int) -> Signal:
+    """A signal of vectors that are so wide, before it is fitted to a sample of them."""
+    return Signal.of(asked.site, asked.layer, _codec_of(asked, width))
+
+
+def _codec_of(asked: SignalRequest, size: int) -> Codec:
+    """The codec that is asked for, of distributions over `size` classes or vectors `size` wide."""
+    kind, name = CODECS.named(asked.codec), name_of(asked.site, asked.layer)
+    holds = SITES.named(asked.site).holds
+    if issubclass(kind, VectorCodec) != (holds == "vectors"):
+        raise UsageError(f"signal {name!r}: the codec {asked.codec!r} is not for {holds}; choose another one.")
+    try:
+        return kind.asked(name, size, **asked.parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"signal {name!r}: codec {asked.codec!r}: {where}: {first['msg']}.") from None
 
 
 def _asked(request: Request) -> dict[str, Any]:

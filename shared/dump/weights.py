@@ -24,8 +24,8 @@ Owner = TypeVar("Owner", Codec, WordEmbeddings)
 
 def save_weights(manifest: Manifest, folder: Folder) -> None:
     """Write the constants of every signal that has some, and the word embeddings, into a dump's folder."""
-    codecs = (signal.codec for signal in manifest.signals)
-    for owner in (*codecs, *([manifest.embeddings] if manifest.embeddings else [])):
+    owners: list[Codec | WordEmbeddings] = [signal.codec for signal in manifest.signals]
+    for owner in owners + ([manifest.embeddings] if manifest.embeddings else []):
         if owner.constants_file is not None:
             (folder / WEIGHTS).make()
             # `save_file` would make a file that only its owner may read.

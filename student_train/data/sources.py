@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from shared.dump.codecs import Dense, DistributionCodec, Exact, VectorCodec
+from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import MISSING, RowGroup
@@ -108,7 +108,7 @@ class Source(ABC):
     @property
     def has_dense_logits(self) -> bool:
         """Whether every logit is there."""
-        return isinstance(self.distribution, Dense | Exact)
+        return self.distribution is not None and self.distribution.keeps_all_logits
 
 
 class DumpSource(Source):

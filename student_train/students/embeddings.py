@@ -12,7 +12,7 @@ Shapes: V ids of the teacher's vocabulary, K rows of the student's table, D the 
 import torch
 from torch import Tensor, nn
 
-from shared.dump.codecs.vectors.fitting import principal_components
+from shared.dump.codecs.vectors.principal import principal_components
 from shared.errors import RecipeError
 
 

@@ -12,9 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared.dump.codecs.base import NotFiniteError, VectorCodec
-from shared.dump.codecs.vectors.fitting import Reconstruction, fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.fitting import fit_vector_codec, reconstruction
+from shared.dump.codecs.vectors.kinds import VECTOR_KINDS
 from shared.dump.codecs.vectors.low_rank import LowRankVectors
-from shared.dump.codecs.vectors.quantized import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
+from shared.dump.codecs.vectors.quantized import Float16Vectors, Int4Vectors, Int8Vectors
+from shared.dump.codecs.vectors.reconstruction import Reconstruction
 from shared.errors import DumpError
 
 seeds = st.integers(0, 2**31)
@@ -136,7 +138,7 @@ def test_vectors_of_zeros_have_codes_of_zero_and_a_scale_to_divide_by() -> None:
 
 
 @quick
-@given(seeds, st.integers(0, 6), st.integers(1, 40), st.sampled_from(list(KINDS)), st.data())
+@given(seeds, st.integers(0, 6), st.integers(1, 40), st.sampled_from(list(VECTOR_KINDS)), st.data())
 def test_low_rank_is_exact_up_to_its_coefficients_when_the_data_is_of_that_rank(
     seed: int, positions: int, width: int, kind: str, data: st.DataObject
 ) -> None:
@@ -169,11 +171,11 @@ def test_the_basis_is_the_best_of_its_rank() -> None:
 
 
 @quick
-@given(seeds, st.integers(0, 5), st.integers(1, 40), st.sampled_from(list(KINDS)), st.data())
+@given(seeds, st.integers(0, 5), st.integers(1, 40), st.sampled_from(list(VECTOR_KINDS)), st.data())
 def test_polars_and_torch_decode_alike(seed: int, positions: int, width: int, kind: str, data: st.DataObject) -> None:
     vectors = random_vectors(seed, positions, width)
     apart = {} if kind == "float16" else {"outlier_channels": channels_of(data, width)}
-    codec = KINDS[kind].model_validate({"name": "hidden.1", "width": width, **apart})
+    codec = VECTOR_KINDS[kind].model_validate({"name": "hidden.1", "width": width, **apart})
     assert torch.equal(through_polars(codec, vectors), through_storage(codec, vectors))
 
     rank = data.draw(st.integers(1, width))
@@ -190,7 +192,7 @@ def test_planted_outlier_channels_cost_the_others_nothing(kind: str, everywhere:
     ordinary = [channel for channel in range(vectors.shape[1]) if channel not in channels]
     alone = fit_vector_codec(kind, "h", vectors[:, ordinary])
     fitted = fit_vector_codec(kind, "h", vectors)
-    without = KINDS[kind](name="h", width=vectors.shape[1])
+    without = VECTOR_KINDS[kind](name="h", width=vectors.shape[1])
     assert set(channels) <= set(fitted.outlier_channels)
 
     def worst(codec: VectorCodec) -> float:
@@ -228,7 +230,7 @@ def test_no_channel_is_kept_apart_where_that_does_not_pay() -> None:
     assert fit_vector_codec("int4", "h", vectors).outlier_channels == ()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VECTOR_KINDS)
 @pytest.mark.parametrize("rank", [None, 7])
 def test_fitting_twice_gives_the_same_codec(kind: str, rank: int | None) -> None:
     vectors, _ = planted(3)
@@ -243,7 +245,7 @@ def test_the_sign_of_a_basis_vector_is_fixed() -> None:
     assert (basis.gather(-1, basis.abs().argmax(-1, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VECTOR_KINDS)
 @pytest.mark.parametrize("rank", [None, 7])
 def test_a_codec_comes_back_from_the_manifest_with_its_constants(kind: str, rank: int | None) -> None:
     vectors, _ = planted(4)
@@ -287,13 +289,13 @@ def test_a_broken_vector_is_refused_with_its_position(bad: float, channel: int) 
         Float16Vectors(name="h", width=6),
         Int8Vectors(name="h", width=6, outlier_channels=(3,)),
         Int4Vectors(name="h", width=6, outlier_channels=(3,)),
-        *(fit_vector_codec(kind, "h", sound, rank=2) for kind in KINDS),
+        *(fit_vector_codec(kind, "h", sound, rank=2) for kind in VECTOR_KINDS),
     ]
     for codec in codecs:
         with pytest.raises(NotFiniteError) as raised:
             codec.encode(vectors)
         assert raised.value.position == 2
-    for kind in KINDS:
+    for kind in VECTOR_KINDS:
         for rank in (None, 2):
             with pytest.raises(NotFiniteError):
                 fit_vector_codec(kind, "h", vectors, rank=rank)
@@ -301,8 +303,8 @@ def test_a_broken_vector_is_refused_with_its_position(bad: float, channel: int) 
 
 def test_vectors_of_any_floating_type_are_encoded_as_their_float32_is() -> None:
     sound = random_vectors(0, 80, 64)
-    codecs = [KINDS[kind](name="h", width=64) for kind in KINDS]
-    codecs_of_rank = [fit_vector_codec(kind, "h", sound, rank=9) for kind in KINDS]
+    codecs = [VECTOR_KINDS[kind](name="h", width=64) for kind in VECTOR_KINDS]
+    codecs_of_rank = [fit_vector_codec(kind, "h", sound, rank=9) for kind in VECTOR_KINDS]
     for codec in [*codecs, *codecs_of_rank]:
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             vectors = sound.to(dtype)

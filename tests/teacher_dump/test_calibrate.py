@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 
 from shared import Dump, DumpError, UsageError
 from shared.dump.codecs import Draws, Int8Vectors, LowRankVectors, Sparse, Threshold, TopK, TopP
@@ -190,7 +191,8 @@ def test_a_wrong_choice_names_the_option(
 
 
 def test_the_help_names_every_preset() -> None:
-    assert all(name in str(cli.dump.__annotations__["preset"].__metadata__[0].help) for name in PRESETS)
+    (preset,) = (option for option in typer.main.get_command(cli.app).params if option.name == "preset")
+    assert all(name in str(getattr(preset, "help", "")) for name in PRESETS)
 
 
 def test_the_sample_is_measured_from_rows_of_the_corpus(

@@ -1,27 +1,23 @@
-"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is `AnyCodec`."""
+"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is CODECS."""
 
-from typing import Annotated
-
-from pydantic import Field
-
-from shared.dump.codecs.base import Codec, Column, DistributionCodec, NotFiniteError, VectorCodec, counts_of
+from shared.dump.codecs.base import Codec, DistributionCodec, NotFiniteError, VectorCodec
+from shared.dump.codecs.columns import Column, counts_of
 from shared.dump.codecs.dense import Dense
 from shared.dump.codecs.exact import Exact, LogitStep
-from shared.dump.codecs.selection.rules import Draws, Selection, Threshold, TopK, TopP
+from shared.dump.codecs.selection.rules import RULES, Draws, Selection, Threshold, TopK, TopP
 from shared.dump.codecs.selection.uniforms import position_keys
 from shared.dump.codecs.sparse import Sparse
+from shared.dump.codecs.table import CODECS, AnyCodec
 from shared.dump.codecs.targets import DenseTargets, SparseTargets, Targets
 from shared.dump.codecs.top_k_float16 import TopKFloat16
+from shared.dump.codecs.vectors.kinds import VECTOR_KINDS
 from shared.dump.codecs.vectors.low_rank import LowRankVectors
-from shared.dump.codecs.vectors.quantized import KINDS, Float16Vectors, Int4Vectors, Int8Vectors
-
-AnyCodec = Annotated[
-    Dense | Sparse | Exact | TopKFloat16 | Float16Vectors | Int8Vectors | Int4Vectors | LowRankVectors,
-    Field(discriminator="codec"),
-]
+from shared.dump.codecs.vectors.quantized import Float16Vectors, Int4Vectors, Int8Vectors
 
 __all__ = [
-    "KINDS",
+    "CODECS",
+    "VECTOR_KINDS",
+    "RULES",
     "AnyCodec",
     "Codec",
     "Column",

@@ -3,69 +3,20 @@
 A codec is its own description: a frozen pydantic model whose fields are the parameters that the manifest keeps.
 `encode` runs on the teacher's device, `decode` on the student's, and its expressions in polars.
 
-A column holds, for each position, one number, one fixed-size binary of `width` numbers, or a list of any length. In
-memory a list column is flat: its values under the column's name, and how many each position has under `counts_of` it.
-
-Shapes: N positions, V vocabulary or classes, D width, E values of all positions of a list column.
+Shapes: N positions, M positions of a sample, V vocabulary or classes, D width.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.targets import Targets
-
-_POLARS_TYPES = {
-    "float32": pl.Float32,
-    "float16": pl.Float16,
-    "int64": pl.Int64,
-    "int32": pl.Int32,
-    "int8": pl.Int8,
-    "uint16": pl.UInt16,
-    "uint8": pl.UInt8,
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One Parquet column of a signal: its name, numpy type and how many numbers a position takes (None: a list)."""
-
-    name: str
-    dtype: str
-    width: int | None = 1
-
-    @property
-    def is_list(self) -> bool:
-        """Whether positions differ in how many numbers they take."""
-        return self.width is None
-
-    @property
-    def bytes_per_position(self) -> int:
-        """Bytes a position, before compression; of a list, those of one value."""
-        return np.dtype(self.dtype).itemsize * (1 if self.width is None else self.width)
-
-    def expr(self) -> pl.Expr:
-        """The exploded column (one value a position) as a number, an array of numbers, or a list of them."""
-        raw, dtype = pl.col(self.name), _POLARS_TYPES[self.dtype]
-        if self.is_list:
-            return raw
-        return raw.cast(dtype) if self.width == 1 else raw.bin.reinterpret(dtype=pl.Array(dtype, self.width))
-
-    def list_expr(self) -> pl.Expr:
-        """The same as a list, whatever the width."""
-        if self.is_list:
-            return self.expr()
-        return self.expr().arr.to_list() if self.width != 1 else pl.concat_list(self.expr())
-
-
-def counts_of(column: str) -> str:
-    """Under which name the counts of a list column lie beside its values."""
-    return f"{column}#counts"
+from shared.dump.codecs.vectors.reconstruction import Reconstruction
 
 
 class NotFiniteError(ValueError):
@@ -89,13 +40,29 @@ class Codec(BaseModel, ABC):
 
     # Whether the columns are worth a general-purpose compressor's time.
     compresses: ClassVar[bool] = True
+    # Whether a sample of what it is given tells anything that is worth a teacher's forward pass.
+    needs_sample: ClassVar[bool] = True
 
     name: str
+
+    @classmethod
+    @abstractmethod
+    def asked(cls, name: str, size: int, **parameters: Any) -> Self:
+        """The codec as it is asked for, before it is fitted to a sample, of distributions over `size` classes or of
+        vectors `size` wide.
+
+        Raises:
+            ValidationError: for a parameter that it cannot have.
+        """
 
     @property
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:
         """Its Parquet columns."""
+
+    @abstractmethod
+    def decode(self, columns: dict[str, Tensor]) -> Any:
+        """What the columns hold, on their device."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -109,6 +76,12 @@ class Codec(BaseModel, ABC):
     def explain(self) -> str:
         """How to read the columns without Lectern, where their types do not say it."""
         return ""
+
+    def as_begun(self, begun: "Codec", same_budget: bool) -> "Codec":
+        """What a dump that was begun with the codec `begun` goes on with where this one is asked for: this one, with
+        what was fitted to a sample then. `same_budget`: both were asked for with the same bytes a position.
+        """
+        return self
 
     @property
     def constants_file(self) -> str | None:
@@ -128,6 +101,13 @@ class Codec(BaseModel, ABC):
         return self
 
 
+class Sample(Protocol):
+    """What a distribution codec is given of a sample of rows: it may be looked at more than once."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Slice by slice what the codec `takes` (logits_NV or states_ND), and the positions' keys_N."""
+
+
 class DistributionCodec(Codec):
     """A codec of distributions over classes or a vocabulary.
 
@@ -135,6 +115,8 @@ class DistributionCodec(Codec):
     """
 
     takes: ClassVar[Literal["logits", "states"]] = "logits"
+    # Whether every logit comes back, but for rounding.
+    keeps_all_logits: ClassVar[bool] = False
 
     @property
     def samples(self) -> bool:
@@ -146,8 +128,28 @@ class DistributionCodec(Codec):
         """Whether the probability of some ids is known."""
         return True
 
+    @classmethod
+    def asked(cls, name: str, size: int, **parameters: Any) -> Self:
+        return cls.model_validate({"name": name, "classes": size, **parameters})
+
+    def fitted(self, sample: Sample) -> Self:
+        """This codec with the parameters that are fitted to a sample."""
+        return self
+
+    def within(self, budget: float, bytes_of: Callable[[Self], float]) -> Self:
+        """This codec with the parameters with which it takes about `budget` bytes a position, as `bytes_of` weighs it.
+
+        Raises:
+            ValueError: where no parameters do, or it has none that matter.
+        """
+        raise ValueError(f"what is kept of {self.name!r} has no size to choose")
+
+    def measured(self, sample: Sample) -> dict[str, float]:
+        """What it loses of a sample, by the names that the manifest has; empty where that is nothing."""
+        return {}
+
     @abstractmethod
-    def encode(self, said: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
+    def encode(self, taken: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
         """What it `takes` (float32 logits_NV, or states_ND of any floating type) -> the columns. `keys_N` (int64) name
         the positions for what is drawn at random.
 
@@ -195,8 +197,36 @@ class VectorCodec(Codec):
     """A codec of vectors, such as the hidden states of a layer."""
 
     compresses: ClassVar[bool] = False
+    # Whether some channels can be kept apart from the others, in a field `outlier_channels`.
+    keeps_outliers: ClassVar[bool] = False
 
     width: int
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        """The channels that are kept apart."""
+        return ()
+
+    @classmethod
+    def asked(cls, name: str, size: int, **parameters: Any) -> Self:
+        return cls.model_validate({"name": name, "width": size, **parameters})
+
+    def explain(self) -> str:
+        """What a vector is, in terms of the columns."""
+        return f"the vector in `{self.name}.*`, kept as {self.describe()}"
+
+    def as_begun(self, begun: Codec, same_budget: bool) -> Codec:
+        but_for_outliers = {"outlier_channels": self.outliers} if self.keeps_outliers else {}
+        is_alike = type(begun) is type(self) and begun.model_copy(update=but_for_outliers) == self
+        return begun if is_alike else self
+
+    def fitted(self, sample_MD: Tensor) -> Self:
+        """This codec with what is fitted to a sample of finite vectors [M, D], M >= 1."""
+        return self
+
+    def measured(self, sample_MD: Tensor) -> dict[str, float]:
+        """What it loses of a sample of vectors [M, D]."""
+        return Reconstruction.of(sample_MD, self.decode(self.encode(sample_MD)))._asdict()
 
     @abstractmethod
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:

@@ -3,18 +3,22 @@
 Shapes: N positions, V classes.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import polars as pl
 from pydantic import Field
 from torch import Tensor
 
-from shared.dump.codecs.base import Column, DistributionCodec, refuse_broken
+from shared.dump.codecs.base import DistributionCodec, refuse_broken
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.targets import DenseTargets
 
 
 class Dense(DistributionCodec):
     """All logits as float32, for few classes. Exact."""
+
+    needs_sample: ClassVar[bool] = False
+    keeps_all_logits: ClassVar[bool] = True
 
     codec: Literal["dense"] = "dense"
     classes: int = Field(ge=1)

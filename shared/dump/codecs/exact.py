@@ -21,15 +21,19 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor
 from torch.nn import functional
 
-from shared.dump.codecs.base import Column, DistributionCodec, VectorCodec
+from shared.dump.codecs.base import Codec, DistributionCodec, Sample, VectorCodec
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.constants import Constants, fingerprint
 from shared.dump.codecs.targets import DenseTargets
+from shared.dump.codecs.vectors.kinds import VectorKind, kept_by
 from shared.dump.codecs.vectors.outliers import OutlierChannels
-from shared.dump.codecs.vectors.quantized import KINDS
-from shared.errors import DumpError
+from shared.errors import DumpError, UsageError
 
 # To people a distribution is its most probable ids; all of a vocabulary's 30,000 to 250,000 would be megabytes a row.
 SHOWN_IDS = 64
+# Positions over which the rounding of states is measured: each costs two products with the whole head.
+ROUNDING_POSITIONS = 1024
+ROUNDING_VALUES = 2**22
 # Where polars asks: few enough that their logits stay near the processor, enough to be worth the head's conversion.
 SLICE_POSITIONS = 64
 
@@ -86,11 +90,12 @@ class Exact(DistributionCodec):
 
     takes: ClassVar[Literal["logits", "states"]] = "states"
     compresses: ClassVar[bool] = False
+    keeps_all_logits: ClassVar[bool] = True
 
     codec: Literal["exact"] = "exact"
     vocabulary: int = Field(ge=1)
     width: int = Field(ge=1)
-    states: Literal["float16", "int8", "int4"] = "float16"
+    states: VectorKind = "float16"
     outlier_channels: OutlierChannels = ()
     after: LogitStep = LogitStep()
     constants_sha256: str
@@ -107,12 +112,14 @@ class Exact(DistributionCodec):
         facts = {"name": name, "vocabulary": vocabulary, "width": width, "states": states, "after": after}
         return cls.model_validate({**facts, "constants_sha256": fingerprint(constants)}).with_constants(constants)
 
+    @classmethod
+    def asked(cls, name: str, size: int, **parameters: Any) -> Self:
+        raise UsageError("exact distributions come from a teacher's head; ask for them by `exact`.")
+
     @property
     def state_codec(self) -> VectorCodec:
         """The codec of the states."""
-        apart = {"outlier_channels": self.outlier_channels} if self.outlier_channels else {}
-        facts = {"name": f"{self.name}.state", "width": self.width, **apart}
-        return KINDS[self.states].model_validate(facts)
+        return kept_by(self.states, f"{self.name}.state", self.width, self.outlier_channels)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -123,22 +130,39 @@ class Exact(DistributionCodec):
         return f"all {self.vocabulary:,} logits, from {states}"
 
     def explain(self) -> str:
-        name, apart = f"{self.name}.state", ""
-        state = {
-            "float16": f"`{name}`",
-            "int8": f"`{name}.codes * {name}.scale`",
-            "int4": f"the vector in `{name}.*` (coded as `shared/dump/codecs/vectors/quantized.py` describes)",
-        }[self.states]
+        state, apart = self.state_codec.explain(), ""
         if self.outlier_channels:
-            apart = f" Channels {list(self.outlier_channels)} are not in it but in `{name}.outliers`."
+            apart = f" Channels {list(self.outlier_channels)} are not in it but in `{self.name}.state.outliers`."
         return (
             f"The state that goes into the teacher's output projection is {state}.{apart} The projection is in "
             f"`weights/{self.constants_file}`. All logits of a position are "
             f"`{self.after.formula('state @ weight.T + bias')}`, in float32; where the file has no bias, there is none."
         )
 
-    def encode(self, said: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
-        return self.state_codec.encode(said)
+    def as_begun(self, begun: Codec, same_budget: bool) -> Codec:
+        if not isinstance(begun, Exact) or begun.states != self.states:
+            return self
+        return self.model_copy(update={"outlier_channels": begun.outlier_channels})
+
+    def fitted(self, sample: Sample) -> Self:
+        if not self.state_codec.keeps_outliers or not len(states_MD := _states(sample)):
+            return self
+        return self.model_copy(update={"outlier_channels": self.state_codec.fitted(states_MD).outliers})
+
+    @torch.inference_mode()
+    def measured(self, sample: Sample) -> dict[str, float]:
+        """The KL divergence that rounding the states costs, the mean over positions from all over the sample."""
+        states_MD = _states(sample)
+        states_MD = states_MD[:: max(1, len(states_MD) // ROUNDING_POSITIONS)]
+        divergence = 0.0
+        for states_ND in states_MD.split(max(1, ROUNDING_VALUES // self.vocabulary)):
+            rounded_ND = self.state_codec.decode(self.state_codec.encode(states_ND))
+            log_p_NV, log_q_NV = (self.logits(each).double().log_softmax(-1) for each in (states_ND, rounded_ND))
+            divergence += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
+        return {"rounding_kl": divergence / len(states_MD)} if len(states_MD) else {}
+
+    def encode(self, states_ND: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
+        return self.state_codec.encode(states_ND)
 
     def decode(self, columns: dict[str, Tensor]) -> DenseTargets:
         """Targets whose logits are made only where they are looked at: of a batch they would be gigabytes."""
@@ -226,3 +250,8 @@ class Exact(DistributionCodec):
             f"the distributions {self.name!r} can't be decoded without the teacher's output projection, which the dump "
             f"keeps in weights/{self.constants_file}."
         )
+
+
+def _states(sample: Sample) -> Tensor:
+    """[M, D]."""
+    return torch.cat([states_ND for states_ND, _ in sample])

@@ -9,7 +9,8 @@ import polars as pl
 from pydantic import Field
 from torch import Tensor
 
-from shared.dump.codecs.base import Column, DistributionCodec
+from shared.dump.codecs.base import DistributionCodec
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.targets import SparseTargets
 
 

@@ -1,82 +1,35 @@
-"""Which ids of a distribution are kept, and what stands for the others.
+"""Which ids of a distribution are kept, and what stands for the others. A new rule is a class and an entry in RULES.
 
 Shapes: N positions, V vocabulary, K most that a position keeps, E kept ids of all positions, one position after the
 other.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from shared.dump.codecs.selection import blocks, sampling
+from shared.dump.codecs.selection.rule import Kept, Rule, owners_and_ranks
 from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.codecs.selection.uniforms import uniforms
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a rule keeps. Within a position the exact ids come first, rising, then the sampled ones, rising.
-
-    Attributes:
-        ids_E: int64.
-        log_probs_E: float32; of a sampled id it is not used.
-        counts_N, exact_N: int64, how many ids a position keeps, and how many of them are exact.
-        tail_N: float32, log of the mass outside the exact ids.
-        times_E: int64, how often each was drawn; None unless ids are drawn with replacement.
-    """
-
-    ids_E: Tensor
-    log_probs_E: Tensor
-    counts_N: Tensor
-    exact_N: Tensor
-    tail_N: Tensor
-    times_E: Tensor | None = None
-
-    @classmethod
-    def joined(cls, parts: Sequence["Kept"]) -> "Kept":
-        """What one rule keeps of some positions, and of the next ones, and so on."""
-        ids_E, log_probs_E, counts_N, exact_N, tail_N = (
-            torch.cat([getattr(part, name) for part in parts])
-            for name in ("ids_E", "log_probs_E", "counts_N", "exact_N", "tail_N")
-        )
-        times = [part.times_E for part in parts if part.times_E is not None]
-        return cls(ids_E, log_probs_E, counts_N, exact_N, tail_N, torch.cat(times) if times else None)
-
-
-class Rule(BaseModel, ABC):
-    """A way to choose ids; its fields are in the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    # Whether ids stand for the tail. A loss against them is unbiased for forward KL, and for nothing else.
-    samples: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def expected_ids(self) -> int:
-        """About how many ids a position keeps."""
-
-    @abstractmethod
-    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        """The ids to keep; `keys_N` name the positions for what is drawn at random."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """A few words for people."""
+from shared.registry import Registry, tagged
 
 
 class TopK(Rule):
     """The k most probable ids."""
 
+    has_floors: ClassVar[bool] = True
+
     rule: Literal["top-k"] = "top-k"
     k: int = Field(ge=1)
+
+    @property
+    def fixed_ids(self) -> int:
+        return self.k
 
     @property
     def expected_ids(self) -> int:
@@ -92,6 +45,8 @@ class TopK(Rule):
 
 class TopP(Rule):
     """The most probable ids that together reach probability p (nucleus), at most k of them."""
+
+    has_floors: ClassVar[bool] = True
 
     rule: Literal["top-p"] = "top-p"
     p: float = Field(gt=0, le=1)
@@ -132,6 +87,16 @@ class Threshold(Rule):
         return self.tail == "sample"
 
     @property
+    def sampled_weight(self) -> float | None:
+        return self.threshold if self.samples else None
+
+    def at_threshold(self, threshold: float) -> "Threshold":
+        return self.model_copy(update={"threshold": threshold})
+
+    def as_begun(self, begun: Rule) -> "Threshold":
+        return self.at_threshold(begun.threshold) if isinstance(begun, Threshold) else self
+
+    @property
     def expected_ids(self) -> int:
         return max(1, round(0.5 / self.threshold))
 
@@ -166,9 +131,14 @@ class Draws(Rule):
     (arXiv 2503.16870)."""
 
     samples: ClassVar[bool] = True
+    has_exact_ids: ClassVar[bool] = False
 
     rule: Literal["draws"] = "draws"
     draws: int = Field(ge=1, le=255)
+
+    @property
+    def most_times(self) -> int:
+        return self.draws
 
     @property
     def expected_ids(self) -> int:
@@ -191,7 +161,11 @@ class Draws(Rule):
         return Kept(ids_E, no_logs_E, counts_N, torch.zeros_like(counts_N), no_logs_N, times_E)
 
 
-Selection = Annotated[TopK | TopP | Threshold | Draws, Field(discriminator="rule")]
+RULES: Registry[type[Rule]] = Registry(
+    "rule for choosing ids", {"top-k": TopK, "top-p": TopP, "threshold": Threshold, "draws": Draws}
+)
+
+Selection = Annotated[Rule, tagged(RULES, "rule")]
 
 
 def most_probable(softmax: Softmax, k: int) -> tuple[Tensor, Tensor]:
@@ -223,12 +197,6 @@ def sorted_rows(values_NK: Tensor) -> Tensor:
     if values_NK.device.type == "cpu":
         return torch.from_numpy(np.sort(values_NK.numpy(), axis=-1))
     return values_NK.sort(-1).values
-
-
-def owners_and_ranks(counts_N: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of E = sum of counts_N entries: whose it is, and the how manieth there."""
-    owners_E = torch.repeat_interleave(counts_N)
-    return owners_E, blocks.ranks(owners_E, counts_N)
 
 
 def _joined(

@@ -8,17 +8,19 @@ Shapes: N positions, D width, R rank.
 """
 
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import polars as pl
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from shared.dump.codecs.base import Column, VectorCodec
+from shared.dump.codecs.base import Codec, VectorCodec
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.constants import Constants, fingerprint
+from shared.dump.codecs.vectors.kinds import VECTOR_KINDS, VectorKind, kept_by
 from shared.dump.codecs.vectors.outliers import OutlierChannels, require_ordinary
-from shared.dump.codecs.vectors.quantized import KINDS
+from shared.dump.codecs.vectors.principal import principal_components
 from shared.errors import DumpError
 
 
@@ -36,7 +38,7 @@ class LowRankVectors(VectorCodec):
     codec: Literal["low-rank"] = "low-rank"
     width: int = Field(ge=1)
     rank: int = Field(ge=1)
-    coefficients: Literal["float16", "int8", "int4"]
+    coefficients: VectorKind
     outlier_coefficients: OutlierChannels = ()
     constants_sha256: str
 
@@ -47,9 +49,17 @@ class LowRankVectors(VectorCodec):
         if self.rank > self.width:
             raise ValueError(f"vectors {self.width} wide have no rank of {self.rank}")
         require_ordinary(self.rank, self.outlier_coefficients)
-        if self.coefficients == "float16" and self.outlier_coefficients:
-            raise ValueError("float16 keeps no coefficients apart")
+        if self.outlier_coefficients and not VECTOR_KINDS[self.coefficients].keeps_outliers:
+            raise ValueError(f"{self.coefficients} keeps no coefficients apart")
         return self
+
+    @classmethod
+    def asked(cls, name: str, size: int, **parameters: Any) -> Self:
+        """Until it is fitted, its basis is the first channels."""
+        facts = {"name": name, "width": size, "constants_sha256": "", **parameters}
+        rank = cls.model_validate(facts).rank
+        constants = {"mean": torch.zeros(size), "basis": torch.eye(rank, size)}
+        return cls.model_validate({**facts, "constants_sha256": fingerprint(constants)}).with_constants(constants)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -58,12 +68,23 @@ class LowRankVectors(VectorCodec):
     @cached_property
     def coefficient_codec(self) -> VectorCodec:
         """The codec of the coefficients, vectors of `rank` numbers themselves."""
-        apart = {"outlier_channels": self.outlier_coefficients} if self.outlier_coefficients else {}
-        kind = KINDS[self.coefficients]
-        return kind.model_validate({"name": self.name, "width": self.rank, **apart})
+        return kept_by(self.coefficients, self.name, self.rank, self.outlier_coefficients)
 
     def describe(self) -> str:
         return f"rank {self.rank} in {self.coefficients}, {self.width} wide"
+
+    def as_begun(self, begun: Codec, same_budget: bool) -> Codec:
+        if not isinstance(begun, LowRankVectors):
+            return self
+        asked = [(codec.width, codec.rank, codec.coefficients) for codec in (self, begun)]
+        return begun if asked[0] == asked[1] else self
+
+    def fitted(self, sample_MD: Tensor) -> Self:
+        mean_D, basis_RD = principal_components(sample_MD, self.rank)
+        constants = {"mean": mean_D, "basis": basis_RD}
+        of_coefficients = self.coefficient_codec.fitted((sample_MD.float() - mean_D) @ basis_RD.T)
+        facts = {"outlier_coefficients": of_coefficients.outliers, "constants_sha256": fingerprint(constants)}
+        return type(self).model_validate({**self.model_dump(), **facts}).with_constants(constants)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         mean_D, basis_RD = self._mean_and_basis(vectors_ND.device)

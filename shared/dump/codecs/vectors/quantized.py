@@ -3,7 +3,7 @@
 Shapes: N positions, D width, K outlier channels, C ordinary channels (D - K), G groups of channels, B bytes of codes.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import polars as pl
 import torch
@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from shared.dump.codecs.base import Column, VectorCodec, refuse_broken
+from shared.dump.codecs.base import VectorCodec, refuse_broken
+from shared.dump.codecs.columns import Column
 from shared.dump.codecs.vectors.outliers import (
     OutlierChannels,
     merge,
@@ -19,6 +20,7 @@ from shared.dump.codecs.vectors.outliers import (
     outlier_columns,
     require_ordinary,
     split,
+    with_fitted_outliers,
 )
 
 # Below it float32 loses precision, and some devices take numbers for 0: no scale is smaller.
@@ -37,6 +39,9 @@ class Float16Vectors(VectorCodec):
 
     def describe(self) -> str:
         return f"float16, {self.width} wide"
+
+    def explain(self) -> str:
+        return f"`{self.name}`"
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         rounded_ND = vectors_ND.half()
@@ -57,6 +62,8 @@ class Int8Vectors(VectorCodec):
     scale, and float32's rounding. An outlier channel is exact. Any finite value up to 1.7e38 is held.
     """
 
+    keeps_outliers: ClassVar[bool] = True
+
     codec: Literal["int8"] = "int8"
     width: int = Field(ge=1)
     outlier_channels: OutlierChannels = ()
@@ -65,6 +72,10 @@ class Int8Vectors(VectorCodec):
     def _outliers_fit(self) -> Self:
         require_ordinary(self.width, self.outlier_channels)
         return self
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        return self.outlier_channels
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -76,6 +87,12 @@ class Int8Vectors(VectorCodec):
 
     def describe(self) -> str:
         return f"int8{_apart(self.outlier_channels)}, {self.width} wide"
+
+    def explain(self) -> str:
+        return f"`{self.name}.codes * {self.name}.scale`"
+
+    def fitted(self, sample_MD: Tensor) -> Self:
+        return with_fitted_outliers(self, sample_MD)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
@@ -110,6 +127,8 @@ class Int4Vectors(VectorCodec):
     the high ones.
     """
 
+    keeps_outliers: ClassVar[bool] = True
+
     codec: Literal["int4"] = "int4"
     width: int = Field(ge=1)
     group: int = Field(default=32, ge=1)
@@ -119,6 +138,10 @@ class Int4Vectors(VectorCodec):
     def _outliers_fit(self) -> Self:
         require_ordinary(self.width, self.outlier_channels)
         return self
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        return self.outlier_channels
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -132,6 +155,12 @@ class Int4Vectors(VectorCodec):
     def describe(self) -> str:
         coded = f"int4 in groups of {self.group}{_apart(self.outlier_channels)}"
         return f"{coded}, {self.width} wide"
+
+    def explain(self) -> str:
+        return f"the vector in `{self.name}.*` (coded as `shared/dump/codecs/vectors/quantized.py` describes)"
+
+    def fitted(self, sample_MD: Tensor) -> Self:
+        return with_fitted_outliers(self, sample_MD)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
@@ -173,14 +202,6 @@ class Int4Vectors(VectorCodec):
 
     def _per_channel(self, group_scales_NG: Tensor) -> Tensor:
         return group_scales_NG.float().repeat_interleave(self.group, -1)[:, : self._ordinary]
-
-
-# Each is given its name and width, and where it keeps outlier channels apart, these.
-KINDS: dict[str, type[Float16Vectors] | type[Int8Vectors] | type[Int4Vectors]] = {
-    "float16": Float16Vectors,
-    "int8": Int8Vectors,
-    "int4": Int4Vectors,
-}
 
 
 def _level(code: int) -> int:

@@ -4,13 +4,18 @@ The KL divergence that rounding costs is about half the sum of (error of p)**2 /
 spread it evenly and are the cheapest for the divergence that they cost. An exponent a little below that costs as little
 (measured: within 2% at k = 50) and leaves small probabilities better relative precision, which temperatures above 1 and
 reverse divergences look at.
+
+Shapes: N positions, E kept ids of all positions.
 """
 
 import math
+from typing import Literal
 
 import polars as pl
 import torch
 from torch import Tensor
+
+from shared.dump.codecs.selection.rule import Kept
 
 EXPONENT = 0.4
 # What a probability that was rounded to 0 counts as, in levels: about the middle of those that are.
@@ -20,6 +25,24 @@ BELOW_HALF = 0.25
 def to_codes(log_probs: Tensor, levels: int) -> Tensor:
     """Log-probabilities -> codes 0..levels (int32). Off by at most half a step of p ** 0.4."""
     return (log_probs * EXPONENT).exp_().mul_(levels).round_().int()
+
+
+def codes_of(kept: Kept, owners_E: Tensor, ranks_E: Tensor, levels: int) -> Tensor:
+    """Codes of the log-probabilities, where the most probable id of a position is ahead of the next by one at least:
+    the teacher's first choice must survive the rounding."""
+    codes_E = to_codes(kept.log_probs_E, levels)
+    is_exact_E = ranks_E < kept.exact_N.index_select(0, owners_E)
+    log_probs_E = kept.log_probs_E.masked_fill(~is_exact_E, -torch.inf)
+    best_N = reduced(log_probs_E, "max", kept.counts_N)
+    is_best_E = log_probs_E == best_N.index_select(0, owners_E)
+    others_E = codes_E.float().masked_fill(is_best_E | ~is_exact_E, -torch.inf)
+    second_E = reduced(others_E, "max", kept.counts_N).index_select(0, owners_E)
+    return codes_E + (is_best_E & (codes_E == second_E)).int()
+
+
+def reduced(values_E: Tensor, how: Literal["min", "max"], counts_N: Tensor) -> Tensor:
+    """The least or the largest value of each position, [N] (torch refuses to reduce no segments at all)."""
+    return torch.segment_reduce(values_E, how, lengths=counts_N) if len(counts_N) else values_E
 
 
 def table(levels: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from shared.dump.codecs.base import Column
+from shared.dump.codecs.columns import Column
 
 
 def plane_columns(name: str, below: int, width: int) -> tuple[Column, ...]:

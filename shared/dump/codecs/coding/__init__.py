@@ -1,0 +1,1 @@
+"""How ids and probabilities become small whole numbers, and come back."""

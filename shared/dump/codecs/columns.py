@@ -1,0 +1,57 @@
+"""The Parquet columns that a codec's tensors become.
+
+A column holds, for each position, one number, one fixed-size binary of `width` numbers, or a list of any length. In
+memory a list column is flat: its values under the column's name, and how many each position has under `counts_of` it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+_POLARS_TYPES = {
+    "float32": pl.Float32,
+    "float16": pl.Float16,
+    "int64": pl.Int64,
+    "int32": pl.Int32,
+    "int8": pl.Int8,
+    "uint16": pl.UInt16,
+    "uint8": pl.UInt8,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One Parquet column of a signal: its name, numpy type and how many numbers a position takes (None: a list)."""
+
+    name: str
+    dtype: str
+    width: int | None = 1
+
+    @property
+    def is_list(self) -> bool:
+        """Whether positions differ in how many numbers they take."""
+        return self.width is None
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes a position, before compression; of a list, those of one value."""
+        return np.dtype(self.dtype).itemsize * (1 if self.width is None else self.width)
+
+    def expr(self) -> pl.Expr:
+        """The exploded column (one value a position) as a number, an array of numbers, or a list of them."""
+        raw, dtype = pl.col(self.name), _POLARS_TYPES[self.dtype]
+        if self.is_list:
+            return raw
+        return raw.cast(dtype) if self.width == 1 else raw.bin.reinterpret(dtype=pl.Array(dtype, self.width))
+
+    def list_expr(self) -> pl.Expr:
+        """The same as a list, whatever the width."""
+        if self.is_list:
+            return self.expr()
+        return self.expr().arr.to_list() if self.width != 1 else pl.concat_list(self.expr())
+
+
+def counts_of(column: str) -> str:
+    """Under which name the counts of a list column lie beside its values."""
+    return f"{column}#counts"
