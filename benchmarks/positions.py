@@ -34,7 +34,7 @@ from shared.dump.codecs import Selection, Sparse, TopK
 from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, TokenizerFacts
 from shared.dump.rowgroup import from_flat, to_flat
-from shared.dump.shards import read_row_group
+from shared.dump.shards import open_shard, read_row_group
 from shared.memory import keep_freed_memory
 
 QUICK = os.environ.get("QUICK") == "1"
@@ -101,7 +101,7 @@ def through_pyarrow(folder: Path) -> None:
     """Every position through row groups and the codec."""
     dump, positions = Dump(folder), 0
     codec = dump.distribution
-    shard = dump.open_shard(0)
+    shard = open_shard(dump.path, 0)
     names = [column.name for column in codec.columns]
     for number in range(shard.num_row_groups):
         group = read_row_group(dump.manifest, shard, number, names)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import polars as pl
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -12,11 +11,11 @@ from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import Receipt, open_shard, read_receipt, shard_path
+from shared.dump.shards import Receipt, read_receipt, shard_path
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
-from shared.storage import Folder, Place, sha256_of
+from shared.storage import Folder, Place
 
 
 class Dump:
@@ -37,7 +36,6 @@ class Dump:
     def __init__(self, path: Place) -> None:
         self.path = Folder.of(path)
         self.manifest: Manifest = load_weights(read_manifest(self.path), self.path)
-        self._checked: set[int] = set()
 
     @cached_property
     def receipts(self) -> dict[int, Receipt]:
@@ -54,19 +52,6 @@ class Dump:
                 f"{self.path}: {len(missing)} of {self.manifest.shards} shards are missing or cut short ({names}); "
                 "run the same dump command again to finish them."
             )
-
-    def open_shard(self, index: int) -> pq.ParquetFile:
-        """A shard for reading; its checksum is verified the first time. Raises DumpError that names a damaged file."""
-        if index not in self._checked:
-            path = shard_path(self.path, index)
-            if index not in self.receipts or not path.exists():
-                raise DumpError(f"{path}: missing or cut short; run the same dump command again to finish it.")
-            if sha256_of(path) != self.receipts[index].sha256:
-                raise DumpError(
-                    f"{path}: its bytes are not those that were written; delete it and run the same dump command again."
-                )
-            self._checked.add(index)
-        return open_shard(self.path, index)
 
     def scan(self) -> pl.LazyFrame:
         """The raw columns, one row a sequence; within a shard the longest come first.

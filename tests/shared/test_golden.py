@@ -12,7 +12,7 @@ import torch
 
 from shared import Dump
 from shared.dump.rowgroup import to_flat
-from shared.dump.shards import read_row_group
+from shared.dump.shards import open_shard, read_row_group
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make.py"))
@@ -59,7 +59,7 @@ def check_trains_on_what_polars_sees(folder: Path) -> None:
     found: list[tuple[int, list[dict[Any, float]]]] = []
     vectors: dict[str, list[tuple[int, Any]]] = {name: [] for name in dump.manifest.vectors}
     for shard in dump.receipts:
-        file = dump.open_shard(shard)
+        file = open_shard(dump.path, shard)
         for index in range(file.num_row_groups):
             group = read_row_group(dump.manifest, file, index, names)
             columns = {name: torch.from_numpy(np.array(array)) for name, array in to_flat(group.columns).items()}

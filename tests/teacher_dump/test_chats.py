@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from shared import Dump, UsageError
 from shared.dump.cli import app as shards
+from shared.dump.shards import open_shard
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import CorpusError
 from teacher_dump.cli import app as dump_app
@@ -208,7 +209,7 @@ def test_a_dump_of_an_earlier_version_goes_on_in_it(make_dump: Any, texts: list[
     dump = Dump(out)
     dump.require_complete()
     assert dump.manifest.format_version == 2
-    assert b'"format_version":2' in dump.open_shard(1).schema_arrow.metadata[b"lectern"]
+    assert b'"format_version":2' in open_shard(dump.path, 1).schema_arrow.metadata[b"lectern"]
 
 
 def test_a_dump_that_was_begun_with_lists_of_ids_goes_on_with_them(
