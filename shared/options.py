@@ -67,6 +67,11 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     return flat
 
 
+def flag_of(name: str) -> str:
+    """The option of a field: "top_k" -> "--top-k"."""
+    return f"--{name.replace('_', '-')}"
+
+
 def options_of(group: type[Any]) -> list[inspect.Parameter]:
     """The parameter of each field of a group, as typer reads it. Raises TypeError for a field without a help text."""
     annotations = get_type_hints(group, include_extras=True)
@@ -86,7 +91,7 @@ def _option(field: "dataclasses.Field[Any]", annotation: Any) -> inspect.Paramet
     option.min = next((fact.ge for fact in facts if isinstance(fact, Ge)), None)
     option.default = ... if field.default is dataclasses.MISSING else field.default
     if kind is bool:  # a flag; typer would add a second one that says no
-        option.param_decls = (f"--{field.name.replace('_', '-')}",)
+        option.param_decls = (flag_of(field.name),)
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)

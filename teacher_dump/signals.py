@@ -26,6 +26,7 @@ from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
 from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, name_of
 from shared.errors import UsageError
+from shared.options import flag_of
 from shared.validation import message_of
 from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
@@ -60,7 +61,7 @@ def _codec_of_distribution(
         raise UsageError("--exact-codec says how --exact keeps last hidden states; give --exact too.")
     if classes is None:
         if asked:
-            raise UsageError(f"the task {request.task} has no distribution; leave out {_flag(next(iter(asked)))}.")
+            raise UsageError(f"the task {request.task} has no distribution; leave out {flag_of(next(iter(asked)))}.")
         return None
     for signal in request.signals:
         if SITES.named(signal.site).holds == "distribution":
@@ -73,9 +74,9 @@ def _codec_of_distribution(
             return _codec_of(signal, classes)
     names = list(asked)
     if is_whole and set(names) - {"dense", "exact"}:
-        raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {_flag(names[0])}.")
+        raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {flag_of(names[0])}.")
     if len(names) > 1 and names != ["top_k", "top_p"]:
-        raise UsageError(f"{_flag(names[0])} and {_flag(names[1])} exclude each other: say one way to choose ids.")
+        raise UsageError(f"{flag_of(names[0])} and {flag_of(names[1])} exclude each other: say one way to choose ids.")
     if request.tail is not None and request.threshold is None and request.bytes_per_token is None:
         raise UsageError("--tail says what becomes of ids below a threshold; give --threshold or --bytes-per-token.")
     if request.exact and head is None:
@@ -248,10 +249,6 @@ def _checked(make: Callable[[], Made]) -> Made:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"]]
         name = where[-1] if where else "temperatures"
-        flag = {"p": "--top-p", "k": "--top-k"}.get(name, _flag(name))
+        flag = {"p": "--top-p", "k": "--top-k"}.get(name, flag_of(name))
         value = "" if not where else f" {first['input']}"
         raise UsageError(f"{flag}{value}: {message_of(first)}.") from None
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -68,15 +68,19 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
         RecipeError: for a missing file, invalid TOML, or an invalid key or value, naming the key, its value and the
             valid ones.
     """
+    return _checked(read_toml(path, "recipe"), overrides, f"{path}: ")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file. Raises RecipeError, which calls it a `what`, where it cannot be read."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe; check the path.") from None
+        raise RecipeError(f"{path}: there is no such {what}; check the path.") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path}: this is a folder; name the recipe in it, a TOML file.") from None
+        raise RecipeError(f"{path}: this is a folder; name the {what} in it, a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML ({error}).") from None
-    return _checked(content, overrides, f"{path}: ")
 
 
 def overridden(recipe: Recipe, overrides: list[str]) -> Recipe:

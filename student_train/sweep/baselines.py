@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from shared.errors import RecipeError
+from shared.options import flag_of
 from student_train.distill import is_finished
 from student_train.recipe.columns import EvalSection
 from student_train.sweep.folder import BASELINES, metrics_of, recipe_of
@@ -69,7 +70,7 @@ def _options(section: EvalSection) -> list[str]:
     options = [argument for file in section.data for argument in ("--data", file)]
     given = TypeAdapter(EvalSection).dump_python(section, mode="json", exclude={"data"}, exclude_defaults=True)
     for key, value in given.items():
-        options += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else toml(value)]
+        options += [flag_of(key), value if isinstance(value, str) else toml(value)]
     return options
 
 

@@ -1,18 +1,18 @@
 """A sweep file becomes runs: the product of variants, grid and seeds, each a recipe that is checked like any other."""
 
 import itertools
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
 from shared.validation import in_words
 from student_train.losses.logits import GoldLoss
-from student_train.recipe.recipe import Recipe, read_recipe
+from student_train.recipe.recipe import Recipe, read_recipe, read_toml
+from student_train.recipe.sections import Section
 from student_train.sweep.names import name_of, override
 
 SEED = "training.seed"
@@ -21,32 +21,28 @@ RUNS = "runs"
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Variant(_Section):
+class Variant(Section):
     """[[variant]]: a named alternative. `recipe` replaces the sweep's, `set` overrides keys of it, and keys of the grid
     in `skip` mean nothing to it (the temperature, where it learns from labels alone)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
     recipe: Path | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
 
 
-class SweepSpec(_Section):
+class SweepSpec(Section):
     """A sweep file. Its paths, like those of recipes, are seen from where the command runs. `set` overrides keys of the
     recipes of all runs; what a variant sets goes before it."""
 
     output: Path
     recipe: Path | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     jobs: Literal["auto"] | int = "auto"
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     grid: Annotated[dict[str, Values], Field(min_length=1)] | None = None
     variant: tuple[Variant, ...] = ()
-    baselines: dict[str, Path] = {}
+    baselines: dict[str, Path] = Field(default_factory=dict)
 
     @field_validator("jobs", mode="before")
     @classmethod
@@ -125,13 +121,7 @@ def read_sweep(path: Path) -> Sweep:
             are scored on different files or on none.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such sweep; check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid TOML ({error}).") from None
-    try:
-        spec = SweepSpec.model_validate(content)
+        spec = SweepSpec.model_validate(read_toml(path, "sweep"))
     except ValidationError as error:
         raise RecipeError(f"{path}: {in_words(error, SweepSpec)}.") from None
     keys = dict.fromkeys((*(spec.grid or {}), *(key for variant in spec.variant for key in variant.set), SEED))

@@ -190,3 +190,5 @@ def test_a_sweep_needs_a_recipe_with_scores() -> None:
         sweep("seeds = [1]")
     with pytest.raises(RecipeError, match="there is no such sweep"):
         read_sweep(Path("elsewhere.toml"))
+    with pytest.raises(RecipeError, match="this is a folder; name the sweep in it"):
+        read_sweep(Path())
