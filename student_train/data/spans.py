@@ -7,8 +7,6 @@ Shapes: B rows, L tokens of the longest, N recorded positions of all rows, M pos
 distributions: of each row where the answer starts, then where it ends.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,11 +45,6 @@ def targets_over_positions(targets: Targets, places_BM: Tensor) -> DenseTargets:
     """The teacher's logits of each position -> its distributions over them."""
     assert isinstance(targets, DenseTargets)
     return DenseTargets(over_positions(targets.logits_NV, places_BM))
-
-
-def span_logits(output: Any) -> Tensor:
-    """[B, L, 2]: what a model for question answering says of each token."""
-    return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 def best_answers(logits_SM: Tensor, batch: Batch) -> dict[int, BestSpan]:

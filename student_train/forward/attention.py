@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
 from shared.models.attention import Captured, captured_in
 from shared.models.layers import layer_count, numbered_layers
+from shared.models.probe import FEWEST_TOKENS, probe_inputs
+from student_train.forward.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,14 @@ def capture(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Captu
         yield captured
 
 
-def captured_on_probe(student: nn.Module, layer: int) -> Captured:
+def captured_on_probe(student: PreTrainedModel, layer: int) -> Captured:
     """What `capture` gives for a short made-up row, to see widths before the first step.
 
     Raises:
         RecipeError: for a layer that the student lacks, and for a student that does not show it.
     """
-    ids_BL = torch.zeros((1, 2), dtype=torch.long, device=next(student.parameters()).device)
-    was_training = student.training
-    try:
-        with torch.no_grad(), capture(student, [layer]) as captured:
-            student.eval()
-            student(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
-    finally:
-        student.train(was_training)
+    with evaluating(student), capture(student, [layer]) as captured:
+        student(**probe_inputs(student, FEWEST_TOKENS))
     if layer not in captured:
         raise RecipeError(
             f"the loss 'relations': a student of type {type(student).__name__} does not show its queries, keys and "

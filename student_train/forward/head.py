@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from shared.dump.codecs import LogitStep
 from shared.models.head import gives_own_logits, run_without_head
+from student_train.forward.evaluating import evaluating
 from student_train.forward.sliced_logits import SlicedLogits
 
 
@@ -40,13 +41,10 @@ def plain_head(model: PreTrainedModel) -> StudentHead | None:
     if type(projection) is not nn.Linear:
         return None
     head = StudentHead(projection, LogitStep.of(model.config.get_text_config()))
-    was_training = model.training
 
     def logits_of(inputs: dict[str, Any], positions_N: Tensor) -> Tensor:
         _, sliced = head.run(model, inputs, positions_N)
         return torch.cat([logits_MV for _, logits_MV in sliced.parts()])
 
-    try:
-        return head if gives_own_logits(model.eval(), projection, head.after, logits_of) else None
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        return head if gives_own_logits(model, projection, head.after, logits_of) else None

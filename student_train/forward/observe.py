@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from shared.models.outputs import logits_of
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.data.spans import over_positions, span_logits, targets_over_positions
+from student_train.data.spans import over_positions, targets_over_positions
 from student_train.forward.attention import Attended, capture
 from student_train.forward.head import StudentHead
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -36,7 +37,7 @@ def outputs_of(
             output, sliced = head.run(model, inputs, batch.positions)
         else:
             output = model(**inputs)
-            logits = span_logits(output) if source.recorded == "spans" else getattr(output, "logits", None)
+            logits = logits_of(output)
     if logits is not None and source.recorded != "row":
         logits = logits.flatten(0, 1)[batch.positions]
     if logits is not None and batch.places is not None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
 from student_train.data.batch import Batch
@@ -67,10 +68,10 @@ class Loss(BaseModel, ABC):
                 "Dump again with this signal, or leave the loss out."
             )
 
-    def check_student(self, source: Source, student: nn.Module) -> None:
+    def check_student(self, source: Source, student: PreTrainedModel) -> None:
         """Raises RecipeError where the student lacks what this loss needs."""
 
-    def make_projection(self, source: Source, student: nn.Module, where: str) -> nn.Module | None:
+    def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.Module | None:
         """What is trained along with the student for this loss alone, and dropped afterwards; None for nothing.
 
         Args:

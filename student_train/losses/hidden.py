@@ -12,10 +12,13 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
+from student_train.forward.evaluating import evaluating
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.teacher_vectors import Compare, RowVectors, Vectors, compared_in_slices, one_of_each_row
 from student_train.losses import formulas
@@ -86,7 +89,7 @@ class HiddenLoss(Loss):
                 "of them (--hidden all, or their numbers), or ask for fewer."
             )
 
-    def make_projection(self, source: Source, student: nn.Module, where: str) -> nn.ModuleDict | None:
+    def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.ModuleDict | None:
         """A linear map for each layer whose widths differ, by the teacher's layer."""
         widths = _hidden_widths(student)
         made = nn.ModuleDict()
@@ -119,12 +122,8 @@ class HiddenLoss(Loss):
         return total
 
 
-def _hidden_widths(student: nn.Module) -> list[int]:
+def _hidden_widths(student: PreTrainedModel) -> list[int]:
     """Widths of the student's hidden states, seen on a made-up row."""
-    probe = torch.zeros((1, 2), dtype=torch.long, device=next(student.parameters()).device)
-    was_training = student.training
-    with torch.no_grad():
-        student.eval()
-        output = student(input_ids=probe, attention_mask=torch.ones_like(probe), output_hidden_states=True)
-        student.train(was_training)
+    with evaluating(student):
+        output = student(**probe_inputs(student, FEWEST_TOKENS), output_hidden_states=True)
     return [states.shape[-1] for states in output.hidden_states]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from student_train.data.sources import Source
 from student_train.losses.base import Loss
@@ -11,7 +12,7 @@ from student_train.losses.base import Loss
 PROJECTIONS = "distillation_projections"
 
 
-def make_projections(losses: Sequence[Loss], source: Source, student: nn.Module) -> nn.ModuleDict:
+def make_projections(losses: Sequence[Loss], source: Source, student: PreTrainedModel) -> nn.ModuleDict:
     """The projections of all losses that have some, by the loss's number.
 
     Raises:

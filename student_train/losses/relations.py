@@ -10,6 +10,7 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shared.dump.signals import RELATIONS
 from shared.errors import RecipeError
@@ -81,7 +82,7 @@ class RelationLoss(Loss):
                 "again with --relations, name the teacher_layer that is there, or leave the loss out."
             )
 
-    def check_student(self, source: Source, student: nn.Module) -> None:
+    def check_student(self, source: Source, student: PreTrainedModel) -> None:
         for number, layer in zip(self._teacher_layers(source.signals), self.attention_layers, strict=True):
             captured = captured_on_probe(student, layer)
             heads = self._checked_own_heads(source, captured) if self.own_heads else self.relation_heads

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
@@ -17,6 +16,7 @@ from shared.text.metrics import Predictions
 from student_train.data.batches import in_order
 from student_train.data.sources import Source
 from student_train.data.subsets import Split, first_rows
+from student_train.forward.evaluating import evaluating
 from student_train.forward.head import plain_head
 from student_train.forward.observe import targets_of
 from student_train.losses.base import Loss, columns_of, outputs_for
@@ -79,15 +79,10 @@ class Validation:
         """Whether a score is better than the best one so far."""
         return best is None or (score < best if self.less_is_better else score > best)
 
-    @torch.no_grad()
     def score(self, student: PreTrainedModel) -> float:
         """The student's score on all held-out rows. Every rank calls this, and all get the same number."""
-        was_training = student.training
-        student.eval()
-        try:
+        with evaluating(student):
             part = self._part(student, self.rows)
-        finally:
-            student.train(was_training)
         return self._joined(ranks.gathered(part))
 
     def check(self, student: PreTrainedModel) -> None:

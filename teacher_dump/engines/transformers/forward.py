@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shared.dump.signals import Signal, name_of
 from shared.models.attention import Captured
+from shared.models.outputs import logits_of
 from teacher_dump.batches import Batch
 from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, Place, layers_of
 from teacher_dump.engines.transformers.teacher import Teacher
@@ -88,7 +89,7 @@ def _run_whole(
         output, distribution_at = teacher.head.run(arguments, wanted)
         return getattr(output, "hidden_states", None), distribution_at
     output = teacher.model(**arguments)
-    logits = getattr(output, "logits", None)
-    # Models that answer questions say where to start and where to end.
-    logits_NV = (torch.stack([output.start_logits, output.end_logits], -1) if logits is None else logits).flatten(0, -2)
+    logits = logits_of(output)
+    assert logits is not None
+    logits_NV = logits.flatten(0, -2)
     return getattr(output, "hidden_states", None), lambda index_N: logits_NV[index_N.to(logits_NV.device)].float()

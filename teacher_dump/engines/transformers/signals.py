@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.dump.signals import HIDDEN, RELATIONS
 from shared.errors import TeacherError
 from shared.models.attention import Captured
+from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from shared.registry import Registry
 from teacher_dump.engines.transformers.teacher import Teacher
 
@@ -98,24 +99,23 @@ def layers_of(teacher: Teacher, places: Collection[Place]) -> tuple[tuple[int, .
 
 @torch.inference_mode()
 def widths_of(teacher: Teacher, places: Sequence[Place]) -> list[int]:
-    """How wide each place's vectors are, seen on a row of two tokens.
+    """How wide each place's vectors are, seen on a made-up row.
 
     Raises:
         TeacherError: where the teacher does not show them.
     """
     hidden, attention = layers_of(teacher, places)
     # Hidden states are as wide as the model: for them nothing has to be run.
-    states = {layer: torch.zeros(1, 2, teacher.width) for layer in hidden}
-    shown = ForwardPass(states, _attention_on_probe(teacher, attention), torch.arange(2), [2])
+    states = {layer: torch.zeros(1, FEWEST_TOKENS, teacher.width) for layer in hidden}
+    shown = ForwardPass(states, _attention_on_probe(teacher, attention), torch.arange(FEWEST_TOKENS), [FEWEST_TOKENS])
     return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in places]
 
 
 def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> dict[int, Captured]:
     parts: dict[int, Captured] = {}
     if layers and teacher.attention is not None and teacher.trunk.modules:
-        ids_BL = torch.zeros(1, 2, dtype=torch.long, device=teacher.device)
         with teacher.attention.capture({layer: teacher.trunk.modules[layer - 1] for layer in layers}) as parts:
-            teacher.model.base_model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+            teacher.model.base_model(**probe_inputs(teacher.model, FEWEST_TOKENS))
     for layer in layers:
         if layer not in parts:
             raise TeacherError(
