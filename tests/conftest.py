@@ -25,6 +25,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from shared.storage import Folder
 from shared.text.tasks import task_named
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.request import Request
@@ -64,6 +65,8 @@ DEFAULT_SIZES = {
     "max_position_embeddings": MAX_LENGTH,
 }
 
+PLACES = ("path", "file", "memory")
+
 MakeTeacher = Callable[..., Path]
 WriteCorpus = Callable[[Path, Sequence[Any]], Path]
 MakeDump = Callable[..., Path]
@@ -74,6 +77,27 @@ def texts() -> list[str]:
     """300 toy sentences of 1 to 30 words, always the same."""
     choose, words = random.Random(0), PANGRAM.split()
     return [" ".join(choose.choices(words, k=choose.randint(1, 30))) for _ in range(300)]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    """Where a dump may be kept, empty: a path, a file:// URL, and the memory of this process, one after the other."""
+    yield from somewhere(request.param, tmp_path)
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Folder]:
+    """A place that is not on this machine's disk."""
+    yield from somewhere("memory", tmp_path)
+
+
+def somewhere(kind: str, folder: Path) -> Iterator[Folder]:
+    if kind == "memory":
+        place = Folder.of(f"memory://{folder.name}/place")
+        yield place
+        place.remove_tree()
+    else:
+        yield Folder.of(f"file://{folder}/place" if kind == "file" else folder / "place")
 
 
 @pytest.fixture
@@ -276,7 +300,7 @@ def make_dump(
         *,
         teacher: Path | None = None,
         data: Path | Sequence[Any] | None = None,
-        out: Path | None = None,
+        out: Path | str | None = None,
         **request: Any,
     ) -> Path:
         folder = tmp_path_factory.mktemp("dump")

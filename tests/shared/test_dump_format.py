@@ -22,6 +22,7 @@ from shared.dump import shards as shards_module
 from shared.dump.codecs import Column, Sparse, TopK, counts_of
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest, read_manifest
+from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema, to_table
 from shared.dump.parquet.unpack import from_table
 from shared.dump.reader import GroupReader
@@ -30,6 +31,8 @@ from shared.dump.shards import open_shard, read_row_group
 from shared.dump.signals import Signal
 from shared.storage import Folder
 from shared.storage.files import only_one, write_atomically, write_text_atomically
+from shared.storage.on_disk import save_into
+from shared.storage.ranges import RangeFile
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 
@@ -41,16 +44,25 @@ def dumps(make_dump: Any) -> dict[str, Path]:
 
 
 @pytest.fixture
-def copy(dumps: dict[str, Path], tmp_path: Path) -> Path:
-    """A dump of four shards to be damaged."""
-    return Path(shutil.copytree(dumps["sequence-classification"], tmp_path / "copy"))
+def copy(dumps: dict[str, Path], place: Folder) -> Folder:
+    """A dump of four shards to be damaged, wherever dumps may be."""
+    return copied(dumps["sequence-classification"], place)
 
 
-def shard(folder: Path, index: int) -> Path:
+def copied(dump: Path, place: Folder) -> Folder:
+    save_into(place, lambda path: shutil.copytree(dump, path, dirs_exist_ok=True))
+    return place
+
+
+def shard(folder: Any, index: int) -> Any:
     return folder / "shards" / f"{index:05d}.parquet"
 
 
-def flip(path: Path, at: int) -> None:
+def receipt(folder: Folder, index: int) -> Folder:
+    return folder / "shards" / f"{index:05d}.json"
+
+
+def flip(path: Any, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1 << (at % 8)
     path.write_bytes(content)
@@ -335,15 +347,79 @@ def test_asking_for_what_is_not_there_names_what_is(dumps: dict[str, Path]) -> N
         Dump(dumps["encoder"]).vectors("hidden.1")
 
 
+# --- a dump elsewhere -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_dump_says_the_same_wherever_it_is(task: str, dumps: dict[str, Path], in_memory: Folder) -> None:
+    here, there = Dump(dumps[task]), Dump(copied(dumps[task], in_memory))
+    assert there.manifest == here.manifest
+    assert there.receipts == here.receipts
+    assert there.token_texts == here.token_texts
+    frames = [(here.scan(), there.scan()), (here.vectors("hidden.2"), there.vectors("hidden.2"))]
+    if task != "encoder":
+        frames.append((here.positions(), there.positions()))
+    for one, other in frames:
+        assert one.collect_schema() == other.collect_schema()
+        assert one.collect().equals(other.collect())
+        few = pl.col("row").is_between(20, 30)
+        assert one.filter(few).collect().equals(other.filter(few).collect())
+        assert one.head(7).collect().equals(other.head(7).collect())
+        assert one.head(7).filter(few).collect().equals(other.head(7).filter(few).collect())
+        assert one.select(pl.len()).collect().equals(other.select(pl.len()).collect())
+        assert (
+            one.filter(few)
+            .select(pl.col("row").max())
+            .collect()
+            .equals(other.filter(few).select(pl.col("row").max()).collect())
+        )
+
+
+def test_a_frame_of_files_elsewhere_fetches_no_more_than_it_needs(
+    in_memory: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 2**62, 200_000)
+    table = pa.table({"row": np.arange(200_000, dtype=np.int32), "noise": noise})
+    files = [in_memory / f"{index}.parquet" for index in range(3)]
+    for file in files:
+        file.write(lambda sink: pq.write_table(table, sink, row_group_size=50_000, compression="none"))
+    fetched: dict[str, int] = {}
+    fetch = RangeFile._fetched
+
+    def counted(file: RangeFile, size: int) -> bytes:
+        part = fetch(file, size)
+        fetched[file._path[-9:]] = fetched.get(file._path[-9:], 0) + len(part)
+        return part
+
+    monkeypatch.setattr(RangeFile, "_fetched", counted)
+    frame = scan_shards(files, table.schema)
+    assert not fetched, "it is lazy"
+    whole, footer = files[0].size(), 2**17
+    assert len(frame.head(3).collect()) == 3
+    assert list(fetched) == ["0.parquet"]
+    assert fetched["0.parquet"] < whole / 4 + footer
+    fetched.clear()
+    assert frame.select(pl.col("row").cast(pl.Int64).sum()).collect().item() == 3 * 100_000 * 199_999
+    assert sorted(fetched) == ["0.parquet", "1.parquet", "2.parquet"]
+    assert all(size < whole / 2 for size in fetched.values())
+
+
+def test_a_dump_elsewhere_streams_to_a_file(dumps: dict[str, Path], in_memory: Folder, tmp_path: Path) -> None:
+    dump = Dump(copied(dumps["masked-lm"], in_memory))
+    dump.positions().select("row", "entropy").sink_parquet(tmp_path / "entropy.parquet")
+    expected = Dump(dumps["masked-lm"]).positions().select("row", "entropy").collect()
+    assert pl.read_parquet(tmp_path / "entropy.parquet").equals(expected)
+
+
 # --- the manifest ----------------------------------------------------------------------------------------------------
 
 
-def edit(folder: Path, **changes: Any) -> None:
+def edit(folder: Folder, **changes: Any) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_another_format_version_is_refused(copy: Path) -> None:
+def test_another_format_version_is_refused(copy: Folder) -> None:
     edit(copy, format_version=6, something_new=[1])
     with pytest.raises(DumpError, match=r"manifest\.json: format version 6, .* reads versions 1 to 5; upgrade Lectern"):
         Dump(copy)
@@ -353,19 +429,19 @@ def test_another_format_version_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format_version": 1}', "[]", "null", "\x00\x01", '{"a": 1}'])
-def test_a_damaged_manifest_is_named(content: str, copy: Path) -> None:
+def test_a_damaged_manifest_is_named(content: str, copy: Folder) -> None:
     (copy / "manifest.json").write_text(content)
     with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
         Dump(copy)
 
 
-def test_a_manifest_that_is_not_text_is_named(copy: Path) -> None:
+def test_a_manifest_that_is_not_text_is_named(copy: Folder) -> None:
     (copy / "manifest.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
         Dump(copy)
 
 
-def test_an_unknown_entry_or_a_bad_value_is_named(copy: Path) -> None:
+def test_an_unknown_entry_or_a_bad_value_is_named(copy: Folder) -> None:
     edit(copy, vocabulary=0)
     with pytest.raises(DumpError, match="vocabulary"):
         Dump(copy)
@@ -374,9 +450,10 @@ def test_an_unknown_entry_or_a_bad_value_is_named(copy: Path) -> None:
         Dump(copy)
 
 
-def test_a_folder_without_a_dump_says_so(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DumpError, match="no dump here"):
+def test_a_folder_without_a_dump_says_so(place: Folder) -> None:
+    place.make()
+    for folder in (place, place / "nowhere"):
+        with pytest.raises(DumpError, match=f"^{folder}: no dump here"):
             Dump(folder)
 
 
@@ -403,12 +480,12 @@ def test_differences_names_each_key_that_changes_content_and_no_other(dumps: dic
 # --- damages ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_dump_has_no_damage_and_reads_anywhere(dumps: dict[str, Path], copy: Path) -> None:
+def test_a_fresh_dump_has_no_damage_and_reads_anywhere(dumps: dict[str, Path], copy: Folder) -> None:
     for folder in (*dumps.values(), copy):
         assert Dump(folder).verify() == []
 
 
-def read_for_training(folder: Path, index: int) -> list[pa.Table] | str:
+def read_for_training(folder: Folder, index: int) -> list[pa.Table] | str:
     """A shard's row groups as a trainer reads them, with all columns; or what the trainer stops with."""
     dump = Dump(folder)
     reader = GroupReader(dump.path, dump.manifest, {index: dump.receipts[index]})
@@ -421,7 +498,7 @@ def read_for_training(folder: Path, index: int) -> list[pa.Table] | str:
     return [to_table(dump.manifest, shard_schema(dump.manifest), group) for group in groups]
 
 
-def test_every_flipped_byte_is_found_and_never_trained_on(copy: Path) -> None:
+def test_every_flipped_byte_is_found_and_never_trained_on(copy: Folder) -> None:
     """40 random bytes of a shard, the first and the last among them; a trainer stops, or need not read the byte."""
     whole, content, stopped = shard(copy, 1).read_bytes(), read_for_training(copy, 1), 0
     places = [0, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 38)]
@@ -440,48 +517,48 @@ def test_every_flipped_byte_is_found_and_never_trained_on(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 3, 1000, -1])
-def test_a_shard_cut_short(kept: int, copy: Path) -> None:
+def test_a_shard_cut_short(kept: int, copy: Folder) -> None:
     shard(copy, 2).write_bytes(shard(copy, 2).read_bytes()[:kept])
     assert_one_damage(copy, "00002.parquet")
 
 
-def test_a_missing_shard(copy: Path) -> None:
-    shard(copy, 3).unlink()
+def test_a_missing_shard(copy: Folder) -> None:
+    shard(copy, 3).remove()
     assert_one_damage(copy, "00003.parquet")
 
 
-def test_a_missing_receipt(copy: Path) -> None:
-    shard(copy, 0).with_suffix(".json").unlink()
+def test_a_missing_receipt(copy: Folder) -> None:
+    receipt(copy, 0).remove()
     assert_one_damage(copy, "00000.parquet")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 1}', "\x00"])
-def test_a_damaged_receipt(content: str, copy: Path) -> None:
-    shard(copy, 0).with_suffix(".json").write_text(content)
+def test_a_damaged_receipt(content: str, copy: Folder) -> None:
+    receipt(copy, 0).write_text(content)
     assert_one_damage(copy, "00000.parquet")
 
 
-def assert_one_damage(folder: Path, name: str) -> None:
+def assert_one_damage(folder: Folder, name: str) -> None:
     damages = Dump(folder).verify()
     assert len(damages) == 1
-    assert name in damages[0]
+    assert damages[0].startswith(f"{folder}/shards/{name}: "), "not named as the user named it"
     with pytest.raises(DumpError, match=f"1 of 4 shards are missing.*{name[:5]}"):
         Dump(folder).require_complete()
 
 
-def test_a_shard_that_vanishes_while_it_is_in_use_is_named(copy: Path) -> None:
+def test_a_shard_that_vanishes_while_it_is_in_use_is_named(copy: Folder) -> None:
     dump = Dump(copy)
     dump.require_complete()
     reader = GroupReader(dump.path, dump.manifest, dump.receipts)
-    shard(copy, 1).unlink()
+    shard(copy, 1).remove()
     with pytest.raises(DumpError, match=r"00001\.parquet"):
         reader.sizes([])
 
 
-def test_swapped_shards(copy: Path) -> None:
+def test_swapped_shards(copy: Folder) -> None:
     """Each with its own receipt, so that sizes and checksums fit: the rows do not."""
-    for suffix in (".parquet", ".json"):
-        first, second = shard(copy, 0).with_suffix(suffix), shard(copy, 1).with_suffix(suffix)
+    for file in (shard, receipt):
+        first, second = file(copy, 0), file(copy, 1)
         held = first.read_bytes()
         first.write_bytes(second.read_bytes())
         second.write_bytes(held)
@@ -492,13 +569,13 @@ def test_swapped_shards(copy: Path) -> None:
     ]
 
 
-def test_a_shard_of_another_dump(copy: Path, dumps: dict[str, Path]) -> None:
-    for suffix in (".parquet", ".json"):
-        shutil.copy(shard(dumps["encoder"], 0).with_suffix(suffix), shard(copy, 0).with_suffix(suffix))
+def test_a_shard_of_another_dump(copy: Folder, dumps: dict[str, Path]) -> None:
+    for file in (shard, receipt):
+        file(copy, 0).write_bytes(file(Folder.of(dumps["encoder"]), 0).read_bytes())
     assert [damage for damage in Dump(copy).verify() if "00000.parquet: columns" in damage]
 
 
-def test_strangers_among_the_shards(copy: Path) -> None:
+def test_strangers_among_the_shards(copy: Folder) -> None:
     (copy / "shards" / "00004.parquet").write_bytes(b"")
     (copy / "shards" / "00001.parquet.tmp").write_bytes(b"")
     damages = Dump(copy).verify()
@@ -506,13 +583,13 @@ def test_strangers_among_the_shards(copy: Path) -> None:
     assert all("does not belong to this dump" in damage for damage in damages)
 
 
-def test_a_changed_tokenizer(copy: Path) -> None:
+def test_a_changed_tokenizer(copy: Folder) -> None:
     path = copy / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"fox"', '"fux"'))
     assert [damage for damage in Dump(copy).verify() if "not the tokenizer that the manifest names" in damage]
     path.write_text("{")
     assert [damage for damage in Dump(copy).verify() if "tokenizer.json: cannot be read" in damage]
-    path.unlink()
+    path.remove()
     assert [damage for damage in Dump(copy).verify() if "tokenizer.json: missing" in damage]
 
 

@@ -16,7 +16,8 @@ import pytest
 from shared import Dump, UsageError
 from shared.dump import shards
 from shared.dump.manifest import Manifest
-from shared.storage import Folder
+from shared.storage import Folder, Place
+from shared.storage.on_disk import on_disk
 from teacher_dump import folder as folder_module
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.cli import dump as dump_command
@@ -26,14 +27,15 @@ KILLS = 20
 ROWS, SHARD_ROWS = 288, 6
 
 
-def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+def contents(folder: Place, *patterns: str) -> dict[str, bytes]:
     """Every file's bytes by name."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for pattern in patterns or ("*",)
-        for path in sorted(folder.rglob(pattern))
-        if path.is_file()
-    }
+    with on_disk(Folder.of(folder)) as root:
+        return {
+            str(path.relative_to(root)): path.read_bytes()
+            for pattern in patterns or ("*",)
+            for path in sorted(root.rglob(pattern))
+            if path.is_file()
+        }
 
 
 def written_at(folder: Path) -> dict[str, int]:
@@ -137,6 +139,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture
+def anywhere(case: Request, place: Folder) -> Request:
+    """The small command with its dump on this machine's disk and elsewhere."""
+    return changed(case, out=str(place))
+
+
+@pytest.fixture
 def case(make_teacher: Any, write_corpus: Any, toy_rows: Any, tmp_path: Path) -> Request:
     """A small command over four shards: one distribution a row, hidden states a token."""
     rows = toy_rows("sequence-classification", 40)
@@ -165,7 +173,7 @@ def undisturbed(case: Request, tmp_path: Path) -> dict[str, bytes]:
 
 
 def test_a_kill_between_a_shard_and_its_receipt(
-    case: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    anywhere: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = shards.write_receipt
 
@@ -177,20 +185,20 @@ def test_a_kill_between_a_shard_and_its_receipt(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_receipt", killed)
         with pytest.raises(Killed):
-            run(case)
-    assert sorted(path.name for path in (case.out / "shards").iterdir()) == [
+            run(anywhere)
+    assert (anywhere.folder / "shards").names() == [
         "00000.json",
         "00000.parquet",
         "00001.parquet",
     ]
-    assert list(Dump(case.out).receipts) == [0]
-    assert run(case) == 3
-    assert contents(case.out) == undisturbed
+    assert list(Dump(anywhere.folder).receipts) == [0]
+    assert run(anywhere) == 3
+    assert contents(anywhere.folder) == undisturbed
 
 
 @pytest.mark.parametrize("moment", ["manifest", "card"])
 def test_a_kill_while_the_folder_is_made(
-    moment: str, case: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    moment: str, anywhere: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: Any) -> None:
         raise Killed
@@ -198,13 +206,13 @@ def test_a_kill_while_the_folder_is_made(
     with monkeypatch.context() as patch:
         patch.setattr(*((Manifest, "write") if moment == "manifest" else (folder_module, "write_card")), killed)
         with pytest.raises(Killed):
-            run(case)
-    assert (case.out / "tokenizer" / "tokenizer.json").exists()
-    assert (case.out / "manifest.json").exists() == (moment == "card")
-    (case.out / "manifest.json.tmp").write_text("{")
-    (case.out / "tokenizer" / "tokenizer.json").write_text("{") if moment == "manifest" else None
-    assert run(case) == 4
-    assert contents(case.out) == undisturbed
+            run(anywhere)
+    assert (anywhere.folder / "tokenizer" / "tokenizer.json").exists()
+    assert (anywhere.folder / "manifest.json").exists() == (moment == "card")
+    (anywhere.folder / "manifest.json.tmp").write_text("{")
+    (anywhere.folder / "tokenizer" / "tokenizer.json").write_text("{") if moment == "manifest" else None
+    assert run(anywhere) == 4
+    assert contents(anywhere.folder) == undisturbed
 
 
 def test_leftovers_of_a_kill_are_cleared_away(case: Request, undisturbed: dict[str, bytes]) -> None:
@@ -219,29 +227,29 @@ def test_leftovers_of_a_kill_are_cleared_away(case: Request, undisturbed: dict[s
 
 
 def test_a_receipt_that_was_cut_short_or_does_not_fit_counts_for_nothing(
-    case: Request, undisturbed: dict[str, bytes]
+    anywhere: Request, undisturbed: dict[str, bytes]
 ) -> None:
-    run(case)
-    receipt, shard = case.out / "shards" / "00000.json", case.out / "shards" / "00001.parquet"
+    run(anywhere)
+    receipt, shard = anywhere.folder / "shards" / "00000.json", anywhere.folder / "shards" / "00001.parquet"
     receipt.write_bytes(receipt.read_bytes()[:30])
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert run(case) == 2
-    assert contents(case.out) == undisturbed
+    assert run(anywhere) == 2
+    assert contents(anywhere.folder) == undisturbed
 
 
-def test_an_old_receipt_never_vouches_for_a_new_shard(case: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_receipt_never_vouches_for_a_new_shard(anywhere: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deleted shard, old receipt: a kill between the new shard and its receipt must not leave the old one standing."""
-    run(case)
-    (case.out / "shards" / "00001.parquet").unlink()
+    run(anywhere)
+    (anywhere.folder / "shards" / "00001.parquet").remove()
 
     def killed(folder: Folder, index: int, receipt: shards.Receipt) -> None:
         raise Killed
 
     monkeypatch.setattr(shards, "write_receipt", killed)
     with pytest.raises(Killed):
-        run(case)
-    assert (case.out / "shards" / "00001.parquet").exists()
-    assert not (case.out / "shards" / "00001.json").exists()
+        run(anywhere)
+    assert (anywhere.folder / "shards" / "00001.parquet").exists()
+    assert not (anywhere.folder / "shards" / "00001.json").exists()
 
 
 def test_a_complete_dump_is_left_alone(case: Request) -> None:
@@ -316,9 +324,9 @@ def test_other_options_in_the_same_folder_are_refused_by_name(
 
 
 def test_other_weights_labels_or_texts_are_refused_by_name(
-    case: Request, make_teacher: Any, write_corpus: Any, toy_rows: Any, tmp_path: Path
+    anywhere: Request, make_teacher: Any, write_corpus: Any, toy_rows: Any, tmp_path: Path
 ) -> None:
-    run(case)
+    run(anywhere)
     other_weights = make_teacher("sequence-classification", seed=1)
     permuted = make_teacher("sequence-classification", id2label={0: "neutral", 1: "negative", 2: "positive"})
     rows = toy_rows("sequence-classification", 40)
@@ -330,28 +338,28 @@ def test_other_weights_labels_or_texts_are_refused_by_name(
         ({"data": (str(other_text),)}, "corpus.fingerprint"),
     ):
         with pytest.raises(UsageError, match=named):
-            run(changed(case, **changes))
+            run(changed(anywhere, **changes))
 
 
 def test_a_moved_teacher_a_moved_corpus_and_another_file_format_are_no_difference(
-    case: Request, write_corpus: Any, toy_rows: Any, tmp_path: Path, undisturbed: dict[str, bytes]
+    anywhere: Request, write_corpus: Any, toy_rows: Any, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    run(case)
-    (case.out / "shards" / "00002.json").unlink()
-    teacher = shutil.copytree(case.teacher, tmp_path / "elsewhere" / "teacher")
+    run(anywhere)
+    (anywhere.folder / "shards" / "00002.json").remove()
+    teacher = shutil.copytree(anywhere.teacher, tmp_path / "elsewhere" / "teacher")
     data = write_corpus(tmp_path / "moved.parquet", toy_rows("sequence-classification", 40))
-    assert run(changed(case, teacher=str(teacher), data=(str(data),), batch_tokens=100)) == 1
-    assert contents(case.out) == undisturbed
+    assert run(changed(anywhere, teacher=str(teacher), data=(str(data),), batch_tokens=100)) == 1
+    assert contents(anywhere.folder) == undisturbed
 
 
-def test_shards_without_their_manifest_are_not_taken_over(case: Request) -> None:
+def test_shards_without_their_manifest_are_not_taken_over(anywhere: Request) -> None:
     """Else a dump whose manifest is lost could be finished with another teacher."""
-    run(case)
-    (case.out / "manifest.json").unlink()
-    before = contents(case.out)
+    run(anywhere)
+    (anywhere.folder / "manifest.json").remove()
+    before = contents(anywhere.folder)
     with pytest.raises(UsageError, match=r"00000\.json"):
-        run(changed(case, seed=1))
-    assert contents(case.out) == before
+        run(changed(anywhere, seed=1))
+    assert contents(anywhere.folder) == before
 
 
 def test_rows_are_in_one_order_whatever_the_budget(make_dump: Any, make_teacher: Any) -> None:
