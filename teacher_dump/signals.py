@@ -66,7 +66,8 @@ def _codec_of_distribution(
     for signal in request.signals:
         if SITES.named(signal.site).holds == "distribution":
             if asked:
-                raise UsageError(f"{_flag(next(iter(asked)))} and the request for {signal.site!r} exclude each other.")
+                flag = flag_of(next(iter(asked)))
+                raise UsageError(f"{flag} and the request for {signal.site!r} exclude each other.")
             if is_whole:
                 raise UsageError(
                     f"the task {request.task} keeps all logits; leave out the request for {signal.site!r}."
