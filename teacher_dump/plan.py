@@ -11,7 +11,7 @@ from shared.dump.embeddings import WordEmbeddings
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
-from shared.dump.signals import RELATIONS, Signal
+from shared.dump.signals import RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.corpus import Corpus, Survey
@@ -139,7 +139,7 @@ def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teache
     asked = requested(request, task.classes is not None, teacher.layers)
     if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
         raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    widths = widths_of(teacher, [(signal.site, signal.layer) for signal in asked])
+    widths = widths_of(teacher, [SignalKey(signal.site, signal.layer) for signal in asked])
     return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
 
 

@@ -24,7 +24,7 @@ from shared.dump.codecs import (
 )
 from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
-from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, name_of
+from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, SignalKey
 from shared.errors import UsageError
 from shared.options import flag_of
 from shared.validation import message_of
@@ -171,7 +171,7 @@ def requested(request: Request, has_distribution: bool, layers: int) -> list[Sig
         for site in RELATIONS
     ]
     asked += [signal for signal in request.signals if SITES.named(signal.site).holds == "vectors"]
-    names = [name_of(signal.site, signal.layer) for signal in asked]
+    names = [str(SignalKey(signal.site, signal.layer)) for signal in asked]
     for signal, name in zip(asked, names, strict=True):
         first = SITES.named(signal.site).first_layer
         if first is None and signal.layer is not None:
@@ -190,7 +190,7 @@ def vectors(asked: SignalRequest, width: int) -> Signal:
 
 def _codec_of(asked: SignalRequest, size: int) -> Codec:
     """The codec that is asked for, of distributions over `size` classes or vectors `size` wide."""
-    kind, name = CODECS.named(asked.codec), name_of(asked.site, asked.layer)
+    kind, name = CODECS.named(asked.codec), str(SignalKey(asked.site, asked.layer))
     holds = SITES.named(asked.site).holds
     if issubclass(kind, VectorCodec) != (holds == "vectors"):
         raise UsageError(f"signal {name!r}: the codec {asked.codec!r} is not for {holds}; choose another one.")

@@ -5,7 +5,7 @@ for signals, and for messages: adding a site is one line here, and one for each 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, field_serializer, model_validator
 
@@ -50,9 +50,19 @@ SITES: Registry[Site] = Registry(
 )
 
 
-def name_of(site: str, layer: int | None = None) -> str:
-    """What a signal is called: "distribution", "hidden.6"."""
-    return site if layer is None else f"{site}.{layer}"
+class SignalKey(NamedTuple):
+    """By what a signal is known: its site, and where that is a layer's, which."""
+
+    site: str
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What a signal of it is called: "distribution", "hidden.6"."""
+        return self.site if self.layer is None else f"{self.site}.{self.layer}"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Signal(BaseModel):
@@ -73,7 +83,7 @@ class Signal(BaseModel):
     @classmethod
     def _name_the_codec(cls, content: Any) -> Any:
         if isinstance(content, dict) and isinstance(content.get("codec"), dict):
-            name = name_of(content.get("site", ""), content.get("layer"))
+            name = SignalKey(content.get("site", ""), content.get("layer")).name
             return {**content, "codec": {"name": name, **content["codec"]}}
         return content
 
@@ -95,7 +105,12 @@ class Signal(BaseModel):
     @property
     def name(self) -> str:
         """The site, and where it is a layer's its number after a dot: unique in a dump."""
-        return name_of(self.site, self.layer)
+        return self.key.name
+
+    @property
+    def key(self) -> SignalKey:
+        """Its site and layer."""
+        return SignalKey(self.site, self.layer)
 
     @property
     def is_distribution(self) -> bool:

@@ -14,7 +14,7 @@ from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import MISSING, RowGroup
-from shared.dump.signals import Per
+from shared.dump.signals import Per, Signal, SignalKey
 from shared.errors import RecipeError
 from shared.storage import Folder, Place
 from shared.storage.on_disk import on_disk
@@ -42,8 +42,7 @@ class Source(ABC):
         group_rows: rows of each row group, which `load` reads by number.
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
-        distribution, vectors: codecs of the teacher's signals; none in files with gold labels.
-        per_column: what their columns have an entry for, by the columns' names.
+        signals: the teacher's, by key; none in files with gold labels.
         attention_heads: the teacher's, where the source says.
     """
 
@@ -56,9 +55,7 @@ class Source(ABC):
     group_rows: tuple[int, ...]
     has_gold: bool
     positions: str | None
-    distribution: DistributionCodec | None = None
-    vectors: dict[str, VectorCodec] = field(default_factory=dict)
-    per_column: dict[str, Per] = field(default_factory=dict)
+    signals: dict[SignalKey, Signal] = field(default_factory=dict)
     attention_heads: int | None = None
 
     @abstractmethod
@@ -84,10 +81,10 @@ class Source(ABC):
         numbers = loaded.rows if loaded.questions is None else loaded.questions
         return numbers, np.diff(labelled[loaded.position_offsets]) > 0
 
-    def columns_of(self, signals: Collection[str]) -> list[str]:
-        """The columns of the signals named, those of vectors first."""
-        codecs = [*self.vectors.values(), *([self.distribution] if self.distribution else [])]
-        return [column.name for codec in codecs if codec.name in signals for column in codec.columns]
+    def columns_of(self, keys: Collection[SignalKey]) -> list[str]:
+        """The columns of the signals of these keys, those of vectors first."""
+        signals = sorted(self.signals.values(), key=lambda signal: signal.is_distribution)
+        return [column.name for signal in signals if signal.key in keys for column in signal.columns]
 
     @property
     def recorded(self) -> str:
@@ -95,15 +92,26 @@ class Source(ABC):
         return self.task.recorded[self.positions]
 
     @property
-    def signals(self) -> tuple[str, ...]:
-        """Names of the teacher's signals."""
-        distribution = (self.distribution.name,) if self.distribution else ()
-        return (*distribution, *self.vectors)
+    def per_column(self) -> dict[str, Per]:
+        """What each of the signals' columns has an entry for, by the column's name."""
+        return {column.name: signal.per for signal in self.signals.values() for column in signal.columns}
 
     @property
-    def widths(self) -> dict[str, int]:
-        """Width of each vector signal."""
-        return {name: codec.width for name, codec in self.vectors.items()}
+    def distribution(self) -> DistributionCodec | None:
+        """The codec of the teacher's distributions, if there are any."""
+        codecs = (signal.codec for signal in self.signals.values())
+        return next((codec for codec in codecs if isinstance(codec, DistributionCodec)), None)
+
+    @property
+    def vectors(self) -> dict[SignalKey, VectorCodec]:
+        """The codecs of the teacher's vectors."""
+        codecs = ((key, signal.codec) for key, signal in self.signals.items())
+        return {key: codec for key, codec in codecs if isinstance(codec, VectorCodec)}
+
+    @property
+    def widths(self) -> dict[SignalKey, int]:
+        """How wide the teacher's vectors are."""
+        return {key: codec.width for key, codec in self.vectors.items()}
 
     @property
     def has_dense_logits(self) -> bool:
@@ -130,9 +138,7 @@ class DumpSource(Source):
             group_rows=self._reader.group_rows,
             has_gold=manifest.labelled,
             positions=manifest.options.positions,
-            distribution=manifest.distribution,
-            vectors=manifest.vectors,
-            per_column=manifest.per_column,
+            signals={signal.key: signal for signal in manifest.signals},
             attention_heads=manifest.teacher.attention_heads,
         )
 

@@ -57,8 +57,6 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
     if distributions is not None and batch.places is not None:
         distributions = targets_over_positions(distributions, batch.places)
     vectors = {
-        name: TeacherVectors(codec, columns)
-        for name, codec in source.vectors.items()
-        if codec.columns[0].name in columns
+        key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
     }
     return BatchTargets(distributions, vectors, batch.labels, is_ragged=batch.places is not None)

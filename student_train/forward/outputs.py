@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from shared.dump.codecs import Targets
+from shared.dump.signals import SignalKey
 from student_train.forward.attention import Attended
 from student_train.forward.sliced_logits import SlicedLogits
 from student_train.forward.teacher_vectors import TeacherVectors
@@ -65,13 +66,13 @@ class BatchTargets:
 
     Attributes:
         distributions: the teacher's, decoded; None where the batch carries none.
-        vectors: the teacher's, by the signal's name, still encoded.
+        vectors: the teacher's, by what they are of, still encoded.
         labels_N: gold labels, -100 where missing.
         is_ragged: whether distributions have different numbers of classes, filled up with -inf.
     """
 
     distributions: Targets | None
-    vectors: dict[str, TeacherVectors]
+    vectors: dict[SignalKey, TeacherVectors]
     labels_N: Tensor
     is_ragged: bool = False
 

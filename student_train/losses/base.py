@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shared.dump.signals import DISTRIBUTION, SignalKey
 from shared.errors import RecipeError
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
@@ -41,9 +42,9 @@ class Loss(BaseModel, ABC):
         return self.kind
 
     @property
-    def signal(self) -> str | None:
+    def signal(self) -> SignalKey | None:
         """The signal whose columns it reads, if any."""
-        return "distribution"
+        return SignalKey(DISTRIBUTION)
 
     @property
     def student_layers(self) -> tuple[int, ...]:
@@ -55,17 +56,17 @@ class Loss(BaseModel, ABC):
         """The student's layers whose queries, keys and values it needs."""
         return ()
 
-    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+    def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
         """The signals whose columns it reads, of those that there are."""
         return (self.signal,) if self.signal is not None else ()
 
     def check(self, source: Source) -> None:
         """Raises RecipeError where the source lacks what this loss needs."""
         if self.signal is not None and self.signal not in source.signals:
-            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
+            have = ", ".join(map(str, source.signals)) or "only gold labels (no dump is named)"
             raise RecipeError(
-                f"the loss {self.label!r} needs the signal {self.signal!r}, which {source.name} lacks; it has {have}. "
-                "Dump again with this signal, or leave the loss out."
+                f"the loss {self.label!r} needs the signal {self.signal.name!r}, which {source.name} lacks; it has "
+                f"{have}. Dump again with this signal, or leave the loss out."
             )
 
     def check_student(self, source: Source, student: PreTrainedModel) -> None:
@@ -92,15 +93,14 @@ class Loss(BaseModel, ABC):
         """The loss over one batch, a mean, not yet weighted."""
 
 
-def stored_layers(available: Collection[str], parts: Collection[str]) -> list[int]:
-    """The teacher's layers of which there are such signals, lowest first."""
-    named = (name.partition(".") for name in available)
-    return sorted({int(layer) for part, _, layer in named if part in parts})
+def stored_layers(available: Collection[SignalKey], sites: Collection[str]) -> list[int]:
+    """The teacher's layers of which one of these sites is recorded, lowest first."""
+    return sorted({key.layer for key in available if key.site in sites and key.layer is not None})
 
 
 def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
     """The codecs' columns that some losses read."""
-    return source.columns_of({name for spec in losses for name in spec.signals(source.signals)})
+    return source.columns_of({key for spec in losses for key in spec.signals(source.signals)})
 
 
 def outputs_for(

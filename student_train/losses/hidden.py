@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shared.dump.signals import HIDDEN, SignalKey
 from shared.errors import RecipeError
 from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from student_train.data.batch import Batch
@@ -24,7 +25,6 @@ from student_train.forward.teacher_vectors import Compare, RowVectors, Vectors, 
 from student_train.losses import formulas
 from student_train.losses.base import Loss, stored_layers
 
-HIDDEN = "hidden"
 _COMPARE: dict[str, Compare] = {
     "mse": formulas.hidden_mse,
     "cosine": formulas.hidden_cosine,
@@ -60,11 +60,11 @@ class HiddenLoss(Loss):
 
     @property
     def label(self) -> str:
-        return f"{HIDDEN}.{self.teacher_layer}" if self.last is None else f"{HIDDEN}.last{self.last}"
+        return SignalKey(HIDDEN, self.teacher_layer).name if self.last is None else f"{HIDDEN}.last{self.last}"
 
     @property
-    def signal(self) -> str | None:
-        return None if self.last is not None else f"{HIDDEN}.{self.teacher_layer}"
+    def signal(self) -> SignalKey | None:
+        return None if self.last is not None else SignalKey(HIDDEN, self.teacher_layer)
 
     @property
     def student_layers(self) -> tuple[int, ...]:
@@ -73,11 +73,11 @@ class HiddenLoss(Loss):
         assert self.student_layer is not None
         return (self.student_layer,)
 
-    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+    def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
         if self.signal is not None:
             return (self.signal,)
         assert self.last is not None
-        return tuple(f"{HIDDEN}.{layer}" for layer in stored_layers(available, (HIDDEN,))[-self.last :])
+        return tuple(SignalKey(HIDDEN, layer) for layer in stored_layers(available, (HIDDEN,))[-self.last :])
 
     def check(self, source: Source) -> None:
         super().check(source)
@@ -85,20 +85,20 @@ class HiddenLoss(Loss):
         if self.last is not None and len(stored) < self.last:
             raise RecipeError(
                 f"the loss 'hidden' with last = {self.last} needs the teacher's hidden states of {self.last} layers, "
-                f"and {source.name} has those of {len(stored)} ({', '.join(stored) or 'none'}); dump again with more "
-                "of them (--hidden all, or their numbers), or ask for fewer."
+                f"and {source.name} has those of {len(stored)} ({', '.join(map(str, stored)) or 'none'}); dump again "
+                "with more of them (--hidden all, or their numbers), or ask for fewer."
             )
 
     def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.ModuleDict | None:
         """A linear map for each layer whose widths differ, by the teacher's layer."""
         widths = _hidden_widths(student)
         made = nn.ModuleDict()
-        for signal, layer in zip(self.signals(source.signals), self.student_layers, strict=True):
+        for key, layer in zip(self.signals(source.signals), self.student_layers, strict=True):
             if not -len(widths) <= layer < len(widths):
                 asked = f"student_layer = {layer}" if self.last is None else f"last = {self.last}"
                 raise RecipeError(f"{where}.{asked}: the student has layers 0 to {len(widths) - 1}.")
-            if widths[layer] != source.widths[signal]:
-                made[signal.partition(".")[2]] = nn.Linear(widths[layer], source.widths[signal])
+            if widths[layer] != source.widths[key]:
+                made[str(key.layer)] = nn.Linear(widths[layer], source.widths[key])
         return made or None
 
     def count(self, batch: Batch) -> int:
@@ -109,13 +109,13 @@ class HiddenLoss(Loss):
         own = projection if isinstance(projection, nn.ModuleDict) else nn.ModuleDict()
         lengths = [length for length in outputs.lengths if length]
         total = torch.zeros(())
-        for signal, number in zip(self.signals(targets.vectors), self.student_layers, strict=True):
-            student_ND, teacher = outputs.hidden_TD[number], targets.vectors[signal]
+        for key, number in zip(self.signals(targets.vectors), self.student_layers, strict=True):
+            student_ND, teacher = outputs.hidden_TD[number], targets.vectors[key]
             compared: Vectors = teacher
             if self.at != "all":
                 student_ND = one_of_each_row(student_ND, lengths, self.at)
                 compared = RowVectors(teacher, lengths, self.at)
-            layer = signal.partition(".")[2]
+            layer = str(key.layer)
             linear = own[layer] if layer in own else None  # noqa: SIM401
             value = compared_in_slices(student_ND, linear, compared, _COMPARE[self.metric])
             total = total.to(value.device) + value

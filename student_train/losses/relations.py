@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shared.dump.signals import RELATIONS
+from shared.dump.signals import RELATIONS, SignalKey
 from shared.errors import RecipeError
 from shared.models.attention import Captured
 from student_train.data.batch import Batch
@@ -61,9 +61,9 @@ class RelationLoss(Loss):
             return tuple(range(-self.last, 0))
         return (-1 if self.student_layer is None else self.student_layer,)
 
-    def signals(self, available: Collection[str]) -> tuple[str, ...]:
+    def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
         layers = self._teacher_layers(available)
-        return tuple(f"{part}.{layer}" for layer in layers for part in parts_of(self.pairs))
+        return tuple(SignalKey(part, layer) for layer in layers for part in parts_of(self.pairs))
 
     def check(self, source: Source) -> None:
         layers = self._teacher_layers(source.signals)
@@ -73,10 +73,12 @@ class RelationLoss(Loss):
                 f"{source.name} has those of {len(layers)} ({', '.join(map(str, layers))}); dump again with more of "
                 "them (--relations all, or their numbers), or ask for fewer."
             )
-        wanted = self.signals(source.signals) or tuple(f"{part}.N" for part in parts_of(self.pairs))
-        missing = [name for name in wanted if name not in source.signals]
+        wanted = self.signals(source.signals)
+        missing = [key.name for key in wanted if key not in source.signals]
+        if not wanted:
+            missing = [f"{part}.N" for part in parts_of(self.pairs)]
         if missing:
-            have = ", ".join(source.signals) or "only gold labels (no dump is named)"
+            have = ", ".join(map(str, source.signals)) or "only gold labels (no dump is named)"
             raise RecipeError(
                 f"the loss 'relations' needs {', '.join(missing)}, which {source.name} lacks; it has {have}. Dump "
                 "again with --relations, name the teacher_layer that is there, or leave the loss out."
@@ -86,7 +88,7 @@ class RelationLoss(Loss):
         for number, layer in zip(self._teacher_layers(source.signals), self.attention_layers, strict=True):
             captured = captured_on_probe(student, layer)
             heads = self._checked_own_heads(source, captured) if self.own_heads else self.relation_heads
-            teacher_widths = {part: source.widths[f"{part}.{number}"] for part in parts_of(self.pairs)}
+            teacher_widths = {part: source.widths[SignalKey(part, number)] for part in parts_of(self.pairs)}
             refuse_misfit(self.pairs, heads, teacher_widths, captured.widths)
 
     def count(self, batch: Batch) -> int:
@@ -96,13 +98,13 @@ class RelationLoss(Loss):
         total = torch.zeros(())
         for number, layer in zip(self._teacher_layers(targets.vectors), self.attention_layers, strict=True):
             student = outputs.attended[layer]
-            teacher = {part: targets.vectors[f"{part}.{number}"] for part in parts_of(self.pairs)}
+            teacher = {part: targets.vectors[SignalKey(part, number)] for part in parts_of(self.pairs)}
             heads = student.heads if self.own_heads else self.relation_heads
             value = relations_loss(student, teacher, self.pairs, heads, self.metric)
             total = total.to(value.device) + value
         return total
 
-    def _teacher_layers(self, available: Collection[str]) -> tuple[int, ...]:
+    def _teacher_layers(self, available: Collection[SignalKey]) -> tuple[int, ...]:
         if self.teacher_layer is not None:
             return (self.teacher_layer,)
         return tuple(stored_layers(available, RELATIONS)[-(self.last or 1) :])

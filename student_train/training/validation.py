@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from shared.dump.signals import DISTRIBUTION, SignalKey
 from shared.errors import RecipeError
 from shared.text.metrics import Predictions
 from student_train.data.batches import in_order
@@ -146,7 +147,7 @@ def _agreed(student: PreTrainedModel, rows: Source) -> tuple[int, int]:
     """(recorded positions where the student's first choice is the teacher's, all of them)."""
     assert rows.distribution is not None
     head = plain_head(student) if rows.task.classes == "vocabulary" else None
-    columns = rows.columns_of({rows.distribution.name})
+    columns = rows.columns_of({SignalKey(DISTRIBUTION)})
     agreed = positions = 0
     for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
         batch = batch.to(student.device)

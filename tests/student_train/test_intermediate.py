@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
+from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
 from student_train import distill
 from student_train.data.batch import Batch
@@ -145,8 +146,9 @@ def test_the_last_layers_of_a_dump_are_those_that_it_stores(
     make_dump: Callable[..., Path], teacher: Path, source: DumpSource
 ) -> None:
     spec = HiddenLoss(last=2)
-    assert spec.signals(source.signals) == ("hidden.2", "hidden.3")
-    assert spec.signals(("distribution", "hidden.0", "hidden.12", "hidden.9", "queries.7")) == ("hidden.9", "hidden.12")
+    assert [str(key) for key in spec.signals(source.signals)] == ["hidden.2", "hidden.3"]
+    keys = [SignalKey("distribution"), *(SignalKey("hidden", layer) for layer in (0, 12, 9)), SignalKey("queries", 7)]
+    assert spec.signals(keys) == (SignalKey("hidden", 9), SignalKey("hidden", 12))
     itself = AutoModel.from_pretrained(teacher).eval()
     assert not make_projections((spec,), source, itself)
     assert loss_of(spec, itself, nn.ModuleDict(), source, batch_of(source)).item() < 1e-5
@@ -184,8 +186,11 @@ def test_attention_of_the_last_layers_is_what_both_models_report_head_by_head(
 
 
 def test_without_a_number_the_topmost_layer_of_the_dump_is_meant(source: DumpSource) -> None:
-    assert RelationLoss(pairs=("values",)).signals(source.signals) == ("values.3",)
-    assert RelationLoss(pairs=("values",), last=2).signals(source.signals) == ("values.2", "values.3")
+    assert RelationLoss(pairs=("values",)).signals(source.signals) == (SignalKey("values", 3),)
+    assert RelationLoss(pairs=("values",), last=2).signals(source.signals) == (
+        SignalKey("values", 2),
+        SignalKey("values", 3),
+    )
     assert RelationLoss().attention_layers == (-1,)
     assert RelationLoss(last=2).attention_layers == (-2, -1)
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.dump.codecs import DenseTargets, Float16Vectors, SparseTargets
+from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
 from student_train.data.batch import Batch
 from student_train.data.batches import collate
@@ -229,17 +230,17 @@ def test_a_dense_teacher_has_no_mass_beyond_its_own_head() -> None:
 
 def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metric() -> None:
     layers = tuple(torch.randn(5, 4) for _ in range(3))
-    vectors = {"hidden.0": torch.randn(5, 6), "hidden.6": torch.randn(5, 6), "hidden.7": torch.randn(5, 4)}
-    vectors = {name: vector.half().float() for name, vector in vectors.items()}
-    codecs = {name: Float16Vectors(name=name, width=vector.shape[1]) for name, vector in vectors.items()}
-    coded = {name: TeacherVectors(codec, codec.encode(vectors[name])) for name, codec in codecs.items()}
+    of_layers = {0: torch.randn(5, 6), 6: torch.randn(5, 6), 7: torch.randn(5, 4)}
+    vectors = {SignalKey("hidden", layer): vector.half().float() for layer, vector in of_layers.items()}
+    codecs = {key: Float16Vectors(name=key.name, width=vector.shape[1]) for key, vector in vectors.items()}
+    coded = {key: TeacherVectors(codec, codec.encode(vectors[key])) for key, codec in codecs.items()}
     batch_targets, outputs = BatchTargets(None, coded, torch.zeros(0)), Outputs(None, layers)
     linear = nn.Linear(4, 6)
     linear.requires_grad_(False)
     mse = hidden_loss(6, 1).value(outputs, batch_targets, nn.ModuleDict({"6": linear}))
-    assert float(mse) == pytest.approx(float(formulas.hidden_mse(linear(layers[1]), vectors["hidden.6"])))
+    assert float(mse) == pytest.approx(float(formulas.hidden_mse(linear(layers[1]), vectors[SignalKey("hidden", 6)])))
     cosine = hidden_loss(7, -1, metric="cosine").value(outputs, batch_targets, None)
-    expected = 1 - nn.functional.cosine_similarity(layers[2], vectors["hidden.7"], dim=-1).mean()
+    expected = 1 - nn.functional.cosine_similarity(layers[2], vectors[SignalKey("hidden", 7)], dim=-1).mean()
     assert float(cosine) == pytest.approx(float(expected))
 
 

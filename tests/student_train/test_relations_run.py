@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, BertConfig
 
+from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
 from student_train import distill
 from student_train.data.batch import Batch
@@ -145,8 +146,9 @@ def test_accumulated_batches_are_captured_each_for_itself(recipe: Callable[..., 
 
 def test_only_the_columns_of_the_pairs_are_read(recipe: Callable[..., Recipe], dump: Path) -> None:
     spec = RelationLoss(pairs=("values",))
-    assert spec.signals(DumpSource(dump).signals) == ("values.2",)
-    assert RelationLoss(pairs=("attention",)).signals(DumpSource(dump).signals) == ("queries.2", "keys.2")
+    assert spec.signals(DumpSource(dump).signals) == (SignalKey("values", 2),)
+    attention = RelationLoss(pairs=("attention",)).signals(DumpSource(dump).signals)
+    assert attention == (SignalKey("queries", 2), SignalKey("keys", 2))
     distill.run(recipe({**RELATIONS, "pairs": ["values"]}), resume=False)
 
 
@@ -156,7 +158,8 @@ def test_a_decoder_with_grouped_queries_learns_relations_beside_distributions_an
     """From int8 codes, with keys and values half as wide as queries on the teacher's side."""
     grouped = make_teacher("causal-lm", num_key_value_heads=2)
     folder = make_dump("causal-lm", teacher=grouped, relations="1", hidden="2", hidden_codec="int8", top_k=8)
-    assert DumpSource(folder).widths == {"hidden.2": 32, "queries.1": 32, "keys.1": 16, "values.1": 16}
+    widths = {str(key): width for key, width in DumpSource(folder).widths.items()}
+    assert widths == {"hidden.2": 32, "queries.1": 32, "keys.1": 16, "values.1": 16}
     hidden = {"kind": "hidden", "teacher_layer": 2, "student_layer": -1}
     made = recipe({"kind": "kl", "tail": "class"}, hidden, {**RELATIONS, "student_layer": 1})
     result = distill.run(made.model_copy(update={"dump": folder}), resume=False)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
 from shared.text.tasks import TASKS
 from student_train import distill
@@ -305,7 +306,7 @@ def test_a_score_is_that_of_all_held_out_rows_at_once(dump: Path) -> None:
     student.eval()
     held_out = Split(source, 0.5, 0).held_out("all")
     errors, nats, agreed, right = [], [], [], []
-    for batch in in_order(held_out, source.columns_of(["distribution"]), 1):
+    for batch in in_order(held_out, source.columns_of([SignalKey("distribution")]), 1):
         with torch.no_grad():
             logits = student(batch.input_ids, batch.attention_mask).logits[0].double()
         teacher = source.distribution.decode(batch.columns).logits_NV[0].double()  # type: ignore[union-attr]

@@ -11,26 +11,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.dump.signals import Signal, name_of
+from shared.dump.signals import Signal, SignalKey
 from shared.models.attention import Captured
 from shared.models.outputs import logits_of
 from teacher_dump.batches import Batch
-from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, Place, layers_of
+from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, layers_of
 from teacher_dump.engines.transformers.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is asked of a forward pass: what distributions are made from (logits, or the states that the head makes
-    them of), and vectors of some places."""
+    them of), and the vectors of some signals."""
 
     distribution: Literal["logits", "states"] | None
-    places: tuple[Place, ...] = ()
+    keys: tuple[SignalKey, ...] = ()
 
     @classmethod
     def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[Signal]) -> "Wanted":
         """What these signals are made from."""
-        return cls(distribution, tuple((signal.site, signal.layer) for signal in vectors))
+        return cls(distribution, tuple(signal.key for signal in vectors))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Said:
 
 def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
     """Run the teacher over a batch that is on its device."""
-    hidden_layers, attention_layers = layers_of(teacher, wanted.places)
+    hidden_layers, attention_layers = layers_of(teacher, wanted.keys)
     with ExitStack() as stack:
         if batch.packed:
             assert teacher.attention is not None
@@ -73,7 +73,7 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
             hidden, distribution_at = _run_whole(teacher, arguments, wanted.distribution)
     shown = {layer: hidden[layer] for layer in hidden_layers}
     passed = ForwardPass(shown, parts, torch.from_numpy(batch.token_index()), batch.lengths)
-    vectors = {name_of(site, layer): SOURCES.named(site).take(passed, teacher, layer) for site, layer in wanted.places}
+    vectors = {key.name: SOURCES.named(key.site).take(passed, teacher, key.layer) for key in wanted.keys}
     # States are no wider than the model, so that all of them are had at once.
     head = teacher.head if wanted.distribution == "logits" else None
     return Said(distribution_at, head.slice_positions if head else None, vectors)

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.dump.signals import HIDDEN, RELATIONS
+from shared.dump.signals import HIDDEN, RELATIONS, SignalKey
 from shared.errors import TeacherError
 from shared.models.attention import Captured
 from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from shared.registry import Registry
 from teacher_dump.engines.transformers.teacher import Teacher
-
-# What is recorded of which layer; None where it is no layer's.
-Place = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -89,26 +86,26 @@ SOURCES: Registry[Source] = Registry(
 )
 
 
-def layers_of(teacher: Teacher, places: Collection[Place]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def layers_of(teacher: Teacher, keys: Collection[SignalKey]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(the layers whose hidden states are looked at, those whose attention is), each in rising order."""
-    sources = [(SOURCES.named(site), layer) for site, layer in places]
+    sources = [(SOURCES.named(site), layer) for site, layer in keys]
     hidden = {source.hidden_layer(teacher, layer) for source, layer in sources}
     attention = {source.attention_layer(teacher, layer) for source, layer in sources}
     return _numbers(hidden), _numbers(attention)
 
 
 @torch.inference_mode()
-def widths_of(teacher: Teacher, places: Sequence[Place]) -> list[int]:
-    """How wide each place's vectors are, seen on a made-up row.
+def widths_of(teacher: Teacher, keys: Sequence[SignalKey]) -> list[int]:
+    """How wide the vectors of each are, seen on a made-up row.
 
     Raises:
         TeacherError: where the teacher does not show them.
     """
-    hidden, attention = layers_of(teacher, places)
+    hidden, attention = layers_of(teacher, keys)
     # Hidden states are as wide as the model: for them nothing has to be run.
     states = {layer: torch.zeros(1, FEWEST_TOKENS, teacher.width) for layer in hidden}
     shown = ForwardPass(states, _attention_on_probe(teacher, attention), torch.arange(FEWEST_TOKENS), [FEWEST_TOKENS])
-    return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in places]
+    return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in keys]
 
 
 def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> dict[int, Captured]:
