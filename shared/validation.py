@@ -29,8 +29,8 @@ def _sentence(problem: Any, model: type[Any]) -> str:
     key, value = ".".join(keys), problem["input"]
     match problem["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":  # of a model, of a dataclass
-            (section,) = _follow(model, location[:-1])[1]
-            return f"unknown key {key!r} (its value is {value!r}); valid here: {', '.join(sorted(_fields(section)))}"
+            valid = {name for section in _follow(model, location[:-1])[1] for name in _fields(section)}
+            return f"unknown key {key!r} (its value is {value!r}); valid here: {', '.join(sorted(valid)) or 'none'}"
         case "missing":
             return f"the key {key!r} is missing"
         case "too_short" if not value:
@@ -69,7 +69,8 @@ def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str
 
 def _fields(model: type[Any]) -> dict[str, FieldInfo]:
     """The fields of a model or of a dataclass of pydantic's, by the names that a file gives them."""
-    return {field.alias or name: field for name, field in model.__pydantic_fields__.items()}
+    fields: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__", {})  # which a plain dataclass lacks
+    return {field.alias or name: field for name, field in fields.items()}
 
 
 def _models(annotation: Any) -> list[type[Any]]:

@@ -27,7 +27,7 @@ from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
 from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, SignalKey
 from shared.errors import UsageError
 from shared.options import flag_of
-from shared.validation import message_of
+from shared.validation import in_words, message_of
 from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
 
@@ -197,9 +197,7 @@ def _codec_of(asked: SignalRequest, size: int) -> Codec:
     try:
         return kind.asked(name, size, **asked.parameters)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"signal {name!r}: codec {asked.codec!r}: {where}: {first['msg']}.") from None
+        raise UsageError(f"signal {name!r}: codec {asked.codec!r}: {in_words(error, kind)}.") from None
 
 
 def _asked(request: Request) -> dict[str, Any]:

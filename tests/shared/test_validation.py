@@ -42,6 +42,7 @@ class Row(Lengths):
 class Drawing(Strict):
     name: str = Field(default="", alias="title")
     row: Row | None = None
+    lengths: Lengths | None = None
     first: Circle | Square | None = Field(default=None, discriminator="kind")
     last: Annotated[BaseModel, tagged(SHAPES, "kind")] | None = None
     best: Annotated[BaseModel, tagged(SHAPES, "kind")] = Square()
@@ -56,11 +57,13 @@ class Drawing(Strict):
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
-    ({"nmae": 3}, "unknown key 'nmae' (its value is 3); valid here: best, first, last, row, shapes, sizes, title"),
+    ({"nmae": 3}, "unknown key 'nmae' (its value is 3); valid here: best, first, last, lengths, row, shapes, "),
     ({"row": {"files": ["a"], "size": 1}}, "unknown key 'row.size' (its value is 1); valid here: files, length"),
     ({"row": {}}, "the key 'row.files' is missing"),
     ({"row": {"files": []}}, "row.files is empty; give it at least 1"),
     ({"row": {"files": ["a"], "length": 0}}, "row.length = 0: Input should be greater than or equal to 1"),
+    ({"lengths": {"length": 0}}, "lengths.length = 0: Input should be greater than or equal to 1"),
+    ({"lengths": {"len": 2}, "row": {}}, "the key 'row.files' is missing"),
     ({"first": {"kind": "circle"}}, "the key 'first.radius' is missing"),
     ({"first": {"kind": "circle", "radius": 1, "r": 2}}, "unknown key 'first.r' (its value is 2); valid here: kind, r"),
     ({"first": {"kind": "cube"}}, "first.kind = 'cube': the valid ones are 'circle', 'square'"),
