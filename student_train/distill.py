@@ -16,13 +16,13 @@ from shared.storage.files import only_one, write_text_atomically
 from shared.text.reading import columns_of, scored_columns_of
 from shared.text.tasks import corpus_of, task_named
 from shared.text.tokenized import Tokenizing
+from student_train.data.needs import needs_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
-from student_train.data.vocabulary import kept_ids, word_embeddings
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
 from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
-from student_train.students import PretrainedStudent, build_student
+from student_train.students import build_student
 from student_train.training import ranks
 from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
 from student_train.training.plan import StageRun, training_plan
@@ -74,22 +74,11 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
         raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
     _check_trackers(recipe)
     source = open_source(recipe)
-    if isinstance(recipe.student, PretrainedStudent):
-        check_same_tokenizer(recipe.student.path, source)
+    if recipe.student.checkpoint is not None:
+        check_same_tokenizer(recipe.student.checkpoint, source)
     _check_eval(recipe, source)
     set_seed(recipe.training.seed)
-    student = build_student(
-        recipe.student,
-        auto_class=source.task.auto_class,
-        vocab_size=source.vocabulary,
-        tokenizer_size=len(source.tokenizer),
-        label_names=source.label_names,
-        pad_token_id=source.tokenizer.pad_token_id,
-        max_length=source.max_length,
-        kept_ids_K=kept_ids(recipe.student, source),
-        unknown_id=source.tokenizer.unk_token_id,
-        word_embeddings_VD=word_embeddings(recipe.student, source),
-    )
+    student = build_student(recipe.student, needs_of(recipe.student, source))
     return source, student, training_plan(recipe, source, student)
 
 
@@ -134,8 +123,8 @@ def open_source(recipe: Recipe) -> Source:
     if recipe.dump is not None:
         return DumpSource(recipe.dump)
     assert recipe.data is not None
-    data, student = recipe.data, recipe.student
-    path = data.tokenizer or (student.path if isinstance(student, PretrainedStudent) else None)
+    data = recipe.data
+    path = data.tokenizer or recipe.student.checkpoint
     if path is None:
         raise RecipeError("the key 'data.tokenizer' is missing: a fresh student needs one (a folder or a hub id).")
     task = task_named(data.task)

@@ -66,12 +66,13 @@ class Source(ABC):
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """Sizes of all row groups with the codecs' columns named."""
 
-    def word_embeddings(self) -> Tensor:
-        """The teacher's word embeddings [V, D]. Raises RecipeError or DumpError where there are none."""
-        raise RecipeError(
-            "student.embeddings = 'svd' begins from a teacher's word embeddings, which a dump may keep (dump "
-            "--embeddings) and files with gold labels have not; learn from a dump, or leave the key out."
-        )
+    def word_embeddings(self) -> Tensor | None:
+        """The teacher's word embeddings [V, D]; None where the rows come without a teacher.
+
+        Raises:
+            DumpError: for a dump that keeps none.
+        """
+        return None
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(numbers of a row group's rows [R], whether each has a gold label anywhere [R]). Of windows of a question's

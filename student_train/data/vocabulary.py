@@ -1,9 +1,9 @@
-"""What a fresh student's word embeddings begin from: which tokens get a row of their own, and the teacher's rows.
+"""Which tokens get an embedding of their own.
 
 A token gets one when the rows to learn from have it often enough; the others are read as the tokenizer's unknown
 token, after tokenization, so that positions stay where the teacher's signals are. Special tokens are always kept.
 
-Shapes: V ids of the vocabulary, K ids that are kept, D width of the teacher's embeddings.
+Shapes: V ids of the vocabulary, K ids that are kept.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from shared.errors import RecipeError
 from student_train.data.sources import Source
-from student_train.students import BiLSTMStudent, PretrainedStudent, StudentSpec
+from student_train.students import Student
 
 
-def kept_ids(spec: StudentSpec, source: Source) -> Tensor | None:
-    """ids_K, ascending, of the tokens that occur `trim_vocabulary` times or more, and of the special tokens; None where
-    the student keeps the whole vocabulary.
+def kept_ids(student: Student, source: Source) -> Tensor | None:
+    """ids_K, ascending, of the tokens that occur often enough for this student, and of the special tokens; None where
+    it keeps the whole vocabulary.
 
     Raises:
         RecipeError: where the tokenizer has no unknown token, or no token occurs so often.
     """
-    at_least = spec.trim_vocabulary if isinstance(spec, BiLSTMStudent) else None
+    at_least = student.fewest_occurrences
     if at_least is None:
         return None
     if source.tokenizer.unk_token_id is None:
@@ -42,16 +42,6 @@ def kept_ids(spec: StudentSpec, source: Source) -> Tensor | None:
     is_kept_V = counts_V >= at_least
     is_kept_V[special] = True
     return torch.from_numpy(np.flatnonzero(is_kept_V))
-
-
-def word_embeddings(spec: StudentSpec, source: Source) -> Tensor | None:
-    """The teacher's embeddings_VD where the student begins from them, None elsewhere.
-
-    Raises:
-        RecipeError, DumpError: where the source has none.
-    """
-    begins_from_them = not isinstance(spec, PretrainedStudent) and spec.embeddings == "svd"
-    return source.word_embeddings() if begins_from_them else None
 
 
 def token_counts(source: Source) -> NDArray[np.int64]:

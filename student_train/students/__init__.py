@@ -1,26 +1,32 @@
-"""Kinds of students: how a recipe describes one, and how it is made."""
+"""Kinds of students: how a recipe describes one, and how it is made. `STUDENTS` is the one table of them."""
 
+from student_train.students.base import Student
 from student_train.students.bilstm import (
     BiLSTMConfig,
     BiLSTMForSequenceClassification,
     BiLSTMForTokenClassification,
     BiLSTMModel,
 )
+from student_train.students.bilstm_student import BiLSTMStudent
 from student_train.students.build import build_student
-from student_train.students.specs import (
-    BiLSTMStudent,
-    PretrainedStudent,
-    StudentSpec,
-    TransformerStudent,
-)
+from student_train.students.initialisers import INITIALISERS, Initialiser
+from student_train.students.needs import Needs
+from student_train.students.pretrained import PretrainedStudent
+from student_train.students.table import STUDENTS, StudentSpec
+from student_train.students.transformer import TransformerStudent
 
 __all__ = [
+    "INITIALISERS",
+    "STUDENTS",
     "BiLSTMConfig",
     "BiLSTMForSequenceClassification",
     "BiLSTMForTokenClassification",
     "BiLSTMModel",
     "BiLSTMStudent",
+    "Initialiser",
+    "Needs",
     "PretrainedStudent",
+    "Student",
     "StudentSpec",
     "TransformerStudent",
     "build_student",

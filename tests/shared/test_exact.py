@@ -31,7 +31,7 @@ from student_train.data.sources import DumpSource
 from student_train.forward.observe import outputs_of, targets_of
 from student_train.losses.logits import KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.losses.total import total_loss
-from student_train.students import TransformerStudent, build_student
+from student_train.students import Needs, TransformerStudent, build_student
 
 STATES = ("float16", "int8", "int4")
 # Of a state's channel: of its own size (float16), of its position's largest (int8, int4: see codecs/vectors.py).
@@ -455,12 +455,14 @@ def loss_and_gradient(source: DumpSource, spec: Any) -> tuple[float, Tensor]:
     torch.manual_seed(0)
     student = build_student(
         TransformerStudent(layers=1, hidden_size=16, heads=2),
-        auto_class=source.task.auto_class,
-        vocab_size=source.vocabulary,
-        tokenizer_size=len(source.tokenizer),
-        label_names=None,
-        pad_token_id=source.tokenizer.pad_token_id,
-        max_length=source.max_length,
+        Needs(
+            auto_class=source.task.auto_class,
+            vocab_size=source.vocabulary,
+            tokenizer_size=len(source.tokenizer),
+            label_names=None,
+            pad_token_id=source.tokenizer.pad_token_id,
+            max_length=source.max_length,
+        ),
     ).eval()
     batch = first_batch(source)
     said = outputs_of(student, batch, source, wants_hidden=False)

@@ -26,7 +26,7 @@ from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.losses.projections import make_projections
 from student_train.losses.total import total_loss
-from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent, build_student
+from student_train.students import BiLSTMStudent, Needs, PretrainedStudent, TransformerStudent, build_student
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 # Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
@@ -55,12 +55,14 @@ def student_for(source: Source, spec: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     model = build_student(
         spec,
-        auto_class=source.task.auto_class,
-        vocab_size=source.vocabulary,
-        tokenizer_size=len(source.tokenizer),
-        label_names=source.label_names,
-        pad_token_id=source.tokenizer.pad_token_id,
-        max_length=source.max_length,
+        Needs(
+            auto_class=source.task.auto_class,
+            vocab_size=source.vocabulary,
+            tokenizer_size=len(source.tokenizer),
+            label_names=source.label_names,
+            pad_token_id=source.tokenizer.pad_token_id,
+            max_length=source.max_length,
+        ),
     )
     return model.eval()
 

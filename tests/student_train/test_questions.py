@@ -27,7 +27,7 @@ from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.evaluate import evaluate
-from student_train.students import build_student
+from student_train.students import Needs, build_student
 from student_train.training.plan import training_plan
 from student_train.training.trainer import DistillationTrainer
 
@@ -314,12 +314,14 @@ def test_windows_that_are_held_out_score_a_stage_by_loss_and_agreement(dump: Pat
     )
     student = build_student(
         made.student,
-        auto_class="AutoModelForQuestionAnswering",
-        vocab_size=source.vocabulary,
-        tokenizer_size=len(source.tokenizer),
-        label_names=source.label_names,
-        pad_token_id=0,
-        max_length=source.max_length,
+        Needs(
+            auto_class="AutoModelForQuestionAnswering",
+            vocab_size=source.vocabulary,
+            tokenizer_size=len(source.tokenizer),
+            label_names=source.label_names,
+            pad_token_id=0,
+            max_length=source.max_length,
+        ),
     )
     student.distillation_projections = torch.nn.ModuleDict()
     found = [each.validation.score(student) for each in training_plan(made, source, student) if each.validation]

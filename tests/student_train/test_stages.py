@@ -22,7 +22,7 @@ from student_train.data.batches import in_order
 from student_train.data.sources import DumpSource, Source
 from student_train.data.subsets import Split, is_held_out
 from student_train.recipe.recipe import Recipe
-from student_train.students import build_student
+from student_train.students import Needs, build_student
 from student_train.students.unfreezing import gradual, groups_of, unfrozen
 from student_train.training import journal
 from student_train.training.plan import training_plan
@@ -62,12 +62,14 @@ def student_of(source: Source, spec: dict[str, Any] = TRANSFORMER, task: str = T
     torch.manual_seed(0)
     return build_student(
         made.student,
-        auto_class=TASKS[task].auto_class,
-        vocab_size=source.vocabulary,
-        tokenizer_size=len(source.tokenizer),
-        label_names=source.label_names,
-        pad_token_id=source.tokenizer.pad_token_id or 0,
-        max_length=source.max_length,
+        Needs(
+            auto_class=TASKS[task].auto_class,
+            vocab_size=source.vocabulary,
+            tokenizer_size=len(source.tokenizer),
+            label_names=source.label_names,
+            pad_token_id=source.tokenizer.pad_token_id or 0,
+            max_length=source.max_length,
+        ),
     )
 
 

@@ -14,8 +14,8 @@ from shared import Dump
 from shared.errors import DumpError, RecipeError
 from student_train import distill
 from student_train.recipe.recipe import Recipe
-from student_train.students import BiLSTMStudent, StudentSpec, TransformerStudent, build_student
-from student_train.students.embeddings import compress
+from student_train.students import BiLSTMStudent, Needs, StudentSpec, TransformerStudent, build_student
+from student_train.students.initialisers.svd import compress
 
 TEACHER_WIDTH, VOCABULARY = 12, 50
 BILSTM = {"kind": "bilstm", "embedding_size": 8, "hidden_size": 8, "embeddings": "svd"}
@@ -33,6 +33,7 @@ def teacher_VD() -> Tensor:
 
 def build(spec: StudentSpec, word_embeddings_VD: Tensor | None, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
+    spec = spec.model_copy(update={"embeddings": "random" if word_embeddings_VD is None else "svd"})
     arguments: dict[str, Any] = {
         "auto_class": "AutoModelForSequenceClassification",
         "vocab_size": VOCABULARY,
@@ -42,7 +43,7 @@ def build(spec: StudentSpec, word_embeddings_VD: Tensor | None, **changes: Any) 
         "max_length": 12,
         "word_embeddings_VD": word_embeddings_VD,
     }
-    return build_student(spec, **arguments | changes)
+    return build_student(spec, Needs(**arguments | changes))
 
 
 def table_of(model: PreTrainedModel) -> Tensor:

@@ -30,6 +30,7 @@ from student_train.students import (
     BiLSTMForTokenClassification,
     BiLSTMModel,
     BiLSTMStudent,
+    Needs,
     PretrainedStudent,
     StudentSpec,
     TransformerStudent,
@@ -62,7 +63,7 @@ def build(spec: Any, auto_class: str = "AutoModelForSequenceClassification", **c
         "pad_token_id": 0,
         "max_length": 12,
     }
-    return build_student(spec, **arguments | changes).eval()
+    return build_student(spec, Needs(**arguments | changes)).eval()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from student_train.data.sources import DumpSource
 from student_train.data.vocabulary import kept_ids, token_counts
 from student_train.recipe.recipe import Recipe
 from student_train.scoring import evaluate
-from student_train.students import BiLSTMModel, BiLSTMStudent, TransformerStudent, build_student
+from student_train.students import BiLSTMModel, BiLSTMStudent, Needs, TransformerStudent, build_student
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 AT_LEAST = 46
@@ -54,14 +54,16 @@ def build(kept: list[int] | None, unknown_id: int = 1) -> PreTrainedModel:
     torch.manual_seed(0)
     return build_student(
         BiLSTMStudent(embedding_size=6, hidden_size=8),
-        auto_class="AutoModelForSequenceClassification",
-        vocab_size=50,
-        tokenizer_size=47,
-        label_names=("a", "b", "c"),
-        pad_token_id=0,
-        max_length=12,
-        kept_ids_K=None if kept is None else torch.tensor(kept),
-        unknown_id=unknown_id,
+        Needs(
+            auto_class="AutoModelForSequenceClassification",
+            vocab_size=50,
+            tokenizer_size=47,
+            label_names=("a", "b", "c"),
+            pad_token_id=0,
+            max_length=12,
+            kept_ids_K=None if kept is None else torch.tensor(kept),
+            unknown_id=unknown_id,
+        ),
     ).eval()
 
 
@@ -160,14 +162,16 @@ def test_ids_beyond_the_tokenizer_are_still_refused() -> None:
     with pytest.raises(RecipeError, match="vocabulary has 50 ids, and the tokenizer gives 51"):
         build_student(
             SPEC,
-            auto_class="AutoModel",
-            vocab_size=50,
-            tokenizer_size=51,
-            label_names=None,
-            pad_token_id=0,
-            max_length=12,
-            kept_ids_K=torch.tensor([0, 1, 2]),
-            unknown_id=1,
+            Needs(
+                auto_class="AutoModel",
+                vocab_size=50,
+                tokenizer_size=51,
+                label_names=None,
+                pad_token_id=0,
+                max_length=12,
+                kept_ids_K=torch.tensor([0, 1, 2]),
+                unknown_id=1,
+            ),
         )
 
 

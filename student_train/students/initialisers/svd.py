@@ -9,11 +9,28 @@ which is the same for all words, so that a bias makes up for it.
 Shapes: V ids of the teacher's vocabulary, K rows of the student's table, D the teacher's width, E the student's.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shared.dump.codecs.vectors.principal import principal_components
 from shared.errors import RecipeError
+from student_train.students.initialisers.base import Initialiser
+from student_train.students.needs import Needs
+
+
+class SVD(Initialiser):
+    """The teacher's word embeddings, compressed to the student's width."""
+
+    needs_word_embeddings = True
+
+    kind: Literal["svd"] = "svd"
+
+    def initialise(self, model: PreTrainedModel, needs: Needs) -> None:
+        assert needs.word_embeddings_VD is not None
+        begin_embeddings(model.get_input_embeddings(), needs.word_embeddings_VD, needs.kept_ids_K)
 
 
 @torch.no_grad()

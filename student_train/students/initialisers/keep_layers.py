@@ -1,12 +1,27 @@
 """Students that begin with some of a checkpoint's layers."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
 from shared.models.layers import layers_of
+from student_train.students.initialisers.base import Initialiser
+from student_train.students.needs import Needs
+
+
+class KeepLayers(Initialiser):
+    """Some of the model's layers, by their numbers from 1, from the bottom up."""
+
+    part = "layers"
+
+    kind: Literal["keep-layers"] = "keep-layers"
+    layers: tuple[int, ...]
+
+    def initialise(self, model: PreTrainedModel, needs: Needs) -> None:
+        keep_layers(model, self.layers)
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:

@@ -1,0 +1,65 @@
+"""The head that a task asks for: whether a kind of model has it, and a model of that kind with it."""
+
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shared.errors import RecipeError
+from shared.text.tasks import TASKS
+from student_train.students.needs import Needs
+
+# What a task asks of a configuration that has the field: without it, BERT as a causal LM would see the answer.
+TASK_FIELDS: dict[str, dict[str, Any]] = {"AutoModelForCausalLM": {"is_decoder": True}}
+
+
+def auto_class_named(name: str) -> Any:
+    """The Auto class of transformers. Raises RecipeError for one that no task is about, naming those of the tasks."""
+    known = dict.fromkeys(task.auto_class for task in TASKS.values())
+    if name not in known:
+        raise RecipeError(f"No student can be built as {name!r}; the heads are {', '.join(known)}.")
+    return getattr(transformers, name)
+
+
+def check_has_head(config: PretrainedConfig, auto_class: str) -> None:
+    """Raises RecipeError where models of this type have no such head."""
+    if type(config) not in auto_class_named(auto_class)._model_mapping:
+        raise RecipeError(
+            f"A student of model type {config.model_type!r} has no head for {auto_class}; choose another kind of "
+            "student, or another task."
+        )
+
+
+def head_is_trained(config: PretrainedConfig, auto_class: str) -> bool:
+    """Whether the checkpoint was saved by the class that `auto_class` makes of it."""
+    models = auto_class_named(auto_class)._model_mapping[type(config)]
+    names = {model.__name__ for model in (models if isinstance(models, (list, tuple)) else [models])}
+    return not names.isdisjoint(config.architectures or ())
+
+
+def fresh_model(config: PretrainedConfig, auto_class: str) -> PreTrainedModel:
+    """A model of this configuration with random weights. Raises RecipeError where it has no such head."""
+    check_has_head(config, auto_class)
+    model: PreTrainedModel = auto_class_named(auto_class).from_config(config)
+    return model
+
+
+def fresh_values(needs: Needs) -> dict[str, Any]:
+    """What the configuration of every fresh student has, whatever its kind."""
+    return {"vocab_size": needs.vocab_size, "pad_token_id": needs.pad_token_id, **label_values(needs.label_names)}
+
+
+def label_values(label_names: tuple[str, ...] | None) -> dict[str, Any]:
+    """How a configuration names the classes."""
+    if label_names is None:
+        return {}
+    return {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: position for position, name in enumerate(label_names)},
+    }
+
+
+def field_names(config_class: type[PretrainedConfig]) -> set[str]:
+    """The names that a kind of configuration has fields for."""
+    return {field.name for field in fields(config_class)}

@@ -1,0 +1,7 @@
+"""Initialisers: what a student begins from. `INITIALISERS` is the one table of them."""
+
+from student_train.students.initialisers.base import Initialiser
+from student_train.students.initialisers.keep_layers import KeepLayers
+from student_train.students.initialisers.table import INITIALISERS, Embeddings
+
+__all__ = ["INITIALISERS", "Embeddings", "Initialiser", "KeepLayers"]

@@ -1,0 +1,94 @@
+"""A checkpoint as a student, whole or with some of its layers."""
+
+import re
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, field_validator
+from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from shared.errors import RecipeError
+from student_train.students.base import Student
+from student_train.students.heads import (
+    TASK_FIELDS,
+    auto_class_named,
+    check_has_head,
+    field_names,
+    head_is_trained,
+    label_values,
+)
+from student_train.students.initialisers import Initialiser, KeepLayers
+from student_train.students.needs import Needs
+
+
+class PretrainedStudent(Student):
+    """A checkpoint that AutoModel reads from safetensors, by path or hub id; its head may be new.
+
+    With `keep_layers` it has some of its layers only: their numbers, from 1.
+    """
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    keep_layers: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("keep_layers")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and any(first >= second for first, second in pairwise(value)):
+            raise ValueError("give each layer once, from the bottom up")
+        return value
+
+    @property
+    def checkpoint(self) -> str:
+        return self.path
+
+    @property
+    def initialisers(self) -> tuple[Initialiser, ...]:
+        return () if self.keep_layers is None else (KeepLayers(layers=self.keep_layers),)
+
+    def build(self, needs: Needs) -> PreTrainedModel:
+        return _load(self.path, needs.auto_class, needs.label_names)
+
+
+def _load(path: str, auto_class: str, label_names: tuple[str, ...] | None) -> PreTrainedModel:
+    loader = auto_class_named(auto_class)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The student {path} has no configuration that transformers can read: {error}") from error
+    check_has_head(config, auto_class)
+    if label_names is not None:
+        if head_is_trained(config, auto_class):
+            _check_same_labels(path, config, label_names)
+        for name, value in label_values(label_names).items():
+            setattr(config, name, value)
+    for name, value in TASK_FIELDS.get(auto_class, {}).items():
+        if name in field_names(type(config)):
+            setattr(config, name, value)
+    try:
+        model: PreTrainedModel = loader.from_pretrained(
+            path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            # Training keeps its weights in float32, whatever the checkpoint was saved in.
+            dtype=torch.float32,
+            # Only a head of other labels can mismatch, as the rest is shaped by the checkpoint's own configuration.
+            ignore_mismatched_sizes=label_names is not None,
+        )
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"The student {path} has no safetensors weights that can be read: {error}") from error
+    return model
+
+
+def _check_same_labels(path: str, config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
+    own_names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    is_generic = all(re.fullmatch(r"LABEL_\d+", name) for name in own_names)
+    if not is_generic and own_names != label_names:
+        raise RecipeError(
+            f"The student {path} was trained for the labels {', '.join(own_names)}, and the dump has "
+            f"{', '.join(label_names)}: names and order must agree. Start from a checkpoint without this head, or "
+            "rename its labels."
+        )

@@ -1,0 +1,133 @@
+"""A fresh transformer of a given depth and width, of any model type that transformers has."""
+
+from typing import Any, Literal, Self
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, PositiveInt, model_validator
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+
+from shared.errors import RecipeError
+from student_train.students.base import Student
+from student_train.students.heads import TASK_FIELDS, field_names, fresh_model, fresh_values
+from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser
+from student_train.students.needs import Needs
+
+# The shapes of XtremeDistilTransformers (Mukherjee, Awadallah & Gao 2021, arXiv 2106.04563); as published, with BERT's
+# 30,522 word pieces and 512 positions, they have about 13, 22 and 33 million parameters.
+PRESETS: dict[str, dict[str, int]] = {
+    "xtremedistil-l6-h256": {"layers": 6, "hidden_size": 256, "heads": 8},
+    "xtremedistil-l6-h384": {"layers": 6, "hidden_size": 384, "heads": 12},
+    "xtremedistil-l12-h384": {"layers": 12, "hidden_size": 384, "heads": 12},
+}
+
+DEFAULT_MODEL_TYPE = "bert"
+DEFAULT_MODEL_TYPES = {"AutoModelForCausalLM": "llama"}
+
+# Architectures that number positions from pad_token_id + 1, and so need as many more of them.
+POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
+
+# The inner width of the feed-forward layer has no one name; the first that a configuration has is the one.
+INTERMEDIATE_SIZE_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff")
+
+
+class TransformerStudent(Student):
+    """A fresh transformer; `model_type` is any of transformers', by default bert, and llama for causal-lm.
+
+    A `preset` stands for the shape's keys; one that is given besides overrides it.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    preset: str | None = None
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    heads: PositiveInt
+    intermediate_size: PositiveInt | None = Field(default=None, description="by default 4 * hidden_size")
+    model_type: str | None = None
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="for each kind of dropout that the model type has")
+    tie_embeddings: bool | None = Field(default=None, description="by default as usual for the model type")
+    embeddings: Embeddings = Field(default="random", description="svd: the teacher's, compressed to the width")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_of_the_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if "trim_vocabulary" in values:
+            # A tokenizer.json may give several tokens one id, and is loaded so; but the tokenizers library writes one
+            # token an id, so that such a tokenizer, saved again by its user, has lost the others, [UNK] among them.
+            raise ValueError(
+                "trim_vocabulary is for kind = 'bilstm': the transformers library's models have a row for each id, and "
+                "a tokenizer whose rare tokens share one does not survive being saved again"
+            )
+        preset = values.get("preset")
+        if preset is None:
+            return values
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise ValueError(f"preset = {preset!r} is unknown; the valid ones are {', '.join(PRESETS)}")
+        return {**PRESETS[preset], **values}
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} cannot be divided among heads = {self.heads}; "
+                "make it a multiple of the heads."
+            )
+        return self
+
+    @property
+    def initialisers(self) -> tuple[Initialiser, ...]:
+        return (INITIALISERS.named(self.embeddings)(kind=self.embeddings),)
+
+    def build(self, needs: Needs) -> PreTrainedModel:
+        return fresh_model(_configuration(self, needs), needs.auto_class)
+
+
+def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
+    """The configuration of the model type, filled in by this architecture's names for a transformer's shape."""
+    model_type = spec.model_type or DEFAULT_MODEL_TYPES.get(needs.auto_class, DEFAULT_MODEL_TYPE)
+    if model_type not in CONFIG_MAPPING:
+        raise RecipeError(f"transformers knows no model_type {model_type!r}; take one like 'bert' or 'llama'.")
+    config_class = CONFIG_MAPPING[model_type]
+    names = field_names(config_class)
+    positions = needs.max_length
+    if model_type in POSITIONS_AFTER_PADDING:
+        if needs.pad_token_id is None:
+            raise RecipeError(f"A {model_type} student needs a padding token, and the tokenizer has none.")
+        positions += needs.pad_token_id + 1
+
+    intermediate_size_name = next((name for name in INTERMEDIATE_SIZE_NAMES if name in names), "intermediate_size")
+    required = {
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        intermediate_size_name: spec.intermediate_size or 4 * spec.hidden_size,
+        "max_position_embeddings": positions,
+    }
+    if spec.tie_embeddings is not None:
+        required["tie_word_embeddings"] = spec.tie_embeddings
+    required = {config_class.attribute_map.get(name, name): value for name, value in required.items()}
+    # A configuration takes any keyword in silence; a shape that it does not have would be lost.
+    if unknown := required.keys() - names:
+        raise RecipeError(
+            f"The configuration of model_type {model_type!r} has no {', '.join(sorted(unknown))}, so a student of the "
+            "given shape cannot be built; choose another model_type."
+        )
+
+    optional = {
+        "num_key_value_heads": spec.heads,
+        "head_dim": spec.hidden_size // spec.heads,
+        # The defaults are the ids of some other vocabulary.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        **{name: spec.dropout for name in names if "dropout" in name or name.endswith("_pdrop")},
+        **TASK_FIELDS.get(needs.auto_class, {}),
+    }
+    try:
+        return AutoConfig.for_model(
+            model_type,
+            **required,
+            **{name: optional[name] for name in optional if name in names},
+            **fresh_values(needs),
+        )
+    except StrictDataclassError as error:
+        raise RecipeError(f"A student of model_type {model_type!r} cannot have the given shape: {error}") from error
