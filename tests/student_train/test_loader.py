@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import to_flat
 from shared.errors import DumpError
 from shared.storage import Folder
+from shared.storage.on_disk import save_into
 from shared.text.formats import Columns
 from shared.text.tasks import TASKS
 from student_train.data import gather, order, sources
@@ -239,24 +241,37 @@ def test_a_stream_resumed_after_40_batches_gives_the_next_8(
         assert not same(whole[0], resumed[1])
 
 
+@pytest.mark.parametrize("task", OPTIONS)
+def test_a_dump_elsewhere_gives_the_same_batches(task: str, dumps: dict[str, Path], in_memory: Folder) -> None:
+    save_into(in_memory, lambda path: shutil.copytree(dumps[task], path, dirs_exist_ok=True))
+    here, there = DumpSource(dumps[task]), DumpSource(str(in_memory))
+    assert there.name == str(in_memory)
+    columns = all_columns(here)
+    pairs = zip(islice(stream(here, columns), 12), islice(stream(there, columns), 12), strict=True)
+    assert all(same(one, other) for one, other in pairs)
+    assert there.tokenizer.get_vocab() == here.tokenizer.get_vocab()
+    for group in range(len(here.group_rows)):
+        assert all(map(np.array_equal, here.gold(group), there.gold(group)))
+
+
 def test_a_flipped_byte_is_found_before_its_batch_is_used(
-    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dumps: dict[str, Path], place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the checksum of its page: the error names file and row group, and no batch has come that has a row of it."""
     monkeypatch.setattr(order, "WINDOW_BYTES", 1)
-    folder = shutil.copytree(dumps["causal-lm"], tmp_path / "dump")
-    file = folder / "shards" / "00002.parquet"
-    metadata = pq.ParquetFile(file).metadata
+    save_into(place, lambda path: shutil.copytree(dumps["causal-lm"], path, dirs_exist_ok=True))
+    file = place / "shards" / "00002.parquet"
+    whole = file.read_bytes()
+    metadata = pq.ParquetFile(BytesIO(whole)).metadata
     first, last = metadata.row_group(0).column(0), metadata.row_group(0).column(metadata.num_columns - 1)
     pages = range(first.data_page_offset, last.data_page_offset + last.total_compressed_size)
-    whole = file.read_bytes()
-    damaged_rows = {tuple(ids) for ids in pl.read_parquet(file)["input_ids"].to_list()}
+    damaged_rows = {tuple(ids) for ids in pl.read_parquet(whole)["input_ids"].to_list()}
     random = np.random.default_rng(0)
     for at in random.choice(pages, 25, replace=False).tolist():
         file.write_bytes(whole[:at] + bytes([whole[at] ^ int(random.integers(1, 256))]) + whole[at + 1 :])
-        source = DumpSource(folder)
+        source = DumpSource(place)
         seen: list[Batch] = []
-        with pytest.raises(DumpError, match=r"00002\.parquet.*row group 0"):
+        with pytest.raises(DumpError, match=rf"^{place}/shards/00002\.parquet: damaged.*row group 0"):
             seen.extend(islice(stream(source, all_columns(source), ready=1), 30))
         rows = [pair for batch in seen for pair in zip(batch.input_ids, batch.attention_mask, strict=True)]
         assert not damaged_rows & {tuple(ids[mask.bool()].tolist()) for ids, mask in rows}
