@@ -292,4 +292,4 @@ def _validated(place: Any) -> Folder:
     try:
         return Folder.of(place)
     except UsageError as error:
-        raise ValueError(str(error).removeprefix(f"{place}: ")) from None
+        raise ValueError(str(error).removeprefix(f"{place}: ").removesuffix(".")) from None

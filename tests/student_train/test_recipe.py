@@ -1,5 +1,6 @@
 """Recipes: what a valid one becomes, and that every error names the key, its value and the valid ones."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss
 from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent
+from student_train.training.journal import recipe_json
 
 FROM_DUMP = """
 output = "out/student"
@@ -118,6 +120,20 @@ def test_columns_are_those_that_the_task_reads() -> None:
     assert columns_of(TASKS["sequence-classification"], names, False) == Columns("a", "b", "c")
     assert columns_of(TASKS["token-classification"], names, True) == Columns("d", None, "e", True, words=True)
     assert columns_of(TASKS["causal-lm"], names, True) == Columns("a", "b", None)
+
+
+def test_a_recipe_tells_where_its_dump_is_as_its_file_does(tmp_path: Path) -> None:
+    """An unfinished run goes on where its recipe is, text for text, that of the run before."""
+    for given, told in (
+        ("out/dump", "out/dump"),
+        ("./out//dump/", "out/dump"),
+        ("memory://dump/", "memory://dump/"),
+        ("file:///dump", "file:///dump"),
+    ):
+        recipe = read(tmp_path, FROM_DUMP, f'dump="{given}"', f'eval.dump="{given}"')
+        content = json.loads(recipe_json(recipe))
+        assert (content["dump"], content["eval"]["dump"]) == (told, told)
+        assert Recipe.model_validate(content) == recipe
 
 
 # ---------------------------------------------------------------- overrides
