@@ -74,11 +74,11 @@ class tagged:  # reads as an adjective in Annotated
             return value
         if not isinstance(value, dict):
             raise PydanticCustomError("model_type", "Input should be a table of keys")
-        valid = ", ".join(map(repr, self.table))
         if self.tag not in value:
-            raise PydanticCustomError("union_tag_not_found", "no {tag}", {"tag": self.tag, "expected_tags": valid})
+            raise PydanticCustomError("union_tag_not_found", "no {discriminator}", {"discriminator": self.tag})
         name = value[self.tag]
         if not isinstance(name, str) or name not in self.table:
+            valid = ", ".join(map(repr, self.table))
             context = {"discriminator": self.tag, "tag": str(name), "expected_tags": valid}
             message = "{discriminator} '{tag}' is none of {expected_tags}"
             raise PydanticCustomError("union_tag_invalid", message, context)

@@ -1,14 +1,12 @@
 """What pydantic finds wrong with a file, in the words of error messages: the key, its value, and what is valid."""
 
 from dataclasses import is_dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from shared.registry import tagged
-
-TAG = "kind"
 
 
 def in_words(error: ValidationError, model: type[Any]) -> str:
@@ -37,10 +35,11 @@ def _sentence(problem: Any, model: type[Any]) -> str:
             return f"{key} is empty; give it at least {problem['ctx']['min_length']}"
         case "union_tag_invalid":
             context = problem["ctx"]
-            return f"{key}.{TAG} = {context['tag']!r}: the valid ones are {context['expected_tags']}"
+            return f"{key}.{_tag(problem)} = {context['tag']!r}: the valid ones are {context['expected_tags']}"
         case "union_tag_not_found":
-            kinds = ", ".join(repr(_fields(each)[TAG].default) for each in models)
-            return f"the key '{key}.{TAG}' is missing; the valid ones are {kinds}"
+            tag = _tag(problem)
+            kinds = ", ".join(repr(_fields(each)[tag].default) for each in models)
+            return f"the key '{key}.{tag}' is missing; the valid ones are {kinds}"
     shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
     return f"{key}{shown}: {message_of(problem)}" if key else message_of(problem)
 
@@ -53,7 +52,7 @@ def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str
     keys: list[str] = []
     models = [model]
     for part in location:
-        chosen = [each for each in models if TAG in _fields(each) and _fields(each)[TAG].default == part]
+        chosen = [each for each in models if any(_names(field, part) for field in _fields(each).values())]
         if isinstance(part, int):
             keys.append(str(part))
         elif len(models) == 1 and part in _fields(models[0]):
@@ -65,6 +64,17 @@ def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str
             keys.append(part)
             models = []
     return keys, models
+
+
+def _tag(problem: Any) -> str:
+    """The key whose value says which model of a union or a table is meant (pydantic puts it in quotes)."""
+    tag: str = problem["ctx"]["discriminator"]
+    return tag.strip("'")
+
+
+def _names(field: FieldInfo, part: int | str) -> bool:
+    """Whether a field can have no other value than this, as the one that names a model of a union or a table."""
+    return get_origin(field.annotation) is Literal and get_args(field.annotation) == (part,)
 
 
 def _fields(model: type[Any]) -> dict[str, FieldInfo]:

@@ -64,7 +64,7 @@ def _codec_of_distribution(
             raise UsageError(f"the task {request.task} has no distribution; leave out {flag_of(next(iter(asked)))}.")
         return None
     for signal in request.signals:
-        if SITES.named(signal.site).holds == "distribution":
+        if SITES.named(signal.site).holds == "distributions":
             if asked:
                 flag = flag_of(next(iter(asked)))
                 raise UsageError(f"{flag} and the request for {signal.site!r} exclude each other.")

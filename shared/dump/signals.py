@@ -33,7 +33,7 @@ class Site:
     """
 
     words: str
-    holds: Literal["distribution", "vectors"] = "vectors"
+    holds: Literal["distributions", "vectors"] = "vectors"
     per: Per = "token"
     first_layer: int | None = None
 
@@ -41,7 +41,7 @@ class Site:
 SITES: Registry[Site] = Registry(
     "signal",
     {
-        DISTRIBUTION: Site("distributions over classes or the vocabulary", "distribution", "position"),
+        DISTRIBUTION: Site("distributions over classes or the vocabulary", "distributions", "position"),
         HIDDEN: Site("hidden states", first_layer=0),
         "queries": Site("queries of attention", first_layer=1),
         "keys": Site("keys of attention", first_layer=1),
