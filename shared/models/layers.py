@@ -4,6 +4,8 @@ transformers has no common name for them, but every architecture keeps them in a
 (convolutions in front, experts inside of a layer, an image tower) the layers are the one with most parameters.
 """
 
+from collections.abc import Iterator
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -38,7 +40,16 @@ def layer_count(model: PreTrainedModel) -> int:
 def _largest(part: nn.Module, count: int | None) -> nn.ModuleList:
     """Of the lists of modules in this part (of those with `count` modules, where it is given) that with most
     parameters."""
-    stacks = [each for each in part.modules() if isinstance(each, nn.ModuleList) and count in (None, len(each))]
+    stacks = list(_stacks(part, count))
     if len(stacks) == 1:
         return stacks[0]
     return max(stacks, key=lambda stack: sum(value.numel() for value in stack.parameters()), default=nn.ModuleList())
+
+
+def _stacks(part: nn.Module, count: int | None) -> Iterator[nn.ModuleList]:
+    """These lists but for those inside of others, which are no larger: students are asked at every training step."""
+    if isinstance(part, nn.ModuleList) and count in (None, len(part)):
+        yield part
+    else:
+        for child in part.children():
+            yield from _stacks(child, count)
