@@ -114,8 +114,8 @@ def test_a_row_has_one_entry_in_the_files_and_to_polars(dump: Path, teacher: Pat
     # What is recorded per token is so beside it.
     tokens = opened.scan().select(pl.col("input_ids").list.len().sum()).collect().item()
     assert len(opened.vectors("hidden.1").collect()) == tokens
-    measured = opened.manifest.measured["pooled"]
-    assert measured["bytes_per_position"] == pytest.approx(32 + 4, rel=0.3)
+    # For each row, and not for each token: 32 codes, a scale, and what Parquet adds to row groups as small as these.
+    assert 32 + 4 < opened.manifest.measured["pooled"]["bytes_per_position"] < 80
     assert "one for the row" in (dump / "README.md").read_text()
 
 
