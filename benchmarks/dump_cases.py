@@ -32,11 +32,11 @@ from transformers import (
 )
 
 from teacher_dump.annotate import prepare
-from teacher_dump.batches import cut_batches, pad
-from teacher_dump.memory import Budget
+from teacher_dump.batching.memory import Budget
+from teacher_dump.batching.rows import ShardRows, cut_batches
+from teacher_dump.engines.batch import pad
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
-from teacher_dump.rows import ShardRows
 
 QUICK = os.environ.get("QUICK") == "1"
 ROOT = Path(__file__).parent.parent
@@ -212,7 +212,7 @@ class Padded:
 def padded_batches(plan: Plan) -> list[Padded]:
     """The rows of the corpus in the batches that `dump` would make of them if it padded, on the teacher's device."""
     found = []
-    teacher, budget = plan.teacher, Budget(plan.request.batch_tokens, plan.teacher)
+    teacher, budget = plan.engine.teacher, Budget(plan.request.batch_tokens, plan.engine)
     for _, first_row, parse in plan.corpus.blocks(plan.manifest.options.shard_rows):
         rows = plan.task.tokenize(plan.how, parse(), first_row)
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)))

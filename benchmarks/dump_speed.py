@@ -59,7 +59,7 @@ def compare(name: str, head: Head | None, plan: Plan) -> list[Figure]:
     """One teacher: `dump` and its baselines in turn."""
     batches = padded_batches(plan)
     tokens = sum(padded.tokens for padded in batches)
-    alone = partial(teacher_alone, plan.teacher, head, batches)
+    alone = partial(teacher_alone, plan.engine.teacher, head, batches)
     sides: dict[str, Callable[[], Spent]] = {
         "dump": partial(dumped, plan),
         "forward and head": partial(alone, choose=False),

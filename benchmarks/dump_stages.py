@@ -20,12 +20,12 @@ from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import shard_path, write_shard
 from shared.memory import keep_freed_memory
 from shared.storage import sha256_of
-from teacher_dump.engines.transformers.forward import Wanted, run
+from teacher_dump.batching.memory import Budget
+from teacher_dump.batching.rows import ShardRows, batches_of, row_groups
+from teacher_dump.engines.base import Wanted
 from teacher_dump.extract import Columns, Encoded, distributions
 from teacher_dump.folder import begin_folder, make_folder
-from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
-from teacher_dump.rows import ShardRows, batches_of, row_groups
 
 RUNS = 1 if QUICK else 3
 ASIDE = ("torch.topk and logsumexp", "SHA-256 alone", "survey, before the first shard")
@@ -71,7 +71,7 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
     plan = into(plan, "stages")
     make_folder(plan.request.folder)
     begin_folder(plan.request.folder, plan.manifest, plan.how.tokenizer)
-    teacher, manifest, codec, clock = plan.teacher, plan.manifest, plan.manifest.distribution, Clock()
+    engine, manifest, codec, clock = plan.engine, plan.manifest, plan.manifest.distribution, Clock()
     with clock("read the corpus"):
         index, first_row, parse = next(plan.corpus.blocks(manifest.options.shard_rows))
         examples = parse()
@@ -79,14 +79,14 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
         rows = plan.task.tokenize(plan.how, examples, first_row)
     with clock("batches"):
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-        batches = list(batches_of(teacher, shard, Budget(plan.request.batch_tokens, teacher)))
+        batches = list(batches_of(engine, shard, Budget(plan.request.batch_tokens, engine)))
     pieces: list[tuple[int, Columns]] = []
     wanted = Wanted.of(codec.takes if codec else None, manifest.vector_signals)
     for batch in batches:
         with clock("forward"):
-            said = run(teacher, batch, wanted)
+            outputs = engine.run(batch, wanted)
         parts = []
-        slices = distributions(teacher, manifest, batch, said)
+        slices = distributions(manifest, batch, outputs)
         while True:
             with clock("head"):
                 found = next(slices, None)
@@ -102,8 +102,8 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
         with clock("choose and encode"):
             tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         with clock("encode the hidden states"):
-            for name, vectors in manifest.vectors.items():
-                tensors |= vectors.encode(said.vectors[name])
+            for signal in manifest.vector_signals:
+                tensors |= manifest.vectors[signal.name].encode(outputs.vectors[signal.key])
         with clock("to the host, as columns"):
             pieces.append((len(batch.rows), Encoded({k: v.cpu() for k, v in tensors.items()}, None).columns(manifest)))
     with clock("row groups"):

@@ -1,7 +1,7 @@
 """The main path of `dump`: corpus -> tokens -> batches -> teacher -> signals -> shards.
 
 Three stages, each at work while the others are: a thread reads and tokenizes, a thread runs the teacher and encodes
-what it says, and this one writes. All that several processes share is the folder: each takes the next shard that nobody
+its outputs, and this one writes. All that several processes share is the folder: each takes the next shard that nobody
 is at work on.
 """
 
@@ -20,16 +20,16 @@ from shared.dump.weights import load_weights
 from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
-from teacher_dump.batches import Batch
+from teacher_dump.batching.memory import Budget, extract_within_memory
+from teacher_dump.batching.rows import ShardRows, batches_of, row_groups
 from teacher_dump.calibrate import as_begun, calibrate
 from teacher_dump.claims import Claims, Shares, claims_in
-from teacher_dump.engines.transformers.teacher import load_teacher, read_blueprint
+from teacher_dump.engines import describe_teacher
+from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Columns, Encoded
 from teacher_dump.folder import begin_folder, check_folder, make_folder, refuse_another, remove_leftovers
-from teacher_dump.memory import Budget, extract_within_memory
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
-from teacher_dump.rows import ShardRows, batches_of, row_groups
 from teacher_dump.workers import worker
 
 # Batches that lie ready before the teacher, and encoded ones before the writer.
@@ -46,7 +46,7 @@ class Outcome:
         made: how many of them this process made.
         tokens, seconds: of those.
         full_rows: how many rows were as long as `--max-length` lets them be, and so may have been cut.
-        teacher_seconds: for how long the teacher had work and room for what it said.
+        teacher_seconds: for how long the teacher had work and room for its outputs.
     """
 
     shards: int
@@ -62,14 +62,14 @@ def prepare(request: Request) -> Plan:
     task = task_named(request.task)
     positions = task.check_positions(request.positions)
     check_folder(request.folder)
-    blueprint = read_blueprint(request, task)
-    how = tokenizing(request, blueprint, positions)
+    description = describe_teacher(request, task)
+    how = tokenizing(request, description, positions)
     corpus = corpus_of(request, task, how)
     task.check_chats(how)
     survey = corpus.survey(check=lambda example: task.check_row(how, example), seed=request.seed)
-    teacher = load_teacher(request, task, blueprint)
-    draft = describe(request, task, blueprint, teacher, how, survey)
-    plan = Plan(request, task, teacher, how, corpus, survey, draft)
+    engine = description.load()
+    draft = describe(request, task, description, engine, how, survey)
+    plan = Plan(request, task, engine, how, corpus, survey, draft)
     if how.chats and not any(len(row.positions) for row in plan.sampled_rows[1]):
         raise UsageError(
             f"none of {len(survey.sample)} sampled chats has any of the positions {how.positions!r} in its first "
@@ -84,7 +84,7 @@ def _fitted(plan: Plan) -> Manifest:
     if (out / FILE_NAME).exists():
         return as_begun(load_weights(read_manifest(out), out), draft)
     numbers, rows = plan.sampled_rows
-    return calibrate(plan.teacher, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.teacher))
+    return calibrate(plan.engine, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.engine))
 
 
 def annotate(plan: Plan) -> Outcome:
@@ -121,10 +121,10 @@ def _agreed(plan: Plan) -> Plan:
 
 def _annotate_missing(plan: Plan, claims: Claims | Shares) -> Outcome:
     me = worker()
-    budget = Budget(plan.request.batch_tokens, plan.teacher)
+    budget = Budget(plan.request.batch_tokens, plan.engine)
     sample = plan.sampled_rows[1]
-    if plan.request.batch_tokens is None and plan.teacher.device.type == "cuda" and sample:
-        budget.fit(plan.teacher, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
+    if plan.request.batch_tokens is None and plan.engine.memory.is_measured and sample:
+        budget.fit(plan.engine, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
     outcome, start = Outcome(plan.manifest.shards), time.monotonic()
     with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
         while missing := claims.mine(_missing(plan)):
@@ -173,7 +173,7 @@ def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
             if len(rows) != len(plan.manifest.rows_of_shard(index)):
                 break
             shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-            for batch in batches_of(plan.teacher, shard, budget):
+            for batch in batches_of(plan.engine, shard, budget):
                 yield _Piece(shard, batch)
         if index >= mine.last:  # what is left of the corpus may take hours to pass over
             return
@@ -184,9 +184,9 @@ def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
 
 
 def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progress) -> Iterator[_Piece]:
-    """Second stage: what the teacher says, encoded on its device."""
+    """Second stage: the teacher's outputs, encoded on its device."""
     for piece in pieces:
-        for batch, encoded in extract_within_memory(plan.teacher, plan.manifest, piece.batch, budget, progress.say):
+        for batch, encoded in extract_within_memory(plan.engine, plan.manifest, piece.batch, budget, progress.say):
             yield _Piece(piece.shard, batch, encoded)
 
 

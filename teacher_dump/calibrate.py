@@ -21,17 +21,16 @@ from shared.dump.signals import Signal
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tasks import TokenizedRow
-from teacher_dump.batches import Batch
-from teacher_dump.engines.transformers.forward import Said, Wanted, run
-from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
+from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
+from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import broken, distributions
-from teacher_dump.rows import ShardRows, annotate_rows, batches_of
 
 SAMPLE_TOKENS = 4096
 
 
 def calibrate(
-    teacher: Teacher,
+    engine: Engine,
     draft: Manifest,
     rows: Sequence[TokenizedRow],
     numbers: Sequence[int],
@@ -47,7 +46,7 @@ def calibrate(
     if not chosen or not any(signal.codec.needs_sample for signal in draft.signals):
         return draft
     sample = _Sample(
-        teacher,
+        engine,
         ShardRows.in_order([rows[index] for index in chosen], [numbers[index] for index in chosen]),
         batch_tokens,
     )
@@ -80,22 +79,21 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
 class _Sample:
     """Rows in the order of a shard, and the teacher to run over them."""
 
-    def __init__(self, teacher: Teacher, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
-        self.teacher, self.rows, self.batch_tokens = teacher, rows, batch_tokens
+    def __init__(self, engine: Engine, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
+        self.engine, self.rows, self.batch_tokens = engine, rows, batch_tokens
 
-    def said(self, wanted: Wanted) -> Iterator[tuple[Batch, Said]]:
-        """What the teacher says about the sample, batch by batch."""
-        for batch in batches_of(self.teacher, self.rows, self.batch_tokens):
-            on_device = batch.to(self.teacher.device)
-            yield batch, run(self.teacher, on_device, wanted)
+    def outputs(self, wanted: Wanted) -> Iterator[tuple[Batch, TeacherOutputs]]:
+        """What the teacher gives for the sample, batch by batch."""
+        for batch in batches_of(self.engine, self.rows, self.batch_tokens):
+            yield batch, self.engine.run(batch.to(self.engine.device), wanted)
 
     @torch.inference_mode()
     def vectors(self, signals: Sequence[Signal]) -> dict[str, Tensor]:
         """The vectors [M, D] of each signal, on the host. Raises TeacherError for NaN or infinity, naming the row."""
         parts: dict[str, list[Tensor]] = {signal.name: [] for signal in signals}
-        for batch, said in self.said(Wanted.of(None, signals)) if signals else ():
+        for batch, outputs in self.outputs(Wanted.of(None, signals)) if signals else ():
             for signal in signals:
-                vectors_ND = said.vectors[signal.name]
+                vectors_ND = outputs.vectors[signal.key]
                 is_broken_N = ~vectors_ND.isfinite().all(-1)
                 if is_broken_N.any():
                     raise broken(batch.owners(signal.per)[int(is_broken_N.nonzero()[0, 0])], signal.name)
@@ -117,21 +115,19 @@ class _Sample:
     @torch.inference_mode()
     def _states(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
         """(states_ND, keys_N), slice by slice, where the output projection is."""
-        assert self.teacher.head is not None
-        device = self.teacher.head.projection.weight.device
-        for batch, said in self.said(Wanted("states")):
-            for start, states_ND, keys_N in distributions(self.teacher, manifest, batch, said):
+        for batch, outputs in self.outputs(Wanted("states")):
+            for start, states_ND, keys_N in distributions(manifest, batch, outputs):
                 broken_N = ~states_ND.isfinite().all(-1)
                 if broken_N.any():
                     position = start + int(broken_N.nonzero()[0, 0])
                     raise broken(batch.owners("position")[position], "last hidden states")
-                yield states_ND.to(device), keys_N.to(device)
+                yield states_ND, keys_N
 
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """Bytes of each signal in a shard of this sample, for each of its positions."""
         with Progress("calibrate", "tokens", self.rows.tokens) as progress:
-            batches = batches_of(self.teacher, self.rows, self.batch_tokens)
-            groups = annotate_rows(self.teacher, manifest, self.rows, batches, progress)
+            batches = batches_of(self.engine, self.rows, self.batch_tokens)
+            groups = annotate_rows(self.engine, manifest, self.rows, batches, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {
             signal.name: sum(sizes[column.name] for column in signal.columns) / max(1, facts[f"{signal.per}s"])
@@ -160,8 +156,8 @@ class _Logits:
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch, said in self.sample.said(Wanted("logits")):
-            for _, logits_NV, keys_N in distributions(self.sample.teacher, self.manifest, batch, said):
+        for batch, outputs in self.sample.outputs(Wanted("logits")):
+            for _, logits_NV, keys_N in distributions(self.manifest, batch, outputs):
                 yield logits_NV, keys_N
 
 

@@ -48,7 +48,7 @@ def _description(plan: "Plan") -> str:
     manifest = plan.manifest
     lines = [
         f"teacher  {manifest.teacher.architecture}, {manifest.teacher.parameters:,} parameters, "
-        f"{manifest.options.dtype} on {plan.teacher.device}",
+        f"{manifest.options.dtype} on {plan.engine.device}",
         f"corpus   {manifest.corpus.in_words()}",
     ]
     lines += [f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals]

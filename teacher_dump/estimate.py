@@ -15,12 +15,11 @@ from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
 from shared.storage import Folder
-from teacher_dump.engines.transformers.forward import Wanted, run
-from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.batching.memory import Budget
+from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
+from teacher_dump.engines.base import Engine, Wanted
 from teacher_dump.extract import distributions, extract
-from teacher_dump.memory import Budget
 from teacher_dump.plan import Plan
-from teacher_dump.rows import ShardRows, annotate_rows, batches_of
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,21 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Annotate the survey's sample into memory and scale up."""
-    teacher, manifest = plan.teacher, plan.manifest
+    engine, manifest = plan.engine, plan.manifest
     numbers, rows = plan.sampled_rows
     shard = ShardRows.in_order(rows, numbers)
-    budget = Budget(plan.request.batch_tokens, teacher)
+    budget = Budget(plan.request.batch_tokens, engine)
     sink = BytesIO()
     with Progress("dry run", "tokens", 2 * shard.tokens) as progress:
         # The first batch also pays for warming up; a few rows ahead of the clock keep that out of the figure.
         few = ShardRows.in_order(rows[:4], numbers[:4])
-        for batch in batches_of(teacher, few, budget):
-            extract(teacher, manifest, batch)
+        for batch in batches_of(engine, few, budget):
+            extract(engine, manifest, batch)
         begun = time.monotonic()
-        with ahead(batches_of(teacher, shard, budget), 4) as batches:
-            write_groups(sink, manifest, annotate_rows(teacher, manifest, shard, batches, progress))
+        with ahead(batches_of(engine, shard, budget), 4) as batches:
+            write_groups(sink, manifest, annotate_rows(engine, manifest, shard, batches, progress))
         seconds = time.monotonic() - begun
-        teacher_seconds = _bare_seconds(teacher, manifest, shard, budget, progress)
+        teacher_seconds = _bare_seconds(engine, manifest, shard, budget, progress)
     written = pq.ParquetFile(sink)
     columns = column_sizes([written.metadata])
     content, size = sum(columns.values()), sink.getbuffer().nbytes
@@ -107,16 +106,15 @@ def _bytes_kept_once(manifest: Manifest) -> int:
 
 
 @torch.inference_mode()
-def _bare_seconds(teacher: Teacher, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
+def _bare_seconds(engine: Engine, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
     """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
     wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vector_signals)
     begun = time.monotonic()
-    for batch in batches_of(teacher, shard, budget):
-        said = run(teacher, batch.to(teacher.device), wanted)
-        for _ in distributions(teacher, manifest, batch, said) if wanted.distribution else ():
+    for batch in batches_of(engine, shard, budget):
+        outputs = engine.run(batch.to(engine.device), wanted)
+        for _ in distributions(manifest, batch, outputs) if wanted.distribution else ():
             pass
-        if teacher.device.type == "cuda":
-            torch.cuda.synchronize(teacher.device)
+        engine.memory.wait()
         progress.advance(batch.tokens)
     return time.monotonic() - begun
 

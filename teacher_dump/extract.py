@@ -15,9 +15,8 @@ from shared.dump.codecs import NotFiniteError, position_keys
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import Values, from_flat
 from shared.errors import TeacherError
-from teacher_dump.batches import Batch
-from teacher_dump.engines.transformers.forward import Said, Wanted, run
-from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
+from teacher_dump.engines.batch import Batch
 
 Columns = dict[str, Values]
 
@@ -52,19 +51,19 @@ class Encoded:
 
 
 @torch.inference_mode()
-def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
+def extract(engine: Engine, manifest: Manifest, batch: Batch) -> Encoded:
     """Every signal of the manifest for one batch.
 
     Raises:
-        TeacherError: for NaN or infinity in what the teacher says, naming the row.
+        TeacherError: for NaN or infinity in the teacher's outputs, naming the row.
     """
-    batch = batch.to(teacher.device)
+    batch = batch.to(engine.device)
     codec = manifest.distribution
-    said = run(teacher, batch, Wanted.of(codec.takes if codec else None, manifest.vector_signals))
+    outputs = engine.run(batch, Wanted.of(codec.takes if codec else None, manifest.vector_signals))
     tensors: dict[str, Tensor] = {}
     if codec is not None:
         slices = []
-        for start, taken, keys_N in distributions(teacher, manifest, batch, said):
+        for start, taken, keys_N in distributions(manifest, batch, outputs):
             try:
                 slices.append(codec.encode(taken, keys_N))
             except NotFiniteError as error:
@@ -72,26 +71,24 @@ def extract(teacher: Teacher, manifest: Manifest, batch: Batch) -> Encoded:
         tensors |= {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
     for signal, vectors in zip(manifest.vector_signals, manifest.vectors.values(), strict=True):
         try:
-            tensors |= vectors.encode(said.vectors[signal.name])
+            tensors |= vectors.encode(outputs.vectors[signal.key])
         except NotFiniteError as error:
             raise broken(batch.owners(signal.per)[error.position], signal.name) from None
     return _to_host(tensors)
 
 
-def distributions(
-    teacher: Teacher, manifest: Manifest, batch: Batch, said: Said
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+def distributions(manifest: Manifest, batch: Batch, outputs: TeacherOutputs) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The recorded positions of a batch, slice by slice: (the first one's number in the batch, what the codec takes of
     them, float32 logits_NV or states_ND, and the positions' keys_N)."""
-    assert said.distribution_at is not None
+    assert outputs.distribution_at is not None
     owners_N = torch.from_numpy(batch.owners("position"))
     positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
     keys_N = position_keys(manifest.options.seed, owners_N, positions_N)
     by_row = manifest.layout.by_row
     index_N = torch.arange(len(batch.rows)) if by_row else torch.from_numpy(batch.position_index())
-    size = said.slice_positions or max(1, len(index_N))
+    size = outputs.slice_positions or max(1, len(index_N))
     for start in range(0, max(1, len(index_N)), size):
-        taken = said.distribution_at(index_N[start : start + size])
+        taken = outputs.distribution_at(index_N[start : start + size])
         yield start, taken, keys_N[start : start + size].to(taken.device)
 
 

@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import cast, get_args
+from typing import Any, cast, get_args
+
+from transformers import PreTrainedTokenizerBase
 
 from shared.dump.embeddings import WordEmbeddings
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
-from shared.dump.signals import RELATIONS, Signal, SignalKey
+from shared.dump.signals import HIDDEN, RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.corpus import Corpus, Survey
@@ -19,8 +21,7 @@ from shared.text.reading import columns_of
 from shared.text.tasks import Task
 from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
-from teacher_dump.engines.transformers.signals import widths_of
-from teacher_dump.engines.transformers.teacher import Blueprint, Teacher, fingerprint, tokenizer_fingerprint
+from teacher_dump.engines.base import Engine, TeacherDescription
 from teacher_dump.request import Request
 from teacher_dump.signals import distribution, requested, vectors
 
@@ -31,7 +32,7 @@ class Plan:
 
     request: Request
     task: Task
-    teacher: Teacher
+    engine: Engine
     how: Tokenizing
     corpus: Corpus
     survey: Survey
@@ -57,38 +58,30 @@ def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
     return task_corpus(task, how, request.data, columns_of(task, request), request.limit)
 
 
-def tokenizing(request: Request, blueprint: Blueprint, positions: str | None) -> Tokenizing:
-    """How rows become tokens. Raises UsageError for a length beyond what the teacher's positions reach."""
-    limit = getattr(blueprint.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and request.max_length > limit:
-        raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {limit} tokens.")
-    names = blueprint.label_names or ()
+def tokenizing(request: Request, teacher: TeacherDescription, positions: str | None) -> Tokenizing:
+    """How rows become tokens. Raises UsageError for a length beyond what the teacher takes."""
+    if teacher.longest_row is not None and request.max_length > teacher.longest_row:
+        raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {teacher.longest_row} tokens.")
+    names = teacher.label_names or ()
     chats = request.messages_column is not None
-    return Tokenizing(blueprint.tokenizer, request.max_length, names, positions, request.seed, chats, request.stride)
+    return Tokenizing(teacher.tokenizer, request.max_length, names, positions, request.seed, chats, request.stride)
 
 
 def describe(
-    request: Request, task: Task, blueprint: Blueprint, teacher: Teacher, how: Tokenizing, survey: Survey
+    request: Request, task: Task, teacher: TeacherDescription, engine: Engine, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
-    signals = _signals(request, task, blueprint, teacher)
+    signals = _signals(request, task, teacher, engine)
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
         task=task.name,
-        teacher=TeacherFacts(
-            name=request.teacher,
-            revision=getattr(teacher.model.config, "_commit_hash", None),
-            architecture=type(teacher.model).__name__,
-            parameters=teacher.model.num_parameters(),
-            fingerprint=fingerprint(teacher.model),
-            attention_heads=_attention_heads(signals, teacher),
-        ),
+        teacher=_teacher_facts(engine, signals),
         tokenizer=_tokenizer_facts(how),
-        vocabulary=teacher.vocabulary,
+        vocabulary=engine.vocabulary,
         layout=LAYOUTS.named(task.recorded[how.positions]),
         labelled=task.classes == "vocabulary" or survey.labelled_rows > 0,
-        label_names=blueprint.label_names,
+        label_names=teacher.label_names,
         pairs=request.pair_column is not None or task.windows is not None,
         corpus=CorpusFacts(
             rows=survey.rows,
@@ -99,7 +92,7 @@ def describe(
         options=Options(
             positions=how.positions,
             max_length=request.max_length,
-            dtype=teacher.dtype,
+            dtype=engine.dtype,
             shard_rows=request.shard_rows,
             seed=request.seed,
             bytes_per_token=request.bytes_per_token,
@@ -108,7 +101,7 @@ def describe(
             stride=request.stride if task.windows is not None else None,
         ),
         signals=signals,
-        embeddings=WordEmbeddings.of(teacher.model.get_input_embeddings().weight) if request.embeddings else None,
+        embeddings=WordEmbeddings.of(engine.word_embeddings()) if request.embeddings else None,
         compression=_compression(request),
     )
 
@@ -132,19 +125,31 @@ def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
     return facts.model_copy(update={"chat_template": template, "special_tokens": names})
 
 
-def _signals(request: Request, task: Task, blueprint: Blueprint, teacher: Teacher) -> tuple[Signal, ...]:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that decides how text becomes ids."""
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def _signals(request: Request, task: Task, teacher: TeacherDescription, engine: Engine) -> tuple[Signal, ...]:
     """Every signal asked for, with first guesses of what a sample will tell."""
-    classes = teacher.vocabulary if task.classes == "vocabulary" else len(blueprint.label_names or ())
-    distributions = distribution(request, classes if task.classes else None, teacher.head, task.classes == "spans")
-    asked = requested(request, task.classes is not None, teacher.layers)
-    if request.hidden_rank is not None and not 1 <= request.hidden_rank <= teacher.width:
-        raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {teacher.width} wide; use 1 to that.")
-    widths = widths_of(teacher, [SignalKey(signal.site, signal.layer) for signal in asked])
+    is_vocabulary = task.classes == "vocabulary"
+    classes = engine.vocabulary if is_vocabulary else len(teacher.label_names or ())
+    exact = engine.exact if is_vocabulary else None
+    distributions = distribution(request, classes if task.classes else None, exact, task.classes == "spans")
+    asked = requested(request, task.classes is not None, engine)
+    widths = engine.widths([SignalKey(signal.site, signal.layer) for signal in asked])
+    for signal, width in zip(asked, widths, strict=True):
+        if signal.site == HIDDEN and request.hidden_rank is not None and not 1 <= request.hidden_rank <= width:
+            raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {width} wide; use 1 to that.")
     return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
 
 
-def _attention_heads(signals: Iterable[Signal], teacher: Teacher) -> int | None:
-    """Into how many heads recorded queries are cut; None where none are recorded, or the configuration says nothing."""
-    if not any(signal.site in RELATIONS for signal in signals):
-        return None
-    return getattr(teacher.model.config.get_text_config(), "num_attention_heads", None)
+def _teacher_facts(engine: Engine, signals: Iterable[Signal]) -> TeacherFacts:
+    """Into how many heads queries are cut, the manifest says where they are recorded."""
+    facts = engine.facts()
+    if any(signal.site in RELATIONS for signal in signals):
+        return facts
+    return facts.model_copy(update={"attention_heads": None})

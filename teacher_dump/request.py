@@ -170,6 +170,7 @@ class Running:
         typer.Option(parser=_tokens_or_auto, metavar="N|auto", show_default="auto"),
         Doc("Tokens a batch. auto: 2048 on a CPU, on CUDA what its memory holds. Halved where memory runs out."),
     ] = None
+    engine: Annotated[str, NoOption] = "transformers"
     dtype: Annotated[str, Doc("auto, fp32, bf16 or fp16. auto: bf16 on CUDA, fp32 on a CPU.")] = "auto"
     device: Annotated[str, Doc("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     device_map: Annotated[

@@ -28,31 +28,33 @@ from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, 
 from shared.errors import UsageError
 from shared.options import flag_of
 from shared.validation import in_words, message_of
-from teacher_dump.engines.transformers.head import VocabularyHead
+from teacher_dump.engines.base import Engine
 from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
 
 Made = TypeVar("Made")
+# (a signal's name, how its states are kept) -> its codec
+MakeExact = Callable[[str, str], Codec]
 
 # Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
 
 
 def distribution(
-    request: Request, classes: int | None, head: VocabularyHead | None, is_whole: bool = False
+    request: Request, classes: int | None, exact: MakeExact | None, is_whole: bool = False
 ) -> tuple[Signal, ...]:
-    """The distribution's signal; none where the task has none (`classes` None). Over a vocabulary there is a `head`.
-    `is_whole`: nothing of it can be left out.
+    """The distribution's signal; none where the task has none (`classes` None). Over a vocabulary there is `exact`,
+    an engine's maker of that codec. `is_whole`: nothing of it can be left out.
 
     Raises:
         UsageError: for options that exclude each other or that no distribution of so many classes can have.
         TeacherError: for an exact distribution of a head that has none.
     """
-    codec = _codec_of_distribution(request, classes, head, is_whole)
+    codec = _codec_of_distribution(request, classes, exact, is_whole)
     return () if codec is None else (Signal.of(DISTRIBUTION, None, codec),)
 
 
 def _codec_of_distribution(
-    request: Request, classes: int | None, head: VocabularyHead | None, is_whole: bool
+    request: Request, classes: int | None, exact: MakeExact | None, is_whole: bool
 ) -> Codec | None:
     asked = _asked(request)
     if request.exact_codec not in VECTOR_KINDS:
@@ -80,18 +82,18 @@ def _codec_of_distribution(
         raise UsageError(f"{flag_of(names[0])} and {flag_of(names[1])} exclude each other: say one way to choose ids.")
     if request.tail is not None and request.threshold is None and request.bytes_per_token is None:
         raise UsageError("--tail says what becomes of ids below a threshold; give --threshold or --bytes-per-token.")
-    if request.exact and head is None:
+    if request.exact and exact is None:
         raise UsageError(
             f"--exact is for vocabularies; the distributions of {request.task} are dense, and exact already."
         )
-    if request.exact or request.dense or (not asked and head is None):
+    if request.exact or request.dense or (not asked and exact is None):
         if request.levels is not None or request.temperatures is not None or request.entropy:
             raise UsageError(
                 "--levels, --temperatures and --entropy are for a part of a vocabulary; here all logits are kept."
             )
         if request.exact:
-            assert head is not None
-            return head.exact(DISTRIBUTION, request.exact_codec)
+            assert exact is not None
+            return exact(DISTRIBUTION, request.exact_codec)
         return Dense(name=DISTRIBUTION, classes=classes)
     selection, levels = _selection(request, classes)
     options: dict[str, Any] = {"temperatures": _temperatures(request.temperatures), "entropy": request.entropy}
@@ -152,35 +154,41 @@ def relation_layers(request: Request, layers: int) -> list[int]:
     return sorted({int(part) for part in named})
 
 
-def requested(request: Request, has_distribution: bool, layers: int) -> list[SignalRequest]:
-    """The vectors that are asked for, of a teacher with so many layers: what --hidden and --relations stand for, and
-    whatever else is.
+def requested(request: Request, has_distribution: bool, engine: Engine) -> list[SignalRequest]:
+    """The vectors that are asked for: what --hidden and --relations stand for, and whatever else is.
 
     Raises:
         UsageError: for a signal that there is not, a layer that the teacher lacks, or one that is asked for twice.
+        TeacherError: for a signal that the teacher does not show.
     """
     codec, parameters = request.hidden_codec, dict[str, Any]()
     if request.hidden_rank is not None:
         codec, parameters = "low-rank", {"rank": request.hidden_rank, "coefficients": codec}
-    hidden = hidden_layers(request, has_distribution, layers)
+    hidden = hidden_layers(request, has_distribution, _last_layer(engine, HIDDEN, request.hidden))
     asked = [SignalRequest(HIDDEN, layer, codec, parameters) for layer in hidden]
     # Queries, keys and values make relations, which a basis of their own would not preserve.
     asked += [
         SignalRequest(site, layer, request.hidden_codec)
-        for layer in relation_layers(request, layers)
+        for layer in relation_layers(request, _last_layer(engine, RELATIONS[0], request.relations))
         for site in RELATIONS
     ]
     asked += [signal for signal in request.signals if SITES.named(signal.site).holds == "vectors"]
     names = [str(SignalKey(signal.site, signal.layer)) for signal in asked]
     for signal, name in zip(asked, names, strict=True):
-        first = SITES.named(signal.site).first_layer
-        if first is None and signal.layer is not None:
-            raise UsageError(f"signal {name!r}: {signal.site!r} is of no layer; ask for it without one.")
-        if first is not None and not (signal.layer is not None and first <= signal.layer <= layers):
-            raise UsageError(f"signal {name!r}: this teacher has it in layers {first} to {layers}; name one of these.")
+        engine.check(SignalKey(signal.site, signal.layer))
         if names.count(name) > 1:
             raise UsageError(f"signal {name!r} is asked for twice; ask for it once.")
     return asked
+
+
+def _last_layer(engine: Engine, site: str, asked: str) -> int:
+    """The last layer of a site that --hidden or --relations is about; 0 where neither asks for it."""
+    if asked == "none":
+        return 0
+    layers = [layer for layer in engine.offers().get(site, ()) if layer is not None]
+    if not layers:
+        engine.check(SignalKey(site, SITES.named(site).first_layer))
+    return layers[-1]
 
 
 def vectors(asked: SignalRequest, width: int) -> Signal:

@@ -1,1 +1,5 @@
-"""What runs a teacher: the contract, and one folder or file an engine."""
+"""What runs a teacher: the contract (base.py), the table `ENGINES`, and one folder or file an engine."""
+
+from teacher_dump.engines.table import ENGINES, describe_teacher
+
+__all__ = ["ENGINES", "describe_teacher"]

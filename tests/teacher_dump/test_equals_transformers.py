@@ -25,8 +25,8 @@ from shared.dump.rowgroup import to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.text.corpus import Example
 from shared.text.tasks import Tokenizing, task_named
-from teacher_dump.engines.transformers import head as head_module
-from teacher_dump.engines.transformers.teacher import load_teacher, read_blueprint
+from teacher_dump.engines import devices
+from teacher_dump.engines.transformers.loading import describe, load_teacher
 from teacher_dump.request import Request
 
 # What batching and another order of sums may do to a float32 log-probability; the codec's own error comes on top.
@@ -229,7 +229,7 @@ def test_the_head_of_known_kinds_is_held_back(name: str, make_teacher: Any, tmp_
 def loaded(folder: Path, tmp_path: Path) -> Any:
     task = task_named("causal-lm")
     request = Request(str(folder), task.name, (), tmp_path, device="cpu")
-    return load_teacher(request, task, read_blueprint(request, task))
+    return load_teacher(describe(request, task))
 
 
 def test_an_unknown_step_after_the_head_is_noticed(
@@ -252,8 +252,8 @@ def test_fewest_and_all_ids(k: int, make_teacher: Any, make_dump: Any, reference
 def test_slices_of_positions_join_in_order(
     make_teacher: Any, make_dump: Any, reference: Any, mixed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_module, "SLICE_VALUES", {"cpu": 1000})
-    monkeypatch.setattr(head_module, "FEWEST_POSITIONS", 3)  # of 320 entries, so that slices have three
+    monkeypatch.setattr(devices, "SLICE_VALUES", {"cpu": 1000})
+    monkeypatch.setattr(devices, "FEWEST_POSITIONS", 3)  # of 320 entries, so that slices have three
     check_language_model(make_dump, reference, make_teacher("causal-lm"), "causal-lm", mixed, top_k=7, levels=LEVELS)
 
 

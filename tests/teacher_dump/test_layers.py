@@ -232,7 +232,7 @@ def test_a_teacher_that_cannot_be_stopped_is_recorded_all_the_same(
     )
     monkeypatch.setattr(Layers, "_same_as_whole", lambda trunk: False)
     plan = prepare(request)
-    watch = Watch(plan.teacher.trunk.modules)
+    watch = Watch(plan.engine.teacher.trunk.modules)
     annotate(plan)
     assert min(watch.runs) > 0
     for layer in (1, 2):

@@ -19,12 +19,13 @@ from shared import Dump
 from shared.dump.shards import read_receipt
 from shared.errors import TeacherError
 from shared.storage import Folder
-from teacher_dump import memory
 from teacher_dump.annotate import annotate, prepare
-from teacher_dump.batches import cut_batches
-from teacher_dump.cli import _tokens_or_auto, app
-from teacher_dump.memory import DEFAULT_TOKENS, MOST_TOKENS, USED_SHARE, Budget, is_out_of_memory, largest_batch
-from teacher_dump.request import Request
+from teacher_dump.batching import memory
+from teacher_dump.batching.memory import MOST_TOKENS, USED_SHARE, Budget, largest_batch
+from teacher_dump.batching.rows import cut_batches
+from teacher_dump.cli import app
+from teacher_dump.engines.devices import DEFAULT_TOKENS, DeviceMemory, is_out_of_memory
+from teacher_dump.request import Request, _tokens_or_auto
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 
@@ -178,7 +179,7 @@ def test_what_is_not_it(other: BaseException) -> None:
 
 
 def teacher_on(device: str) -> Any:
-    return SimpleNamespace(device=torch.device(device))
+    return SimpleNamespace(memory=DeviceMemory(torch.device(device)), batch=lambda rows, numbers: rows)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
@@ -252,7 +253,6 @@ class Gpu:
         }
         for name, function in patches.items():
             monkeypatch.setattr(torch.cuda, name, function)
-        monkeypatch.setattr(memory, "batch_of", lambda teacher, rows, numbers: rows)
 
         def extract(teacher: Any, manifest: Any, rows: Any) -> None:
             tokens = sum(len(row.input_ids) for row in rows)

@@ -149,7 +149,7 @@ def a_tokenizer_that_fails(plan: Plan, patch: Patch) -> Plan:
 
 def the_teacher_at(plan: Plan, patch: Patch, do: Callable[[Any], Any]) -> Plan:
     """`do` with what the teacher says in the second batch of the third shard."""
-    extract, forward = annotate_module.extract_within_memory, plan.teacher.model.forward
+    extract, forward = annotate_module.extract_within_memory, plan.engine.teacher.model.forward
     batches, now = iter(range(10**6)), []
 
     def watched(teacher: Any, manifest: Any, batch: Any, *others: Any) -> Any:
@@ -161,7 +161,7 @@ def the_teacher_at(plan: Plan, patch: Patch, do: Callable[[Any], Any]) -> Plan:
         return do(said) if now == [True] else said
 
     patch.setattr(annotate_module, "extract_within_memory", watched)
-    patch.setattr(plan.teacher.model, "forward", spoilt)
+    patch.setattr(plan.engine.teacher.model, "forward", spoilt)
     return plan
 
 
@@ -197,7 +197,7 @@ def batches_by_shard(plan: Plan) -> list[list[Any]]:
     return [
         list(
             annotate_module.batches_of(
-                plan.teacher,
+                plan.engine,
                 annotate_module.ShardRows.in_order(plan.task.tokenize(plan.how, parse(), first), range(SHARD_ROWS)),
                 lambda: 100,
             )

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from shared.errors import UsageError
-from teacher_dump.engines.transformers import teacher as teacher_module
-from teacher_dump.engines.transformers.teacher import _device
+from teacher_dump.engines.devices import device_named
 from teacher_dump.workers import Worker, worker
 
 LAUNCHERS = {
@@ -86,35 +85,35 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(
 ) -> None:
     """And where there are more processes than devices, they share them evenly."""
     launched(monkeypatch, "torchrun", "9", local_rank, "16")
-    assert _device(asked) == torch.device(device)
+    assert device_named(asked) == torch.device(device)
 
 
 def test_a_process_alone_takes_the_first_device(four_gpus: None) -> None:
-    assert _device("auto") == torch.device("cuda:0")
+    assert device_named("auto") == torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("asked", ["cpu", "cuda:2"])
 def test_a_device_that_is_named_is_taken(asked: str, four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, "torchrun", "1", "1", "2")
-    assert _device(asked) == torch.device(asked)
+    assert device_named(asked) == torch.device(asked)
 
 
 def test_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, "torchrun", "1", "1", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert teacher_module._device("auto") == torch.device("cpu")
+    assert device_named("auto") == torch.device("cpu")
     for asked in ("cuda", "cuda:0"):
         with pytest.raises(UsageError, match="--device cuda: no CUDA device is available here"):
-            _device(asked)
+            device_named(asked)
 
 
 def test_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert _device("auto") == torch.device("mps")
+    assert device_named("auto") == torch.device("mps")
 
 
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(UsageError, match="--device 'tpuu': unknown device"):
-        _device("tpuu")
+        device_named("tpuu")

@@ -3,54 +3,22 @@
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions, D width, V vocabulary or classes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from shared.dump.signals import Signal, SignalKey
 from shared.models.attention import Captured
 from shared.models.outputs import logits_of
-from teacher_dump.batches import Batch
+from teacher_dump.engines.base import TeacherOutputs, Wanted
+from teacher_dump.engines.batch import Batch
 from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, layers_of
 from teacher_dump.engines.transformers.teacher import Teacher
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked of a forward pass: what distributions are made from (logits, or the states that the head makes
-    them of), and the vectors of some signals."""
-
-    distribution: Literal["logits", "states"] | None
-    keys: tuple[SignalKey, ...] = ()
-
-    @classmethod
-    def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[Signal]) -> "Wanted":
-        """What these signals are made from."""
-        return cls(distribution, tuple(signal.key for signal in vectors))
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the teacher says about a batch.
-
-    Attributes:
-        distribution_at: indices [N] into the flattened inputs (of a task with one distribution a row, indices of rows)
-            -> float32 logits_NV or states_ND there. None where neither is wanted.
-        slice_positions: how many to ask for at a time; None for all.
-        vectors: by the signal's name, [T, D] of any floating type: tokens without padding; of a signal that is recorded
-            per position [N, D], per row [B, D].
-    """
-
-    distribution_at: Callable[[Tensor], Tensor] | None
-    slice_positions: int | None
-    vectors: dict[str, Tensor]
-
-
-def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
+def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> TeacherOutputs:
     """Run the teacher over a batch that is on its device."""
     hidden_layers, attention_layers = layers_of(teacher, wanted.keys)
     with ExitStack() as stack:
@@ -73,10 +41,10 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> Said:
             hidden, distribution_at = _run_whole(teacher, arguments, wanted.distribution)
     shown = {layer: hidden[layer] for layer in hidden_layers}
     passed = ForwardPass(shown, parts, torch.from_numpy(batch.token_index()), batch.lengths)
-    vectors = {key.name: SOURCES.named(key.site).take(passed, teacher, key.layer) for key in wanted.keys}
+    vectors = {key: SOURCES.named(key.site).take(passed, teacher, key.layer) for key in wanted.keys}
     # States are no wider than the model, so that all of them are had at once.
     head = teacher.head if wanted.distribution == "logits" else None
-    return Said(distribution_at, head.slice_positions if head else None, vectors)
+    return TeacherOutputs(distribution_at, head.slice_positions if head else None, vectors)
 
 
 def _run_whole(
@@ -86,8 +54,13 @@ def _run_whole(
     if wanted is None:
         return getattr(teacher.model.base_model(**arguments), "hidden_states", None), None
     if teacher.head is not None:
-        output, distribution_at = teacher.head.run(arguments, wanted)
-        return getattr(output, "hidden_states", None), distribution_at
+        output, found_at = teacher.head.run(arguments, wanted)
+        hidden = getattr(output, "hidden_states", None)
+        if wanted == "logits":
+            return hidden, found_at
+        # Of several devices, the last layer's may not be the head's.
+        device = teacher.head.projection.weight.device
+        return hidden, lambda index_N: found_at(index_N).to(device)
     output = teacher.model(**arguments)
     logits = logits_of(output)
     assert logits is not None

@@ -15,11 +15,7 @@ from transformers import PreTrainedModel
 from shared.dump.codecs import Exact, LogitStep
 from shared.errors import TeacherError
 from shared.models.head import gives_own_logits, run_without_head
-
-# Logits of a slice. A CPU reads the projection's weights once a slice, and everything after it finds the logits in its
-# caches: slices of 128 to 256 positions took 383 microseconds a token of a 384 x 30,522 projection, 549 took 400.
-SLICE_VALUES = {"cuda": 2**27, "cpu": 2**22}
-FEWEST_POSITIONS = 128
+from teacher_dump.engines.devices import slice_positions
 
 
 class VocabularyHead:
@@ -71,8 +67,7 @@ class VocabularyHead:
     @property
     def slice_positions(self) -> int:
         """How many positions to ask for at a time."""
-        values = SLICE_VALUES.get(self.projection.weight.device.type, SLICE_VALUES["cpu"])
-        return max(FEWEST_POSITIONS, values // self.vocabulary)
+        return slice_positions(self.vocabulary, self.projection.weight.device)
 
     def _logits(self, states_ND: Tensor, index_N: Tensor) -> Tensor:
         return self._after_projection(self.projection(states_ND[index_N.to(states_ND.device)])).float()

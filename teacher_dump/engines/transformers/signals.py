@@ -4,7 +4,7 @@ Shapes: B rows, L tokens of the longest, T tokens of all rows, H heads, D width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,10 @@ class ForwardPass:
 class Source(ABC):
     """Where a site's vectors come from. Layers count as in transformers; None is for what is not looked at."""
 
+    @abstractmethod
+    def layers(self, teacher: Teacher) -> Sequence[int | None]:
+        """The layers that have them, in rising order; none where the teacher does not show them."""
+
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         """The layer whose hidden states it is made from."""
         return None
@@ -58,6 +62,9 @@ class Source(ABC):
 class HiddenStates(Source):
     """The hidden states of a layer."""
 
+    def layers(self, teacher: Teacher) -> Sequence[int | None]:
+        return range(teacher.layers + 1)
+
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         return layer
 
@@ -71,6 +78,10 @@ class PartOfAttention(Source):
     """Queries, keys or values of a layer, heads side by side; `part` is which."""
 
     part: str
+
+    def layers(self, teacher: Teacher) -> Sequence[int | None]:
+        is_seen = teacher.attention is not None and len(teacher.trunk.modules) > 0
+        return range(1, teacher.layers + 1) if is_seen else ()
 
     def attention_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         return layer
@@ -86,7 +97,7 @@ SOURCES: Registry[Source] = Registry(
 )
 
 
-def layers_of(teacher: Teacher, keys: Collection[SignalKey]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def layers_of(teacher: Teacher, keys: Iterable[SignalKey]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(the layers whose hidden states are looked at, those whose attention is), each in rising order."""
     sources = [(SOURCES.named(site), layer) for site, layer in keys]
     hidden = {source.hidden_layer(teacher, layer) for source, layer in sources}
@@ -110,7 +121,8 @@ def widths_of(teacher: Teacher, keys: Sequence[SignalKey]) -> list[int]:
 
 def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> dict[int, Captured]:
     parts: dict[int, Captured] = {}
-    if layers and teacher.attention is not None and teacher.trunk.modules:
+    if layers:
+        assert teacher.attention is not None
         with teacher.attention.capture({layer: teacher.trunk.modules[layer - 1] for layer in layers}) as parts:
             teacher.model.base_model(**probe_inputs(teacher.model, FEWEST_TOKENS))
     for layer in layers:

@@ -1,4 +1,4 @@
-"""One shard's rows -> batches; and what the teacher says about these -> the shard's row groups.
+"""One shard's rows -> batches of similar length; and what the teacher gives for these -> the shard's row groups.
 
 Batches never decide anything that is written: row groups are cut from the rows' lengths, whatever the budget.
 """
@@ -6,17 +6,14 @@ Batches never decide anything that is written: row groups are cut from the rows'
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, join
 from shared.dump.shards import row_group_sizes
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tasks import TokenizedRow
-from teacher_dump.batches import Batch, cut_batches, pad, shard_order
-from teacher_dump.engines.transformers.packing import packed_inputs
-from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.engines.base import Engine
+from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Columns, extract
 
 
@@ -45,31 +42,38 @@ class ShardRows:
         return sum(self.lengths)
 
 
-def batches_of(teacher: Teacher, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
+def shard_order(rows: Sequence[TokenizedRow]) -> list[int]:
+    """Longest first (so that memory runs out at once or not at all), then by row number."""
+    return sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
+
+
+def cut_batches(
+    lengths: Sequence[int], batch_tokens: Callable[[], int], most_rows: int | None = None
+) -> Iterator[slice]:
+    """Slices of rows, given in falling order of length, that hold at most `batch_tokens()` tokens with their padding,
+    a number that is asked for anew for each slice."""
+    start = 0
+    while start < len(lengths):
+        count = max(1, batch_tokens() // max(1, lengths[start]))
+        stop = min(start + min(count, most_rows or count), len(lengths))
+        yield slice(start, stop)
+        start = stop
+
+
+def batches_of(engine: Engine, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
     """The shard's batches, on the host."""
-    for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if teacher.one_row_a_batch else None):
-        yield batch_of(teacher, shard.rows[part], shard.numbers[part])
-
-
-def batch_of(teacher: Teacher, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-    """Rows as one batch: without padding where the teacher's attention allows it."""
-    has_tokens = any(len(row.input_ids) for row in rows)  # without one, padding is all that a model could be given
-    if teacher.packs and teacher.attention is not None and has_tokens:
-        inputs = packed_inputs(rows, teacher.attention.first_position, torch.device("cpu"))
-        batch = Batch(rows, numbers, inputs, packed=True)
-    else:
-        batch = pad(rows, numbers, teacher.pad_token_id)
-    return batch.pinned() if teacher.device.type == "cuda" else batch
+    for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if engine.one_row_a_batch else None):
+        yield engine.batch(shard.rows[part], shard.numbers[part])
 
 
 def annotate_rows(
-    teacher: Teacher, manifest: Manifest, shard: ShardRows, batches: Iterable[Batch], progress: Progress
+    engine: Engine, manifest: Manifest, shard: ShardRows, batches: Iterable[Batch], progress: Progress
 ) -> Iterator[RowGroup]:
     """A few rows, as batches -> their row groups, one batch after the other: for samples."""
 
     def pieces() -> Iterator[tuple[int, Columns]]:
         for batch in batches:
-            columns = extract(teacher, manifest, batch).columns(manifest)
+            columns = extract(engine, manifest, batch).columns(manifest)
             progress.advance(batch.tokens)
             yield len(batch.rows), columns
 

@@ -1,9 +1,9 @@
-"""Batches of rows of similar length by token budget, in an order that the shard's rows alone decide.
+"""What a teacher is given at once: some rows as tensors.
 
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,24 +77,6 @@ class Batch:
         return replace(
             self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         )
-
-
-def shard_order(rows: Sequence[TokenizedRow]) -> list[int]:
-    """Longest first (so that memory runs out at once or not at all), then by row number."""
-    return sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
-
-
-def cut_batches(
-    lengths: Sequence[int], batch_tokens: Callable[[], int], most_rows: int | None = None
-) -> Iterator[slice]:
-    """Slices of rows, given in falling order of length, that hold at most `batch_tokens()` tokens with their padding,
-    a number that is asked for anew for each slice."""
-    start = 0
-    while start < len(lengths):
-        count = max(1, batch_tokens() // max(1, lengths[start]))
-        stop = min(start + min(count, most_rows or count), len(lengths))
-        yield slice(start, stop)
-        start = stop
 
 
 def pad(rows: Sequence[TokenizedRow], numbers: Sequence[int], pad_token_id: int) -> Batch:

@@ -1,0 +1,78 @@
+"""Models of the transformers library, as an engine."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shared.dump.codecs import Exact
+from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.signals import SignalKey
+from shared.errors import TeacherError
+from shared.text.tasks import TokenizedRow
+from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
+from teacher_dump.engines.batch import Batch
+from teacher_dump.engines.fingerprint import fingerprint_of
+from teacher_dump.engines.transformers.forward import run
+from teacher_dump.engines.transformers.packing import packed_inputs
+from teacher_dump.engines.transformers.signals import SOURCES, widths_of
+from teacher_dump.engines.transformers.teacher import Teacher
+
+
+class TransformersEngine(Engine):
+    """A model of the transformers library; `name` is its folder or hub id."""
+
+    def __init__(self, name: str, teacher: Teacher) -> None:
+        self.name, self.teacher = name, teacher
+        self.architecture = type(teacher.model).__name__
+        self.device, self.dtype, self.vocabulary = teacher.device, teacher.dtype, teacher.vocabulary
+        self.one_row_a_batch = teacher.one_row_a_batch
+        self.pad_token_id = teacher.pad_token_id
+
+    def facts(self) -> TeacherFacts:
+        model = self.teacher.model
+        return TeacherFacts(
+            name=self.name,
+            revision=getattr(model.config, "_commit_hash", None),
+            architecture=self.architecture,
+            parameters=model.num_parameters(),
+            fingerprint=fingerprint(model),
+            attention_heads=getattr(model.config.get_text_config(), "num_attention_heads", None),
+        )
+
+    def offers(self) -> Mapping[str, Sequence[int | None]]:
+        return {site: source.layers(self.teacher) for site, source in SOURCES.items()}
+
+    def widths(self, keys: Sequence[SignalKey]) -> list[int]:
+        return widths_of(self.teacher, keys)
+
+    def batch(self, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
+        """Rows as one batch on the host: without padding where the model's attention allows it."""
+        attention = self.teacher.attention
+        has_tokens = any(len(row.input_ids) for row in rows)  # without one, padding is all that a model could be given
+        if not (self.teacher.packs and attention is not None and has_tokens):
+            return super().batch(rows, numbers)
+        inputs = packed_inputs(rows, attention.first_position, torch.device("cpu"))
+        return self.on_host(Batch(rows, numbers, inputs, packed=True))
+
+    def run(self, batch: Batch, wanted: Wanted) -> TeacherOutputs:
+        return run(self.teacher, batch, wanted)
+
+    def exact(self, name: str, states: str) -> Exact:
+        if self.teacher.head is None:
+            raise TeacherError(f"--exact: {self.architecture} has no head over its vocabulary; choose another rule.")
+        return self.teacher.head.exact(name, states)
+
+    def word_embeddings(self) -> Tensor:
+        weight_VD: Tensor = self.teacher.model.get_input_embeddings().weight
+        return weight_VD
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the configuration and every weight, so that two teachers are equal only when they compute alike."""
+    config = model.config.to_diff_dict()
+    for key in ("transformers_version", "_name_or_path", "dtype", "architectures"):
+        config.pop(key, None)
+    return fingerprint_of(json.dumps(config, sort_keys=True, default=str), model.state_dict())

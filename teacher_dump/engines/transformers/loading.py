@@ -1,0 +1,191 @@
+"""A model of transformers: described, loaded, and checked to be fit for the task.
+
+Shapes: B rows, L tokens of the longest, V vocabulary.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shared.errors import TeacherError, UsageError
+from shared.text.tasks import Task, check_tokenizer
+from teacher_dump.engines.base import TeacherDescription
+from teacher_dump.engines.devices import device_named
+from teacher_dump.engines.transformers.attention import Attention
+from teacher_dump.engines.transformers.engine import TransformersEngine
+from teacher_dump.engines.transformers.head import VocabularyHead
+from teacher_dump.engines.transformers.layers import Layers
+from teacher_dump.engines.transformers.teacher import Teacher, own_pad_token
+from teacher_dump.request import Request
+
+transformers.utils.logging.disable_progress_bar()
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+# Of a device's memory; the rest is for batches.
+WEIGHTS_SHARE = 0.8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Description(TeacherDescription):
+    """A model's configuration and tokenizer."""
+
+    request: Request
+    task: Task
+    config: Any
+
+    def load(self) -> TransformersEngine:
+        """The model with its weights, on its device. Raises what `load_teacher` does."""
+        return TransformersEngine(self.request.teacher, load_teacher(self))
+
+
+def describe(request: Request, task: Task) -> Description:
+    """The configuration and tokenizer of a folder or a hub id.
+
+    Raises:
+        TeacherError: where there is no model, or none with a head for the task.
+        UsageError: where the tokenizer cannot serve the task.
+    """
+    source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
+    if not Path(request.teacher).is_dir() and not _HUB_ID.fullmatch(request.teacher):
+        raise TeacherError(f"{request.teacher}: there is no such folder; give a model's folder or a hub id.")
+    try:
+        config = AutoConfig.from_pretrained(request.teacher, **source)
+        tokenizer = AutoTokenizer.from_pretrained(request.teacher, **source)
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
+        ) from None
+    check_tokenizer(task, tokenizer)
+    longest_row = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Description(tokenizer, _label_names(request, task, config), longest_row, request, task, config)
+
+
+def _label_names(request: Request, task: Task, config: Any) -> tuple[str, ...] | None:
+    if task.classes not in ("labels", "spans"):
+        return None
+    # Every configuration has label names, generic ones at least; without the head they would be held against the data.
+    architectures, head = config.architectures or [], task.auto_class.removeprefix("AutoModel")
+    if architectures and not any(name.endswith(head) for name in architectures):
+        raise TeacherError(
+            f"{request.teacher}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first "
+            "(distill run) or choose the task it was trained for."
+        )
+    return task.label_names or tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+
+def load_teacher(description: Description) -> Teacher:
+    """A model with its weights, on its device, checked to be fit for the task.
+
+    Raises:
+        TeacherError: for a missing head, or a vocabulary smaller than the tokenizer's.
+        UsageError: for a device that is not there.
+    """
+    request, task, config = description.request, description.task, description.config
+    if request.device_map not in ("none", "auto"):
+        raise UsageError(f"--device-map {request.device_map!r}: use none or auto.")
+    device = device_named(request.device)
+    dtype = _dtype(request.dtype, device)
+    loader = getattr(transformers, task.auto_class)
+    device_map = "auto" if request.device_map == "auto" or _is_too_large(loader, config, dtype, device) else None
+    try:
+        model, info = loader.from_pretrained(
+            request.teacher,
+            config=config,
+            dtype=DTYPES[dtype],
+            revision=request.revision,
+            trust_remote_code=request.trust_remote_code,
+            use_safetensors=True,
+            device_map=device_map,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(
+            f"{request.teacher}: cannot be loaded as {task.auto_class} ({_first_line(error)})."
+        ) from None
+    # An encoder's pooler is no part of what is recorded, and many checkpoints come without it.
+    missing = sorted(key for key in info["missing_keys"] if task.classes or "pooler" not in key)
+    if missing:
+        raise TeacherError(
+            f"{request.teacher}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
+            f"which the task {task.name} needs: this checkpoint lacks that head. Fine-tune it first (distill run) or "
+            "choose the task it was trained for."
+        )
+    model.eval().requires_grad_(False)
+    if device_map is None:
+        model.to(device)
+    model.config.use_cache = False  # keys and values would be kept for tokens that are never generated
+    text_config = model.config.get_text_config()
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(description.tokenizer) > embeddings:
+        raise TeacherError(
+            f"{request.teacher}: its tokenizer has {len(description.tokenizer):,} entries but the model only "
+            f"{embeddings:,}; this tokenizer belongs to another model."
+        )
+    head = VocabularyHead(model) if task.classes == "vocabulary" else None
+    if "next-token" in task.recorded.values() and _looks_ahead(model):
+        raise TeacherError(
+            f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
+            "no causal language model; choose masked-lm, or a decoder as the teacher."
+        )
+    own_pad = own_pad_token(model)
+    attention = Attention.take_over(model)
+    return Teacher(
+        model,
+        model.device,
+        dtype,
+        head,
+        trunk=Layers(model),
+        attention=attention,
+        packs=attention is not None and attention.packs and "row" not in task.recorded.values(),
+        pad_token_id=(description.tokenizer.pad_token_id or 0) if own_pad is None else own_pad,
+        token_types=_knows_token_types(text_config, description.tokenizer),
+        vocabulary=head.vocabulary if head else embeddings,
+        width=text_config.hidden_size,
+        layers=text_config.num_hidden_layers,
+    )
+
+
+def _knows_token_types(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Not to be tried out: GPT-2, for one, takes token types for tokens and adds their embeddings."""
+    types = getattr(config, "type_vocab_size", None)
+    return "token_type_ids" in tokenizer.model_input_names if types is None else types > 1
+
+
+@torch.inference_mode()
+def _looks_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what is said before it."""
+    ids_BL = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], device=model.device)
+    logits_BLV = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits.float()
+    return not torch.allclose(logits_BLV[0, :-1], logits_BLV[1, :-1], rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+def _is_too_large(loader: Any, config: Any, dtype: str, device: torch.device) -> bool:
+    """Whether the weights alone would fill a CUDA device, so that they are spread over all of them."""
+    if device.type != "cuda":
+        return False
+    with torch.device("meta"):
+        parameters = loader.from_config(config).num_parameters()
+    return parameters * DTYPES[dtype].itemsize > WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _dtype(name: str, device: torch.device) -> str:
+    """auto: bfloat16 where CUDA has it, float16 on older CUDA, float32 elsewhere."""
+    if name not in ("auto", *DTYPES):
+        raise UsageError(f"--dtype {name!r}: use auto, {', '.join(DTYPES)}.")
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
