@@ -31,7 +31,7 @@ TAKEN = {
 }
 GROUPS = sorted({group for groups in TAKEN.values() for group in groups}, key=lambda group: group.__name__)
 # Gold labels may be missing where a teacher runs; eval's length is by default what the model takes.
-FROM_PYTHON = {"signals"}  # the command line has shorthands for them
+FROM_PYTHON = {"engine", "signals"}  # the command line has shorthands for them
 OTHERWISE_IN_DUMP = {"label_column", "tags_column", "answers_column"}
 OTHERWISE_IN_EVAL = {"max_length"}
 # A recipe learns nothing from rows of one token.
