@@ -32,6 +32,8 @@ class Loss(BaseModel, ABC):
 
     # Whether it needs the logits alone, position by position, so that they can come in slices.
     by_position: ClassVar[bool] = False
+    # Whether it compares the student with a teacher. (Gold labels may come with a dump, too.)
+    has_teacher: ClassVar[bool] = True
 
     weight: float = Field(default=1.0, gt=0)
     kind: str

@@ -144,6 +144,7 @@ class GoldLoss(Loss):
     """Cross-entropy with the gold labels (of a language model: the text's own tokens) where there are any."""
 
     by_position = True
+    has_teacher = False
 
     kind: Literal["gold"] = "gold"
 

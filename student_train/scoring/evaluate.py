@@ -15,9 +15,10 @@ from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.reading import scored_columns_of
 from shared.text.tasks import Task
 from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.scoring.agreement import agreement_of
 from student_train.scoring.latency import first_batches, latencies
 from student_train.scoring.models import label_names_of, load_model, longest_row
-from student_train.scoring.predictions import EVAL_ROWS, agree, predict
+from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.scoring.report import Report
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
 
@@ -54,18 +55,19 @@ def evaluate(
     columns = scored_columns_of(task, names)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
     is_about_spans = task.classes == "spans"
-    predictions = predict(model, source, [OFFSETS] if is_about_spans else [])[0].with_lost_words(source.lost_words)
+    predictions = predictions_of(model, source, [OFFSETS] if is_about_spans else [])
+    predictions = predictions.with_lost_words(source.lost_words)
     if is_about_spans:
         predictions.examples = dict(enumerate(source.examples()))
     assert task.metrics is not None
     groups = None
     if names.group_column is not None:
         groups = score_groups(names.group_column, source.group_of_row, predictions, task.metrics)
-    agreement = divergence = None
+    agreement = None
     if dump is not None:
         held_out = open_held_out(dump, task, label_names)
         check_same_tokenizer(model_path, held_out)
-        agreement, divergence = agree(model, held_out)
+        agreement = agreement_of(model, held_out)
     latency_ms, *others = _latencies(model, Path(model_path) / MODEL_FILE, source)
     return Report(
         model=str(model_path),
@@ -76,8 +78,8 @@ def evaluate(
         latency_ms=latency_ms,
         device=str(where),
         threads=torch.get_num_threads(),
-        agreement=agreement,
-        divergence=divergence,
+        agreement=None if agreement is None else agreement.share,
+        divergence=None if agreement is None else agreement.divergence,
         groups=groups,
         onnxruntime_latency_ms=others[0] if others else {},
         questions=source.questions,

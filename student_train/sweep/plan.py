@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
 from shared.validation import in_words
-from student_train.losses.logits import GoldLoss
 from student_train.recipe.recipe import Recipe, read_recipe, read_toml
 from student_train.recipe.sections import Section
 from student_train.sweep.names import name_of, override
@@ -99,9 +98,9 @@ class Run:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether any loss asks what the teacher said; gold labels may come with a dump, too."""
+        """Whether any loss compares the student with a teacher."""
         losses = (*self.recipe.loss, *(spec for stage in self.recipe.stage for spec in stage.loss))
-        return any(not isinstance(spec, GoldLoss) for spec in losses)
+        return any(spec.has_teacher for spec in losses)
 
 
 @dataclass(frozen=True)

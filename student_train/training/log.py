@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 from shared.dump.codecs import DenseTargets, Targets
 from shared.progress import Progress, human_seconds
 from student_train.forward.outputs import Outputs
+from student_train.scoring.agreement import is_agreed
 
 LOOK_POSITIONS = 64
 
@@ -43,7 +44,7 @@ def look(outputs: Outputs, distributions: Targets) -> Sums:
     distributions = distributions.part(slice(None, None, step)).resized(logits_NV.shape[-1])
     sums = {
         "positions": torch.full((), len(logits_NV), dtype=torch.float32, device=logits_NV.device),
-        AGREEMENT: (logits_NV.argmax(-1) == distributions.argmax()).float().sum(),
+        AGREEMENT: is_agreed(logits_NV, distributions).float().sum(),
     }
     if isinstance(distributions, DenseTargets):
         return sums

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from shared.dump.signals import DISTRIBUTION, SignalKey
 from shared.errors import RecipeError
 from shared.text.metrics import Predictions
 from student_train.data.batches import in_order
@@ -24,6 +23,7 @@ from student_train.losses.base import Loss, columns_of, outputs_for
 from student_train.losses.projections import PROJECTIONS
 from student_train.losses.total import total_loss
 from student_train.recipe.sections import EPOCHS_BETWEEN_SCORES, ValidationSection
+from student_train.scoring.agreement import Agreement, agreement_of
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.training import ranks
 from student_train.training.stages import Stage
@@ -113,7 +113,7 @@ class Validation:
         if self.metric == LOSS:
             return self._losses(student, rows)
         if self.metric == AGREEMENT:
-            return _agreed(student, rows)
+            return agreement_of(student, rows, with_divergence=False)
         return predictions_of(student, rows)
 
     def _joined(self, parts: Sequence[Any]) -> float:
@@ -123,8 +123,7 @@ class Validation:
             weights = np.asarray([spec.weight for spec in self.loss])
             return float((weights * values / np.maximum(places, 1)).sum())
         if self.metric == AGREEMENT:
-            agreed, positions = np.sum(parts, axis=0)
-            return float(agreed / max(positions, 1))
+            return sum(parts, Agreement()).share
         assert self.rows.task.metrics is not None
         return self.rows.task.metrics(_as_one(parts))[self.metric]
 
@@ -141,23 +140,6 @@ class Validation:
             values += counts * np.asarray([float(value) for value in parts.values()])
             places += counts
         return values.tolist(), places.tolist()
-
-
-def _agreed(student: PreTrainedModel, rows: Source) -> tuple[int, int]:
-    """(recorded positions where the student's first choice is the teacher's, all of them)."""
-    assert rows.distribution is not None
-    head = plain_head(student) if rows.task.classes == "vocabulary" else None
-    columns = rows.columns_of({SignalKey(DISTRIBUTION)})
-    agreed = positions = 0
-    for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
-        batch = batch.to(student.device)
-        distributions = targets_of(batch, rows).distributions
-        assert distributions is not None
-        for part, logits_NV in outputs_for((), student, batch, rows, head).parts():
-            teacher_N = distributions.part(part).resized(logits_NV.shape[-1]).argmax()
-            agreed += int((logits_NV.argmax(-1) == teacher_N).sum())
-            positions += len(logits_NV)
-    return agreed, positions
 
 
 def _as_one(parts: Sequence[Predictions]) -> Predictions:

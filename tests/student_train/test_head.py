@@ -22,7 +22,7 @@ from student_train.forward.observe import outputs_of, targets_of
 from student_train.losses.logits import GoldLoss, KLLoss, TeacherLabelLoss
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate, predictions
+from student_train.scoring import agreement, evaluate
 from student_train.training import trainer
 
 # Task, kind, configuration, what follows the projection.
@@ -185,7 +185,8 @@ def trained(output: Path, dump: Path, losses: list[dict[str, Any]]) -> tuple[dic
     )
     distill.run(recipe, resume=False)
     model, _ = evaluate.load_model(output, None)
-    return {name: value.clone() for name, value in model.state_dict().items()}, evaluate.agree(model, DumpSource(dump))
+    found = agreement.agreement_of(model, DumpSource(dump))
+    return {name: value.clone() for name, value in model.state_dict().items()}, (found.share, found.divergence)
 
 
 @pytest.mark.parametrize("name", DUMPS)
@@ -199,7 +200,7 @@ def test_training_and_scoring_in_slices_end_at_the_same_weights_and_scores(
     monkeypatch.setattr(head.StudentHead, "run", lambda *arguments: ran.append(1) or run(*arguments))
     weights, scores = trained(tmp_path / "sliced", dumps[name], losses)
     assert ran, "nothing was sliced"
-    for module in (trainer, predictions):
+    for module in (trainer, agreement):
         monkeypatch.setattr(module, "plain_head", lambda model: None)
     expected_weights, expected_scores = trained(tmp_path / "whole", dumps[name], losses)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=2e-5)

@@ -24,7 +24,7 @@ from student_train.data.batches import TrainingBatches
 from student_train.data.sources import DumpSource
 from student_train.forward.outputs import Outputs
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate
+from student_train.scoring.agreement import agreement_of
 from student_train.training import log as training_log
 from student_train.training import stage_run
 from student_train.training.log import LOOK_POSITIONS, Account, line, look
@@ -181,10 +181,10 @@ def test_a_run_tells_its_trackers_what_a_plain_computation_gives(
     seen = tracked(made)
     assert [values["step"] for values in seen] == [2, 4]
     student = getattr(transformers, TASKS[TASK].auto_class).from_pretrained(made.output).eval()
-    agreement, divergence = evaluate.agree(student, DumpSource(dumps[TASK]))
+    found = agreement_of(student, DumpSource(dumps[TASK]))
     for values in seen:
-        assert values["agreement"] == pytest.approx(agreement)
-        assert values["loss/kl"] == pytest.approx(divergence, rel=1e-4)
+        assert values["agreement"] == pytest.approx(found.share)
+        assert values["loss/kl"] == pytest.approx(found.divergence, rel=1e-4)
         assert values["loss"] == pytest.approx(values["loss/kl"] + 0.5 * values["loss/gold"], rel=1e-4)
         assert values["tokens_per_second"] > 0
         assert 0 <= values["loader_share"] <= 1
