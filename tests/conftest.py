@@ -6,6 +6,7 @@ session-scoped, so that fixtures of any scope may call them; each call makes a f
 
 import copy
 import csv
+import gc
 import json
 import os
 import random
@@ -314,3 +315,12 @@ def make_dump(
         return out
 
     return make
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: garbage collections, one a training run, need not look at it.
+
+    Otherwise most of a tiny run's time goes there, and a forked process copies all the memory that it looks at.
+    """
+    gc.collect()
+    gc.freeze()

@@ -22,15 +22,9 @@ from student_train.data import sources
 from student_train.data.batches import collate, in_order
 from student_train.data.sources import DumpSource, Source, TextSource
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
 MARKS = "{% generation %}{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"
-
-
-@pytest.fixture(autouse=True)
-def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

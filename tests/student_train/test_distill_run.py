@@ -19,15 +19,8 @@ from shared.storage.files import only_one
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate
 from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
-
-
-@pytest.fixture(autouse=True)
-def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-
 
 # ---------------------------------------------------------------- what a run leaves
 

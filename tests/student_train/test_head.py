@@ -48,7 +48,6 @@ SPECS = (KLLoss(tail="class"), GoldLoss(weight=0.5), TeacherLabelLoss())
 def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "FEWEST_POSITIONS", 10)
     monkeypatch.setattr(fused, "SLICE_VALUES", {"cpu": 1})
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

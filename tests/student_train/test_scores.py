@@ -24,11 +24,6 @@ from student_train.scoring import evaluate
 from tests.student_train.runs import KL, TRANSFORMER, recipe
 
 
-@pytest.fixture(autouse=True)
-def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-
-
 @lru_cache
 def loaded(folder: Path, task: str) -> tuple[Any, Any]:
     return (

@@ -1,5 +1,6 @@
 """Scores by group, and words that no model saw: what `distill eval` says is what a plain loop over the file says."""
 
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -49,12 +50,18 @@ def models(make_teacher: Callable[..., Path]) -> dict[str, Path]:
     return {task: make_teacher(task) for task in ("token-classification", "sequence-classification", "causal-lm")}
 
 
+@functools.cache
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """A tagger's tokenizer and the model itself."""
+    return AutoTokenizer.from_pretrained(folder), AutoModelForTokenClassification.from_pretrained(folder).eval()
+
+
 def first_pieces(folder: Path, words: list[str], max_length: int) -> dict[int, str]:
     """word -> tag that the model gives its first piece, by transformers alone; words it does not see are not in."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForTokenClassification.from_pretrained(folder)
+    tokenizer, model = loaded(folder)
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length, return_tensors="pt")
     with torch.no_grad():
-        tags = model.eval()(**encoded).logits[0].argmax(-1).tolist()
+        tags = model(**encoded).logits[0].argmax(-1).tolist()
     at = encoded.word_ids(0)
     return {word: TAGS[tags[at.index(word)]] for word in {each for each in at if each is not None}}
 

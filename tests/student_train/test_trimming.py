@@ -209,7 +209,6 @@ def test_the_saved_folder_predicts_from_plain_text_as_the_trained_student(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=train(texts), pad_token="[PAD]", unk_token="[UNK]")
     dump = make_dump(teacher=make_teacher("sequence-classification", tokenizer=tokenizer))
     trained: list[PreTrainedModel] = []

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,15 @@ def test_children_of_a_killed_process_end(tmp_path: Path) -> None:
     wait_until(lambda: is_gone(pid))
 
 
+@pytest.fixture
+def _as_in_the_foreground() -> Iterator[None]:
+    """Ctrl-C interrupts; a shell that starts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_as_in_the_foreground")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_interrupt_like_ctrl_c(number: int) -> None:
     before = signal.getsignal(number)

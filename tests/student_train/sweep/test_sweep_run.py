@@ -18,7 +18,6 @@ from shared.errors import DumpError, LecternError, RecipeError, UsageError
 from shared.storage.files import only_one
 from student_train import cli
 from student_train import sweep as sweeps
-from student_train.scoring import evaluate
 from student_train.sweep import children
 from student_train.sweep.folder import check_same_recipe
 
@@ -102,7 +101,6 @@ class Forked:
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children.subprocess, "Popen", Forked)
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
 
 
 def sweep(file: Path, jobs: int | None = None) -> sweeps.Outcome:
