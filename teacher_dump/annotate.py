@@ -15,7 +15,7 @@ from itertools import groupby
 from shared.ahead import ahead
 from shared.dump.card import write_card
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
-from shared.dump.shards import read_receipt, shard_path, write_shard
+from shared.dump.shards import read_receipt, read_receipts, shard_path, write_shard
 from shared.dump.weights import load_weights
 from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
@@ -231,7 +231,8 @@ class _Mine:
 
 
 def _missing(plan: Plan) -> list[int]:
-    return [index for index in range(plan.manifest.shards) if read_receipt(plan.request.folder, index) is None]
+    finished = read_receipts(plan.request.folder, plan.manifest.shards)
+    return [index for index in range(plan.manifest.shards) if index not in finished]
 
 
 def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:

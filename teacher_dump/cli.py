@@ -83,11 +83,11 @@ def _estimate(plan: "Plan", found: "Estimate") -> str:
 
 def _outcome(plan: "Plan", outcome: "Outcome") -> str:
     """What this process has written, and what there is now."""
-    from shared.dump.shards import read_receipt
+    from shared.dump.shards import read_receipts
 
     out = plan.request.folder
-    receipts = [read_receipt(out, index) for index in range(outcome.shards)]
-    if None not in receipts and not outcome.made:
+    receipts = read_receipts(out, outcome.shards)
+    if not outcome.made and len(receipts) == outcome.shards:
         return f"\n{out} is complete already: {outcome.shards} shards, nothing to do."
     if not outcome.made:
         return f"\n{out}: nothing is left for this process; others are at work on what is missing."
@@ -97,7 +97,7 @@ def _outcome(plan: "Plan", outcome: "Outcome") -> str:
             f"\n{outcome.full_rows:,} rows have the full --max-length of {plan.request.max_length} tokens and may have "
             "been cut.\n"
         )
-    size = sum(receipt.bytes for receipt in receipts if receipt is not None)
+    size = sum(receipt.bytes for receipt in receipts.values())
     return (
         f"{cut}\n{out}: {outcome.made} of {outcome.shards} shards written, {outcome.tokens:,} tokens in "
         f"{human_seconds(outcome.seconds)} ({outcome.tokens / outcome.seconds:,.0f} tokens/s); "

@@ -4,15 +4,14 @@ from pathlib import Path
 
 from shared.dump.manifest import read_manifest
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import read_receipt
+from shared.dump.shards import read_receipts
 from shared.storage import Folder
 
 
 def write_card(folder: Folder) -> None:
     """Write the card of the dump in `folder`."""
     manifest = read_manifest(folder)
-    receipts = [read_receipt(folder, index) for index in range(manifest.shards)]
-    finished = [receipt for receipt in receipts if receipt is not None]
+    finished = read_receipts(folder, manifest.shards).values()
     columns = "\n".join(
         f"| `{field.name}` | {field.type} | {(field.metadata or {}).get(b'description', b'').decode()} |"
         for field in shard_schema(manifest)

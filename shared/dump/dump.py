@@ -11,7 +11,7 @@ from shared.dump.codecs import DistributionCodec
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import Receipt, read_receipt, shard_path
+from shared.dump.shards import Receipt, read_receipts, shard_path
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
@@ -40,8 +40,7 @@ class Dump:
     @cached_property
     def receipts(self) -> dict[int, Receipt]:
         """The receipts of all committed shards, by shard index."""
-        found = ((index, read_receipt(self.path, index)) for index in range(self.manifest.shards))
-        return {index: receipt for index, receipt in found if receipt is not None}
+        return read_receipts(self.path, self.manifest.shards)
 
     def require_complete(self) -> None:
         """Raises DumpError where a shard is missing, so that nobody trains on part of a corpus unawares."""
