@@ -42,9 +42,10 @@ class ForwardPass:
 class Source(ABC):
     """Where a site's vectors come from. Layers count as in transformers; None is for what is not looked at."""
 
-    @abstractmethod
     def layers(self, teacher: Teacher) -> Sequence[int | None]:
-        """The layers that have them, in rising order; none where the teacher does not show them."""
+        """The layers that have them, in rising order; none where the teacher does not show them. (None,), as here, for
+        a site that is no layer's."""
+        return (None,)
 
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         """The layer whose hidden states it is made from."""
