@@ -58,7 +58,8 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     def flat(**given: Any) -> Result:
         filled = {}
         for name, group in groups.items():
-            values = {option.name: given.pop(option.name) for option in options_of(group)}
+            # From Python a command may be called with some of its options; the others have the group's defaults.
+            values = {option.name: given.pop(option.name) for option in options_of(group) if option.name in given}
             # typer gives lists; a frozen value holds tuples.
             filled[name] = group(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         return command(**filled, **given)
