@@ -12,6 +12,7 @@ from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
 from shared.dump.shards import Receipt, read_receipts, shard_path
+from shared.dump.signals import Per
 from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
@@ -88,8 +89,9 @@ class Dump:
         return self.manifest.layout.positions(self)
 
     def vectors(self, name: str) -> pl.LazyFrame:
-        """The vectors of signal `name` ("hidden.6"): row, position, vector (list of float32). One row a token, or of a
-        signal that is recorded once a row one row a row, without a position.
+        """The vectors of signal `name` ("hidden.6"): row, position, vector (list of float32). One row a token; of a
+        signal that is recorded at the recorded positions alone, or once a row, one for each of those (without a
+        position, where it is about the whole row).
 
         Raises:
             DumpError: when there is no such signal, naming those there are.
@@ -99,18 +101,24 @@ class Dump:
             raise DumpError(f"{self.path}: no vectors named {name!r} in this dump; it has {have}.")
         codec = self.manifest.vectors[name]
         raw = [column.name for column in codec.columns]
-        if self.manifest.per_column[raw[0]] == "row":
-            no_position = pl.lit(None, dtype=pl.Int32).alias("position")
-            frame = self.scan().select("row", *raw).explode(raw)
-            return frame.select("row", no_position, codec.vector_expr().alias("vector"))
         length = pl.col("input_ids").list.len().cast(pl.Int64)
-        return (
+        positions: dict[Per, pl.Expr | None] = {
+            "token": pl.int_ranges(0, length, dtype=pl.Int32),
+            "position": self.manifest.layout.per_position(self.labelled).get("position"),
+            "row": None,
+        }
+        position = positions[self.manifest.per_column[raw[0]]]
+        known = {} if position is None else {"position": position}
+        frame = (
             self.scan()
-            .select("row", pl.int_ranges(0, length, dtype=pl.Int32).alias("position"), *raw)
+            .select("row", *raw, **known)
             .filter(pl.col(raw[0]).list.len() > 0)
-            .explode("position", *raw)
-            .select("row", "position", codec.vector_expr().alias("vector"))
+            .explode(*raw, *known)
+            .with_columns(vector=codec.vector_expr())
         )
+        if position is None:
+            frame = frame.with_columns(position=pl.lit(None, dtype=pl.Int32))
+        return frame.select("row", "position", "vector")
 
     def word_embeddings(self) -> Tensor:
         """The teacher's input word embeddings [V, D], float16, read from the disk at each call.

@@ -124,8 +124,12 @@ class Signal(BaseModel):
 
     def describe(self) -> str:
         """A few words for people."""
-        layer = "" if self.layer is None else f"layer {self.layer}, "
-        return f"{self.name} ({layer}{self.codec.describe()})"
+        if self.is_distribution:
+            return f"{self.name} ({self.codec.describe()})"
+        words = SITES[self.site].words if self.site in SITES else self.site
+        return (
+            f"{self.name} ({words}{'' if self.layer is None else f' of layer {self.layer}'}: {self.codec.describe()})"
+        )
 
     def with_codec(self, codec: Codec) -> "Signal":
         """The same signal by another codec."""

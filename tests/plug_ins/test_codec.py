@@ -1,5 +1,6 @@
 """Codecs from outside, through the tables alone: of distributions and of vectors, from a dump to a student's scores."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,8 +13,20 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from shared import Dump
-from shared.dump.codecs import CODECS, VECTOR_KINDS, Column, DenseTargets, DistributionCodec, VectorCodec
+from shared.dump.codecs import (
+    CODECS,
+    RULES,
+    VECTOR_KINDS,
+    Column,
+    DenseTargets,
+    DistributionCodec,
+    Sparse,
+    VectorCodec,
+)
 from shared.dump.codecs.base import refuse_broken
+from shared.dump.codecs.selection.rule import Kept, Rule
+from shared.dump.codecs.selection.rules import kept_of_top, most_probable
+from shared.dump.codecs.selection.softmax import Softmax
 from shared.dump.codecs.vectors.low_rank import LowRankVectors
 from shared.errors import DumpError, UsageError
 from shared.text.columns import ScoredColumns
@@ -95,11 +108,32 @@ class Signs(VectorCodec):
         return signs.list_expr().cast(pl.List(pl.Float32)) * size.expr()
 
 
+class MoreThanHalf(Rule):
+    """Ids more than half as probable as the most probable one."""
+
+    has_floors: ClassVar[bool] = True
+
+    rule: Literal["more-than-half"] = "more-than-half"
+    most: int = 8
+
+    @property
+    def expected_ids(self) -> int:
+        return 2
+
+    def describe(self) -> str:
+        return "more than half of the largest probability"
+
+    def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
+        ids_NK, log_probs_NK = most_probable(softmax, self.most)
+        return kept_of_top(softmax, ids_NK, log_probs_NK, log_probs_NK > log_probs_NK[:, :1] + math.log(0.5))
+
+
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CODECS, "rounded", Rounded)
     monkeypatch.setitem(CODECS, "signs", Signs)
     monkeypatch.setitem(VECTOR_KINDS, "signs", Signs)
+    monkeypatch.setitem(RULES, "more-than-half", MoreThanHalf)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +181,26 @@ def test_from_a_dump_to_a_students_scores(
     report = evaluate(tmp_path / "student", [corpus], ScoredColumns(), dump=folder, device="cpu").as_dict()
     assert report["rows"] == 20
     assert 0 <= report["agreement"] <= 1
+
+
+def test_a_rule_for_choosing_ids_is_plugged_in(
+    tables: None, make_dump: Callable[..., Path], texts: list[str], tmp_path: Path
+) -> None:
+    asked = SignalRequest("distribution", codec="sparse", parameters={"selection": {"rule": "more-than-half"}})
+    folder = make_dump("causal-lm", data=texts[:12], signals=(asked,))
+    dump = Dump(folder)
+    assert isinstance(dump.distribution, Sparse)
+    assert isinstance(dump.distribution.selection, MoreThanHalf)
+    assert dump.verify() == []
+    found = dump.positions().select("log_probs", "tail").collect()
+    counts = found["log_probs"].list.len()
+    assert counts.min() == 1
+    assert 1 < counts.max() <= 8
+    for log_probs, tail in found.rows():
+        # But for the rounding to codes.
+        assert min(log_probs) > max(log_probs) + math.log(0.5) - 0.1
+        assert sum(map(math.exp, log_probs)) + math.exp(tail) == pytest.approx(1, abs=0.02)
+    distill.run(recipe(tmp_path / "student", TRANSFORMER, KL, dump=folder), resume=False)
 
 
 def test_a_dump_goes_on_with_what_was_fitted(

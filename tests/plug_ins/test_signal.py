@@ -18,7 +18,7 @@ from shared.errors import RecipeError, TeacherError, UsageError
 from shared.text.columns import ScoredColumns
 from student_train import distill
 from student_train.data.batch import Batch
-from student_train.data.batches import TrainingBatches
+from student_train.data.batches import TrainingBatches, in_order
 from student_train.data.order import Order
 from student_train.data.sources import DumpSource
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -43,6 +43,17 @@ class MeanOfTokens(Source):
     def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
         rows = passed.tokens(passed.hidden[teacher.layers]).split(list(passed.lengths))
         return torch.stack([row_LD.float().mean(0) for row_LD in rows])
+
+
+class BeforeTheNext(Source):
+    """Hidden states of a layer before each token that is predicted: of every token but a row's last."""
+
+    def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        return layer
+
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        assert layer is not None
+        return torch.cat([row_LD[:-1] for row_LD in passed.tokens(passed.hidden[layer]).split(list(passed.lengths))])
 
 
 class PooledLoss(Loss):
@@ -153,6 +164,25 @@ def test_a_dump_is_finished_as_it_was_begun(dump: Path, teacher: Path, make_dump
     data = dump.parent / "corpus.jsonl"
     make_dump(TASK, teacher=teacher, data=data, out=dump, hidden="1", signals=asked, batch_tokens=60)
     assert shard.read_bytes() == before
+
+
+def test_a_signal_may_be_recorded_at_the_recorded_positions(
+    make_dump: Callable[..., Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SITES, "before", Site("hidden states before a token", per="position", first_layer=0))
+    monkeypatch.setitem(SOURCES, "before", BeforeTheNext())
+    asked = (SignalRequest("before", 1, "float16"),)
+    dump = Dump(make_dump("causal-lm", data=["", "x", *texts[:9]], top_k=2, hidden="1", signals=asked))
+    assert dump.verify() == []
+    found = dump.vectors("before.1").sort("row", "position").collect()
+    positions = dump.positions().select("row", "position").sort("row", "position").collect()
+    assert found.select("row", "position").equals(positions)
+    everywhere = dump.vectors("hidden.1").collect()
+    assert found.equals(found.select("row", "position").join(everywhere, on=["row", "position"], maintain_order="left"))
+    source = DumpSource(dump.path)
+    keys = [SignalKey("distribution"), SignalKey("before", 1)]
+    for batch in in_order(source, source.columns_of(keys), 4):
+        assert len(batch.columns["before.1"]) == len(batch.positions)
 
 
 def test_a_vector_that_no_codec_can_hold_is_refused_with_its_row(
