@@ -48,6 +48,9 @@ class MeanOfTokens(Source):
 class BeforeTheNext(Source):
     """Hidden states of a layer before each token that is predicted: of every token but a row's last."""
 
+    def layers(self, teacher: Teacher) -> range:
+        return range(teacher.layers + 1)
+
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         return layer
 
