@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from shared.text.groups import GroupScores
 
 TaskOption = Annotated[
-    str | None, typer.Option(help="By default what the model's architecture says.", show_default=False)
+    str | None,
+    typer.Option(help="The model's task; by default determined by its architecture.", show_default=False),
 ]
 
 app = typer.Typer(
@@ -29,16 +30,16 @@ app = typer.Typer(
 
 @app.command("run")
 def run_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML): one student and how it learns.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML file): one student and how it is trained.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a key, for instance --set training.seed=1. Repeat it for more."),
+        typer.Option("--set", help="Override a key of the recipe, for instance --set training.seed=1. Repeatable."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run; leave a finished one as it is.")
+        bool, typer.Option("--resume", help="Continue an unfinished run; do nothing if it is finished.")
     ] = False,
 ) -> None:
-    """Train one student as a recipe says, save it and score it on its held-out file."""
+    """Train one student as described in a recipe, save it, and score it on the recipe's held-out file."""
     from student_train import distill
     from student_train.recipe.recipe import read_recipe
     from student_train.training import ranks
@@ -46,7 +47,7 @@ def run_recipe(
     description = read_recipe(recipe, set_ or [])
     if resume and distill.is_finished(description.output):
         if ranks.is_first():
-            typer.echo(f"{description.output} is finished already, nothing to do.")
+            typer.echo(f"{description.output} is already finished, nothing to do.")
         return
     result = distill.run(description, resume)
     if not ranks.is_first():
@@ -60,14 +61,14 @@ def run_recipe(
 @app.command("eval")
 @grouped
 def evaluate_model(
-    student: Annotated[str, typer.Argument(help="A model's folder; a teacher's too.")],
-    data: Annotated[list[str], typer.Option(help="Held-out file with gold labels. Repeat it for more.")],
+    student: Annotated[str, typer.Argument(help="The folder of a model, student or teacher.")],
+    data: Annotated[list[str], typer.Option(help="A held-out file with gold labels. Repeatable.")],
     *,
     dump: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="A dump of held-out rows, a folder or a URL, for the agreement with its teacher.",
+            help="A dump of held-out rows (folder or URL), to measure the agreement with its teacher.",
             show_default=False,
         ),
     ] = None,
@@ -78,14 +79,14 @@ def evaluate_model(
         int | None,
         typer.Option(
             min=1,
-            help="Rows are cut to this many tokens; by default what the model takes, at most 512.",
+            help="Rows are cut to this many tokens; by default the model's maximum, but at most 512.",
             show_default=False,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Also write the scores to this file.", show_default=False)] = None,
 ) -> None:
-    """Score a model folder: the task's metrics, agreement with a dumped teacher, parameters, latency."""
+    """Score a model folder: metrics of its task, agreement with the teacher of a dump, parameters, latency."""
     from json import dumps
 
     from shared.storage.files import write_text_atomically
@@ -101,18 +102,20 @@ def evaluate_model(
 
 @app.command("sweep")
 def run_sweep(
-    sweep: Annotated[Path, typer.Argument(help="A sweep (TOML): recipes, and what varies in them.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their parameters; start none.")] = False,
+    sweep: Annotated[Path, typer.Argument(help="A sweep (TOML file): recipes, and the keys that vary in them.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their numbers of parameters; start none.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Runs at work at once; by default what the sweep says, or one a CUDA device or CPU core.",
+            help="Number of runs at the same time; by default as the sweep says, or one per CUDA device or CPU core.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Train many students from one dump, and compare them. The same command again goes on where it was stopped."""
+    """Train many students from one dump, and compare them. After an interruption, the same command continues."""
     from student_train import sweep as sweeps
 
     plan = sweeps.read_sweep(sweep)
@@ -127,26 +130,27 @@ def run_sweep(
 @app.command("export")
 @grouped
 def export_model(
-    student: Annotated[Path, typer.Argument(help="A model's folder; a teacher's too.")],
+    student: Annotated[Path, typer.Argument(help="The folder of a model, student or teacher.")],
     *,
-    format_: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
+    format_: Annotated[Literal["onnx"], typer.Option("--format", help="The format to write.")] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="The file; by default model.onnx in the folder.", show_default=False)
+        Path | None, typer.Option(help="The output file; by default model.onnx in the folder.", show_default=False)
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Check with these rows, too. Repeat it for more.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A file whose rows are checked in addition to random ones. Repeatable.", show_default=False),
     ] = None,
     task: TaskOption = None,
     names: ColumnNames,
 ) -> None:
-    """Write a model folder as one ONNX file, and check that onnxruntime gives torch's logits."""
+    """Write a model folder as one ONNX file, and check that onnxruntime gives the same logits as torch."""
     from student_train.scoring.export import export
 
     exported = export(student, out, task, data or [], names)
     typer.echo(f"{exported.path}: {exported.path.stat().st_size / 1e6:,.1f} MB of {format_}")
     typer.echo(
-        f"  {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}: within {exported.difference:.1g} of torch's "
-        f"on {exported.rows} rows in {exported.batches} batches"
+        f"  {', '.join(exported.inputs)} -> {', '.join(exported.outputs)}: differ from torch's by at most "
+        f"{exported.difference:.1g} on {exported.rows} rows in {exported.batches} batches"
     )
 
 
@@ -162,8 +166,8 @@ def _print_groups(groups: "GroupScores | None") -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    # Torch warns that it has looked for parameters without a gradient and found none. Read when it is imported.
+    """Run the console script `distill`."""
+    # Silences torch's warning that it found no unused parameters. Torch reads the variable when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     run(app)
 

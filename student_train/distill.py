@@ -1,4 +1,4 @@
-"""The main path of `distill run`: recipe -> source -> student -> stages -> saved student -> scores."""
+"""The main path of `distill run`: recipe -> source -> student -> stage runs -> saved student -> scores."""
 
 import json
 import os
@@ -36,7 +36,7 @@ STAGING = "student.tmp"
 
 @dataclass(frozen=True)
 class Result:
-    """A finished student: its folder, steps and scores (None where the recipe has no [eval], and on ranks but 0)."""
+    """A finished student: its folder, training steps and scores (None without a section [eval], and on ranks > 0)."""
 
     output: Path
     steps: int
@@ -44,17 +44,17 @@ class Result:
 
 
 def run(recipe: Recipe, resume: bool) -> Result:
-    """Train one student, save it and score it. Several processes that a launcher started train it together.
+    """Train one student, save it and score it. If a launcher started several processes, they train it together.
 
     Raises:
-        RecipeError, DumpError, CorpusError: when something does not fit, before the first step.
+        RecipeError, DumpError, CorpusError: before the first step, if recipe, dump and files do not fit together.
     """
     ranks.join(recipe.training.device)
     with ranks.agreed():
         source, student, runs = _prepare(recipe)
     journal = Journal(recipe)
     with ExitStack() as held:
-        ranks.first_does(lambda: _hold(recipe.output, held))
+        ranks.first_does(lambda: _make_and_lock(recipe.output, held))
         try:
             return _train_and_save(recipe, source, student, runs, journal, resume)
         except LecternError:
@@ -64,14 +64,14 @@ def run(recipe: Recipe, resume: bool) -> Result:
 
 
 def check(recipe: Recipe) -> int:
-    """The parameters of a recipe's student. Raises whatever `run` would raise before its first step."""
+    """Return the number of parameters of a recipe's student. Raises what `run` would raise before its first step."""
     return int(_prepare(recipe)[1].num_parameters())
 
 
 def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
-    """What to learn from, the untrained student, and its stages. Raises whatever can be known before the first step."""
+    """Return the source, the untrained student and its stage runs, after every check that needs no training."""
     if is_finished(recipe.output):
-        raise RecipeError(f"{recipe.output}: there is a finished student already; choose another output or delete it.")
+        raise RecipeError(f"{recipe.output}: there is already a finished student; choose another output or delete it.")
     _check_trackers(recipe)
     source = open_source(recipe)
     if recipe.student.checkpoint is not None:
@@ -82,7 +82,7 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
     return source, student, training_plan(recipe, source, student)
 
 
-def _hold(output: Path, held: ExitStack) -> None:
+def _make_and_lock(output: Path, held: ExitStack) -> None:
     output.mkdir(parents=True, exist_ok=True)
     held.enter_context(only_one(output))
 
@@ -114,19 +114,21 @@ def _train_and_save(
 
 
 def is_finished(output: Path) -> bool:
-    """Whether a whole student is there: its configuration is what is saved last."""
+    """Whether a folder holds a complete student; its config.json is the file that is saved last."""
     return (output / "config.json").exists()
 
 
 def open_source(recipe: Recipe) -> Source:
-    """The dump or the files that the recipe names."""
+    """Open the dump or the files that the recipe trains on."""
     if recipe.dump is not None:
         return DumpSource(recipe.dump)
     assert recipe.data is not None
     data = recipe.data
     path = data.tokenizer or recipe.student.checkpoint
     if path is None:
-        raise RecipeError("the key 'data.tokenizer' is missing: a fresh student needs one (a folder or a hub id).")
+        raise RecipeError(
+            "the key 'data.tokenizer' is missing: a student that is not pretrained needs one (a folder or a hub id)."
+        )
     task = task_named(data.task)
     return TextSource(
         task,
@@ -143,12 +145,12 @@ def open_source(recipe: Recipe) -> Source:
 
 
 def _check_eval(recipe: Recipe, source: Source) -> None:
-    """Whatever the scoring would stumble over is found before the training, and not after hours of it."""
+    """Check everything that scoring needs, so that it cannot fail after hours of training."""
     if recipe.eval is None:
         return
     task = source.task
     if task.metrics is None:
-        raise RecipeError(f"the section 'eval' has nothing to score, as the task is {task.name}; leave it out.")
+        raise RecipeError(f"the section 'eval': the task {task.name} has no metrics to score with; leave it out.")
     columns, positions = scored_columns_of(task, recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
     stride = recipe.eval.stride
@@ -176,7 +178,7 @@ def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 
 def _score(recipe: Recipe, folder: Path) -> Report | None:
-    """Score the saved student: what is measured is what a user will load."""
+    """Load the saved student, as its users will, and score it."""
     if recipe.eval is None:
         return None
     section, device = recipe.eval, recipe.training.device
@@ -195,7 +197,7 @@ def _score(recipe: Recipe, folder: Path) -> Report | None:
 
 
 def _commit(staging: Path, output: Path) -> None:
-    """Move file by file, the configuration last: it makes the student whole."""
+    """Move file by file, config.json last, because it marks the student as complete."""
     for file in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(file, output / file.name)
     staging.rmdir()

@@ -1,11 +1,11 @@
-"""What a run leaves behind from stage to stage, so that a killed one goes on where it was.
+"""The files that a training run writes from stage to stage, so that a killed run can be resumed.
 
-    OUTPUT/recipe.json                        the recipe; an unfinished run goes on with the same one
-    OUTPUT/checkpoints/STAGE/checkpoint-N/    the Trainer's own, of the stage at work: the last, and the best so far
-    OUTPUT/checkpoints/STAGE.safetensors      the student at the end of the stage that ended last
-    OUTPUT/checkpoints/stages.json            results of the stages that have ended
+    OUTPUT/recipe.json                        the recipe; an unfinished run can be resumed with the same one only
+    OUTPUT/checkpoints/STAGE/checkpoint-N/    the Trainer's checkpoints of the current stage: the last, and the best
+    OUTPUT/checkpoints/STAGE.safetensors      the student's weights at the end of the stage that finished last
+    OUTPUT/checkpoints/stages.json            the results of the finished stages
 
-A stage has ended once it is in stages.json; what came before it is deleted afterwards.
+A stage is finished once stages.json lists it; its checkpoints and the weights of earlier stages are deleted after that.
 """
 
 import json
@@ -31,12 +31,13 @@ STAGES = "stages.json"
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage that has ended.
+    """The result of a finished stage.
 
     Attributes:
-        seconds, cpu_seconds: of training and scoring, without what a killed run lost; CPU seconds of all ranks.
-        metric, best_score, best_step: how it was scored, the best score and after which step it was; None without
-            held-out rows.
+        seconds, cpu_seconds: time for training and scoring, without the work that a killed run lost; CPU seconds are
+            summed over all ranks.
+        metric, best_score, best_step: the validation metric, its best value and the step after which it was reached;
+            None without held-out rows.
     """
 
     name: str
@@ -49,20 +50,20 @@ class StageResult:
 
 
 class Journal:
-    """What is known of an unfinished run in a folder."""
+    """The state of an unfinished run in its output folder."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._output = recipe, recipe.output
         self._folder = recipe.output / CHECKPOINTS
 
     def open(self, resume: bool) -> None:
-        """Clear away what a kill has left half done.
+        """Remove what a killed run has left incomplete, and check that the run may start or be resumed.
 
         Raises:
-            RecipeError: where an unfinished run is in the way, or is another recipe's.
+            RecipeError: if the folder holds an unfinished run and `resume` is not set, or the run of another recipe.
         """
         for folder in self._folder.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*"):
-            # The Trainer writes its state last: without it, the run was killed while it wrote the checkpoint.
+            # The Trainer writes its state last; without it the checkpoint is incomplete.
             if not (folder / TRAINER_STATE_NAME).exists():
                 shutil.rmtree(folder)
         for result in self.results():
@@ -73,30 +74,30 @@ class Journal:
             raise RecipeError(
                 f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
             )
-        if not _is_of((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
+        if not _is_same_recipe((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
             raise RecipeError(f"{self._output}: the unfinished run there has another recipe; choose another output.")
 
     def results(self) -> list[StageResult]:
-        """The stages that have ended."""
+        """Return the results of the finished stages, in order."""
         path = self._folder / STAGES
         return [StageResult(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
 
     def folder_of(self, stage: str) -> Path:
-        """Where a stage's checkpoints are."""
+        """Return the folder of a stage's checkpoints."""
         return self._folder / stage
 
     def checkpoint(self, stage: str) -> str | None:
-        """The last checkpoint of a stage."""
+        """Return the last checkpoint of a stage, or None if there is none."""
         folder = self.folder_of(stage)
         found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         return found
 
     def load(self, student: PreTrainedModel, stage: str) -> None:
-        """Give the student the weights that it had at the end of a stage."""
+        """Load the weights at the end of a stage into the student."""
         load_model(student, self._weights(stage))
 
     def end(self, results: Sequence[StageResult], student: PreTrainedModel) -> None:
-        """The last of these stages has ended with this student."""
+        """Record that the last of these stages has finished with this student's weights."""
         self._folder.mkdir(exist_ok=True)
         write_atomically(self._weights(results[-1].name), lambda path: save_model(student, str(path)))
         write_text_atomically(self._folder / STAGES, stages_json(results))
@@ -105,7 +106,7 @@ class Journal:
             self._weights(before.name).unlink(missing_ok=True)
 
     def leave_no_trace(self) -> None:
-        """Remove what a run that failed before its first checkpoint has written."""
+        """Remove all files of a run that failed before its first checkpoint."""
         if self._is_begun():
             return
         for folder in (self._folder, self._output / TRACKED):
@@ -122,17 +123,17 @@ class Journal:
 
 
 def stages_json(results: Sequence[StageResult]) -> str:
-    """Results as the file that tells them."""
+    """Return the content of stages.json."""
     return json.dumps([asdict(result) for result in results], indent=2) + "\n"
 
 
 def recipe_json(recipe: Recipe) -> str:
-    """A recipe as the file that tells it."""
+    """Return the content of recipe.json."""
     return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
 
 
-def _is_of(text: str, recipe: Recipe) -> bool:
-    """Whether a file tells of this recipe; the order of its keys may be that of an older Lectern."""
+def _is_same_recipe(text: str, recipe: Recipe) -> bool:
+    """Whether `text`, the content of a recipe.json, is this recipe. The order of keys does not matter."""
     try:
         return bool(json.loads(text) == json.loads(recipe_json(recipe)))
     except json.JSONDecodeError:

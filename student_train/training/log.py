@@ -1,8 +1,8 @@
-"""What a training run shows: losses, speed, and how the student's distributions compare with the teacher's.
+"""What a training run logs: losses, speed, and how the student's distributions compare with the teacher's.
 
-Everything is summed where it arises, on the training device and without waiting for it, and summed over the ranks when
-a line is due. The distributions are looked at in at most `LOOK_POSITIONS` places of a batch, which is what keeps this
-next to free for a large vocabulary: a softmax over 64 of 2,000 positions.
+All values are summed on the training device, without synchronizing with it, and summed over the ranks when a line is
+due. Distributions are compared at no more than `COMPARED_POSITIONS` positions of a batch, so that this costs almost
+nothing for a large vocabulary: a softmax over 64 of 2,000 positions.
 
 Shapes: N recorded positions, V vocabulary or classes, K candidates that the teacher kept.
 """
@@ -20,26 +20,30 @@ from shared.progress import Progress, human_seconds
 from student_train.forward.outputs import Outputs
 from student_train.scoring.agreement import is_agreed
 
-LOOK_POSITIONS = 64
+COMPARED_POSITIONS = 64
 
 AGREEMENT = "agreement"
 SPARSE_MEASURES = ("kept_mass", "teacher_tail", "student_tail")
 LOSS_PREFIX, SCORE_PREFIX = "loss/", "eval_"
 TOKENS_PER_SECOND, LOADER_SHARE = "tokens_per_second", "loader_share"
 
-# Sums of whatever is looked at, by name.
+# Name of a measure -> its sum over the positions compared.
 Sums = dict[str, Tensor]
 
 
 @torch.no_grad()
-def look(outputs: Outputs, distributions: Targets) -> Sums:
-    """Sums over some positions, evenly spread, how many they are ("positions"), and of
+def compare(outputs: Outputs, distributions: Targets) -> Sums:
+    """Compare a student's distributions with the teacher's at some evenly spaced positions.
 
-    agreement: whether the student's first choice is the teacher's;
-    kept_mass, teacher_tail: the teacher's probability of the ids whose probability is in the dump, and of all others;
-    student_tail: the student's probability of those others (these three where a dump keeps some ids of a vocabulary).
+    Returns:
+        Sums over these positions, by name:
+        positions: their number;
+        agreement: 1 where the student's most probable class is the teacher's;
+        and, if the dump keeps only some ids of a vocabulary,
+        kept_mass, teacher_tail: the teacher's probability of the ids that the dump keeps, and of all others;
+        student_tail: the student's probability of all others.
     """
-    step = max(1, -(-outputs.positions // LOOK_POSITIONS))
+    step = max(1, -(-outputs.positions // COMPARED_POSITIONS))
     logits_NV = torch.cat([logits_NV.float() for _, logits_NV in outputs.every(step).parts()])
     distributions = distributions.part(slice(None, None, step)).resized(logits_NV.shape[-1])
     sums = {
@@ -60,10 +64,10 @@ def look(outputs: Outputs, distributions: Targets) -> Sums:
 
 
 class Account:
-    """Adds up what happens between two lines of the log.
+    """Adds up losses, measures, tokens and times between two lines of the log.
 
     Attributes:
-        tokens: trained on by this rank, padding not counted.
+        tokens: number of tokens that this rank has trained on, without padding.
         waited_seconds: how long this rank has waited for batches.
     """
 
@@ -76,18 +80,18 @@ class Account:
         self.tokens, self.waited_seconds, self._start = 0, 0.0, time.monotonic()
 
     def leave_out(self, seconds: float) -> None:
-        """Count so many seconds for nothing: they went into something other than training."""
+        """Exclude seconds that were spent on something other than training."""
         self._start += seconds
 
     def add(self, sums: Sums) -> None:
-        """Add to the sums by name."""
+        """Add values to the sums of the same names."""
         for name, value in sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def take(self, steps: int, ranks: int, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """What a line shows of the `steps` steps since the last one, over all ranks: a mean of each loss, and so on.
+        """Return the values of one log line, over the `steps` steps since the last line and over all ranks, and reset.
 
-        Every rank must call this with the same losses counted.
+        Every rank must call this, with the same names added.
         """
         names, seconds = list(self._sums), time.monotonic() - self._start
         host = torch.tensor([float(self.tokens), self.waited_seconds])
@@ -96,25 +100,25 @@ class Account:
         tokens, waited, *values = total.tolist()
         sums = dict(zip(names, values, strict=True))
         self._clear()
-        looked_at = max(sums.get("positions", 0.0), 1.0)
+        positions = max(sums.get("positions", 0.0), 1.0)
         return {
             **{name: value / steps for name, value in sums.items() if name.startswith(LOSS_PREFIX)},
-            **{name: sums[name] / looked_at for name in (AGREEMENT, *SPARSE_MEASURES) if name in sums},
+            **{name: sums[name] / positions for name in (AGREEMENT, *SPARSE_MEASURES) if name in sums},
             TOKENS_PER_SECOND: tokens / seconds,
             LOADER_SHARE: waited / (ranks * seconds),
         }
 
 
 class LogAtTheEnd(TrainerCallback):
-    """The Trainer logs every so many steps; the last one is a good end, too."""
+    """Requests a log line after the last step, in addition to the Trainer's every `logging_steps` steps."""
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Ask for it."""
+        """Request a log line if this was the last step."""
         control.should_log = control.should_log or state.global_step >= state.max_steps
 
 
 class ProgressReport(TrainerCallback):
-    """A bar of steps on a terminal, and a line whenever the Trainer logs."""
+    """Shows a progress bar of steps on a terminal, and prints a line whenever the Trainer logs."""
 
     def __init__(self, label: str, steps: int, first_step: int) -> None:
         self._progress = Progress(label, "steps", steps)
@@ -123,17 +127,17 @@ class ProgressReport(TrainerCallback):
         self._start = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
+        """Advance the bar by one step."""
         self._progress.advance(1)
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Say how it goes."""
+        """Print the logged values, or the score of an evaluation."""
         for name in logs:
             if name.startswith(SCORE_PREFIX):
                 score = f"held-out {name.removeprefix(SCORE_PREFIX)} {logs[name]:.4f}"
                 self._progress.say(f"{self._label}  step {state.global_step}/{self._steps}  {score}")
         if TOKENS_PER_SECOND not in logs:
-            return  # A score, or the Trainer's summary at the end.
+            return  # the score of an evaluation, or the Trainer's summary at the end
         left = (time.monotonic() - self._start) / (state.global_step - self._first_step)
         left *= self._steps - state.global_step
         self._progress.say(
@@ -146,7 +150,7 @@ class ProgressReport(TrainerCallback):
 
 
 def line(logs: dict[str, float]) -> str:
-    """Logged values for people.
+    """Format logged values for people.
 
     >>> line({"loss/kl": 1.5, "agreement": 0.25, "learning_rate": 1e-4, "tokens_per_second": 12345, "loader_share": 0})
     'kl 1.5000  agree 25%  lr 1.0e-04  12,345 tokens/s  loader 0%'

@@ -1,4 +1,4 @@
-"""The training plan: what each stage learns from and is scored on, and whether it can work at all, before it starts."""
+"""The training plan: each stage with its training rows and its validation, checked before the training starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from student_train.training.validation import FEW_ROWS, Validation
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage, the rows that it learns from, and how it is scored (None without a section [validation])."""
+    """A stage, the rows that it trains on, and how it is scored (None without a section [validation])."""
 
     stage: Stage
     rows: Source
@@ -32,22 +32,23 @@ class StageRun:
 
 
 def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> list[StageRun]:
-    """The recipe's stages with all that they need, checked; the student is as it was before.
+    """Return the stage runs of a recipe, after checking that each can work. The student stays unchanged.
 
     Raises:
-        RecipeError: when rows, signals or parts of the student that a stage needs are not there, naming the stage.
+        RecipeError: if rows, signals or parts of the student that a stage needs are missing; the message names the
+            stage.
     """
     section = recipe.validation
     split = Split(source, section.share if section else 0.0, recipe.training.seed)
     runs, was_training = [], student.training
     for stage in stages_of(recipe, student):
         rows = split.to_train(stage.rows)
-        # What the checks draw must not change what the student's training draws later.
+        # Random numbers that the checks use must not change those of the training.
         with torch.random.fork_rng(devices=[]):
             _check(stage, rows, student)
             validation = Validation.of(section, stage, split) if section else None
             if validation:
-                with _named(f"{stage.where}metric" if stage.where else "validation.metric"):
+                with _errors_start_with(f"{stage.where}metric" if stage.where else "validation.metric"):
                     validation.check(student)
         runs.append(StageRun(stage, rows, validation))
     student.train(was_training)
@@ -56,23 +57,26 @@ def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> l
 
 def _check(stage: Stage, rows: Source, student: PreTrainedModel) -> None:
     if not rows.group_rows:
-        raise RecipeError(f"{stage.where}rows = {stage.rows!r}: there is none that is not held out; change rows.")
+        raise RecipeError(
+            f"{stage.where}rows = {stage.rows!r}: no such row is left to train on beside the held-out ones; change "
+            "rows."
+        )
     for index, spec in enumerate(stage.loss):
-        with _named(f"{stage.where}loss.{index}" if stage.where else ""):
+        with _errors_start_with(f"{stage.where}loss.{index}" if stage.where else ""):
             spec.check(rows)
             spec.check_student(rows, student)
-    with _named(stage.where.removesuffix(".")):
+    with _errors_start_with(stage.where.removesuffix(".")):
         projections = make_projections(stage.loss, rows, student)
         with unfrozen(student, stage.trainable, stage.training.freeze_embeddings):
-            if stage.trainable != "all" and not _reaches(stage, rows, student, projections):
+            if stage.trainable != "all" and not _trains_anything(stage, rows, student, projections):
                 raise RecipeError(
-                    f"trainable = {stage.trainable!r}: none of the stage's losses depends on what is trainable; "
+                    f"trainable = {stage.trainable!r}: none of the stage's losses depends on a trainable parameter; "
                     "unfreeze more, or choose other losses."
                 )
 
 
-def _reaches(stage: Stage, rows: Source, student: PreTrainedModel, projections: nn.ModuleDict) -> bool:
-    """Whether the losses depend on anything that is trainable in the student, as some rows tell."""
+def _trains_anything(stage: Stage, rows: Source, student: PreTrainedModel, projections: nn.ModuleDict) -> bool:
+    """Whether the losses have a gradient for any trainable parameter of the student, computed on a few rows."""
     few = first_rows(rows, FEW_ROWS)
     batch = next(in_order(few, columns_of(stage.loss, few), FEW_ROWS))
     outputs = outputs_for(stage.loss, student.eval(), batch, few)
@@ -83,8 +87,8 @@ def _reaches(stage: Stage, rows: Source, student: PreTrainedModel, projections: 
 
 
 @contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Errors begin with the key that they are about."""
+def _errors_start_with(where: str) -> Iterator[None]:
+    """Prefix the messages of recipe errors with the key that they are about."""
     try:
         yield
     except RecipeError as error:

@@ -1,7 +1,8 @@
-"""Several processes that train one student, as torchrun starts them: rank 0 writes and speaks for all of them.
+"""Several processes (ranks) that train one student, as torchrun starts them; rank 0 alone writes files and messages.
 
-A launcher ends every process when one of them fails. What can be foreseen is therefore agreed on first, so that all end
-with the same error and say it once; whatever else fails on one rank breaks the next collective call of the others.
+A launcher ends all processes when one of them fails. For foreseeable errors, all ranks therefore first agree on whether
+one has failed (`agreed`), so that all end with the same error and print it once. Any other error of one rank makes the
+next collective call of the others fail.
 """
 
 import os
@@ -23,15 +24,15 @@ SECONDS_FOR_THE_MESSAGE = 1.0
 
 
 def runs_on_cpu(device: str) -> bool:
-    """Whether a recipe's device, "auto" or "cpu", is the CPU here."""
+    """Whether a recipe's device, "auto" or "cpu", means the CPU on this machine."""
     return device == "cpu" or not torch.accelerator.is_available()
 
 
 def join(device: str) -> None:
-    """Meet the other processes that a launcher has started, if any: over gloo on CPUs, NCCL on CUDA devices.
+    """Join the process group of the processes that a launcher has started, if any (gloo on CPUs, NCCL on CUDA).
 
     Raises:
-        UsageError: when several were started, but cannot work together on this device.
+        UsageError: if several processes were started that cannot train together on this device.
     """
     # Accelerate remembers the processes of an earlier run.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -45,13 +46,13 @@ def join(device: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks (before `join`: as the launcher says)."""
+    """Whether this process is rank 0, which writes and prints (before `join`, as the launcher's variables say)."""
     return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0
 
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """A block that every rank runs. What fails on one of them fails on all: rank 0 raises it, the others just end."""
+    """Run a block on every rank; a LecternError on one of them ends all: rank 0 raises it, the others exit silently."""
     error: LecternError | None = None
     try:
         yield
@@ -63,7 +64,7 @@ def agreed() -> Iterator[None]:
 
 
 def first_does(work: Callable[[], Value]) -> Value:
-    """What `work` returns on rank 0, which alone does it. What it raises ends all ranks, as with `agreed`."""
+    """Run `work` on rank 0 alone and return its result on every rank. An error ends all ranks, as in `agreed`."""
     value: Any = None
     with agreed():
         if is_first():
@@ -72,12 +73,12 @@ def first_does(work: Callable[[], Value]) -> Value:
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -86,7 +87,7 @@ def _is_alone() -> bool:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every rank's value, in their order."""
+    """Return the values of all ranks, in the order of the ranks."""
     if _is_alone():
         return [value]
     values = [None] * dist.get_world_size()
@@ -97,6 +98,6 @@ def gathered(value: Any) -> list[Any]:
 def _end_with(error: LecternError) -> None:
     if is_first():
         raise error
-    # A launcher that sees one process end, ends the others: rank 0 is to have said why before.
+    # The launcher ends all processes as soon as one exits, so give rank 0 time to print the message.
     time.sleep(SECONDS_FOR_THE_MESSAGE)
     raise SystemExit(error.exit_code)

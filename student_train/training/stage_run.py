@@ -1,4 +1,4 @@
-"""One stage from its first step, or its last checkpoint, to its end."""
+"""The run of one stage, from its first step or its last checkpoint to its end."""
 
 import gc
 import time
@@ -28,7 +28,7 @@ from student_train.training.trainer import DistillationTrainer
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Seconds and CPU seconds of a stage, which its checkpoints keep."""
+    """Measures the wall and CPU seconds of a stage; checkpoints save them, so that a resumed run counts on."""
 
     def __init__(self) -> None:
         self.seconds_before = self.cpu_seconds_before = 0.0
@@ -36,24 +36,24 @@ class Clock(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float:
-        """Since the stage began, without what a killed run lost."""
+        """Wall seconds of the stage, without the work that a killed run lost."""
         return self.seconds_before + time.perf_counter() - self._start
 
     @property
     def cpu_seconds(self) -> float:
-        """The same of this process' CPU time."""
+        """CPU seconds of this process for the stage, counted in the same way."""
         return self.cpu_seconds_before + time.process_time() - self._cpu_start
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint saves."""
         return {"args": {}, "attributes": {"seconds_before": self.seconds, "cpu_seconds_before": self.cpu_seconds}}
 
 
 class Scoring(TrainerCallback):
-    """Asks for a score every so many steps, and after the last one."""
+    """Requests an evaluation every `eval_steps` steps and after the last step."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for it."""
+        """Request an evaluation if one is due."""
         is_due = state.global_step % args.eval_steps == 0 or state.global_step >= state.max_steps
         control.should_evaluate = control.should_evaluate or is_due
 
@@ -61,9 +61,11 @@ class Scoring(TrainerCallback):
 def train(
     stage_run: StageRun, student: PreTrainedModel, recipe: Recipe, journal: Journal, is_first: bool
 ) -> StageResult:
-    """Train the student for one stage; what it is then is what the next one begins with.
+    """Train the student for one stage; the next stage starts from the resulting weights.
 
-    `is_first`: the student is as it was built, and the random numbers go on from there.
+    Args:
+        is_first: whether this is the recipe's first stage. Later stages set the random seed anew; the first one
+            continues with the random numbers of building the student.
     """
     stage = stage_run.stage
     checkpoint = ranks.first_does(lambda: journal.checkpoint(stage.name))
@@ -74,19 +76,19 @@ def train(
         arguments = _arguments(stage_run, recipe, journal)
         with ranks.agreed():
             trainer = DistillationTrainer(stage, stage_run.rows, student, arguments, first_step, stage_run.validation)
-        _call_back(trainer, recipe, first_step)
+        _add_callbacks(trainer, recipe, first_step)
         trainer.resume_or_train(checkpoint)
         trainer.release()
     result = _result(trainer)
     if ranks.count() > 1:
-        # What wraps the student (DistributedDataParallel) goes before the next stage wraps it anew.
+        # Free the wrapper around the student (DistributedDataParallel) before the next stage wraps it again.
         del trainer
         gc.collect()
     return result
 
 
-def _call_back(trainer: DistillationTrainer, recipe: Recipe, first_step: int) -> None:
-    """Clocks, scores, logs and bars."""
+def _add_callbacks(trainer: DistillationTrainer, recipe: Recipe, first_step: int) -> None:
+    """Add the clock, the evaluation, the log and the progress bar."""
     arguments, stage = trainer.args, trainer.stage
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LogAtTheEnd())
@@ -95,7 +97,7 @@ def _call_back(trainer: DistillationTrainer, recipe: Recipe, first_step: int) ->
         trainer.add_callback(Scoring())
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            # Beside the student, and not among the checkpoints, which are deleted.
+            # Beside the student, because the folder of checkpoints is deleted at the end.
             callback.logging_dir = str(recipe.output / TRACKED / (stage.name if recipe.stage else ""))
     if ranks.is_first():
         trainer.add_callback(ProgressReport(_label(stage, recipe), arguments.max_steps, first_step))
@@ -133,7 +135,7 @@ def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> Trainin
     scoring: dict[str, Any] = {}
     if validation is not None:
         scoring = {
-            # When to score is up to `Scoring`: the Trainer's own way wants a data set to score on.
+            # `Scoring` decides when to evaluate: the Trainer's own schedule would require an evaluation data set.
             "eval_steps": validation.every_steps or _steps(training, order.batches(validation.every)),
             "metric_for_best_model": validation.metric,
             "greater_is_better": not validation.less_is_better,
@@ -158,11 +160,11 @@ def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> Trainin
         report_to=list(training.report_to) or "none",
         run_name=_label(stage, recipe),
         disable_tqdm=True,
-        # The loader itself starts at the step to resume from.
+        # The loader itself starts at the step to resume from; nothing has to be skipped.
         ignore_data_skip=True,
         remove_unused_columns=False,
         **scoring,
     )
-    # One process trains on one device; several devices take torchrun. (Left alone, Trainer would use DataParallel.)
+    # One process trains on one device; use torchrun for several. (By default, Trainer would use DataParallel.)
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -1,4 +1,4 @@
-"""The stages of a recipe in their order, with everything that [training] and [validation] leave to them."""
+"""The stages of a recipe in order, each completed with what [training] and [validation] say for all stages."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from student_train.recipe.recipe import Recipe
 from student_train.recipe.sections import StageSection, TrainingSection
 from student_train.students.unfreezing import Trainable, gradual
 
-# The one stage of a recipe that has no [[stage]].
+# The name of the only stage of a recipe that has no [[stage]].
 ONLY_STAGE = "training"
 
 
@@ -22,10 +22,10 @@ class Stage:
     """One phase of the training.
 
     Attributes:
-        where: what its keys begin with in the recipe ("stage.1."), for messages.
-        training: [training], with the stage's own values in it and a seed of its own.
-        rows: which rows it learns from.
-        metric, patience: how it is scored, where the recipe has a section [validation].
+        where: the prefix of its keys in the recipe ("stage.1."), for messages.
+        training: the values of [training], replaced by the stage's own where it has some, with a seed of its own.
+        rows: which rows the student learns from.
+        metric, patience: how the student is scored, if the recipe has a section [validation].
     """
 
     name: str
@@ -39,22 +39,24 @@ class Stage:
 
 
 def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
-    """The stages, those that unfreeze the student gradually one by one.
+    """Return the recipe's stages in order; a stage that unfreezes gradually becomes one stage for each step.
 
     Raises:
-        RecipeError: when two of them end up with the same name.
+        RecipeError: if two stages get the same name.
     """
     metric = recipe.validation.metric if recipe.validation else "loss"
     patience = recipe.validation.patience if recipe.validation else None
     if not recipe.stage:
         return [
-            Stage(ONLY_STAGE, "", recipe.loss, recipe.training, metric=_fitting(metric, recipe.loss), patience=patience)
+            Stage(
+                ONLY_STAGE, "", recipe.loss, recipe.training, metric=_metric_for(recipe.loss, metric), patience=patience
+            )
         ]
     found: list[Stage] = []
     for index, section in enumerate(recipe.stage):
         training = section.of(recipe.training)
         for name, trainable in _unfrozen(section, student, training.freeze_embeddings):
-            # No stage repeats what was drawn in the one before: dropout, the order of rows.
+            # A seed of its own, so that no stage repeats the dropout masks and the row order of the one before it.
             seeded = training.model_copy(update={"seed": training.seed + len(found)})
             stage = Stage(
                 name,
@@ -63,11 +65,11 @@ def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
                 seeded,
                 section.rows,
                 trainable,
-                section.metric or _fitting(metric, section.loss),
+                section.metric or _metric_for(section.loss, metric),
                 section.patience or patience,
             )
             if any(other.name == name for other in found):
-                raise RecipeError(f"stage.{index}.name: there would be two stages {name!r}; choose another name.")
+                raise RecipeError(f"stage.{index}.name: two stages would have the name {name!r}; choose another name.")
             found.append(stage)
     return found
 
@@ -80,11 +82,11 @@ def _unfrozen(section: StageSection, student: PreTrainedModel, freeze_embeddings
 
 
 def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
-    """(the order of a stage's batches, the codecs' columns that its losses read)."""
+    """Return (the order of a stage's batches, the codec columns that its losses read)."""
     training, columns = stage.training, columns_of(stage.loss, source)
     return Order(source.sizes(columns), training.seed, training.batch_size, training.batch_tokens), columns
 
 
-def _fitting(metric: str, loss: tuple[Loss, ...]) -> str:
-    """Predictions say nothing about a stage that does not train the head: it is scored by its loss."""
+def _metric_for(loss: tuple[Loss, ...], metric: str) -> str:
+    """Return `metric`, or "loss" for a stage whose losses do not train the head: its predictions mean nothing."""
     return metric if any(spec.by_position for spec in loss) else "loss"

@@ -1,9 +1,9 @@
-"""`transformers.Trainer` with a streaming loader, a recipe's losses and an account of what happens.
+"""`transformers.Trainer` with a streaming loader, a recipe's losses and log lines of its own.
 
-Every loss is a mean over places: recorded positions, labels, tokens. The places of one optimizer step lie in several
-micro-batches on several ranks, in some more than in others, so that a mean of their means would weigh some places more
-than others. Each batch is therefore told its share of the step's places, which are counted before the step and summed
-over ranks once. The Trainer's own ways to divide (by accumulated batches, by `num_items_in_batch`) are switched off.
+Every loss is a mean over terms: recorded positions, labels or tokens. The terms of one optimizer step are spread
+unevenly over micro-batches and ranks, so a mean of the batches' means would weigh some terms more than others. Each
+batch therefore carries its share of the step's terms, which are counted before the step and summed over the ranks once.
+The Trainer's own normalisation (by accumulated batches, by `num_items_in_batch`) is switched off.
 """
 
 import itertools
@@ -29,16 +29,16 @@ from student_train.forward.observe import targets_of
 from student_train.losses.base import outputs_for
 from student_train.losses.projections import PROJECTIONS, make_projections
 from student_train.losses.total import total_loss
-from student_train.training.log import LOSS_PREFIX, SCORE_PREFIX, Account, look
+from student_train.training.log import LOSS_PREFIX, SCORE_PREFIX, Account, compare
 from student_train.training.stages import Stage, order_of
 from student_train.training.validation import Validation
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student on a source by the losses of a stage, scored on held-out rows where there is a `validation`.
+    """Trains a student on a source with the losses of a stage, and scores it on held-out rows if given `validation`.
 
-    The projections of hidden-state losses live inside the student while it trains, so that the optimizer, checkpoints
-    and data parallelism treat them as its own; `release` takes them out.
+    While the student trains, the projections of hidden-state losses are a submodule of it, so that the optimizer,
+    checkpoints and data parallelism include them; `release` removes them.
     """
 
     control: TrainerControl
@@ -53,25 +53,25 @@ class DistillationTrainer(Trainer):
         validation: Validation | None = None,
     ) -> None:
         self.stage, self.source, self.validation = stage, source, validation
-        self._at_start = _trainable_weights(student) if validation else {}
+        self._initial_weights = _trainable_weights(student) if validation else {}
         student.add_module(PROJECTIONS, make_projections(stage.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._account, self._logged_step = Account(), first_step
         super().__init__(model=student, args=arguments)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise RecipeError(
-                "the launcher asks for FSDP or DeepSpeed, which split a student's weights; every rank trains a whole "
-                "student here: start with torchrun."
+                "the launcher asks for FSDP or DeepSpeed, which split a student's weights; here every rank trains a "
+                "whole student: start the run with torchrun."
             )
         self._head = plain_head(student) if source.task.classes == "vocabulary" else None
-        # The shares make the sum over accumulated batches a mean; there is nothing left to divide by.
+        # The shares already make the sum over accumulated batches a mean, so the Trainer must not divide again.
         self.loss_is_scaled_for_ga = True
         if arguments.process_index:
-            # Ranks start from the same weights, but each drops out units of its own.
+            # Ranks start from the same weights, but each draws dropout masks of its own.
             torch.manual_seed(arguments.seed + arguments.process_index)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches come ready made, each process taking its own rows."""
+        """Return a loader of finished batches, of which each process gets its own rows."""
         order, columns = order_of(self.stage, self.source)
         self.batches = TrainingBatches(
             self.source,
@@ -82,13 +82,14 @@ class DistillationTrainer(Trainer):
             self.args.world_size,
             pinned=self.args.device.type == "cuda",
         )
-        # With a generator of its own the loader leaves the global one, and so the dropout of a resumed run, alone.
+        # A generator of its own, so that the loader does not advance the global one: it would change the dropout masks
+        # of a resumed run.
         return DataLoader(self.batches, batch_size=None, generator=torch.Generator())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], None]:
-        """The batches of one optimizer step, each told its shares of what the step counts."""
+        """Return the batches of one optimizer step, each with its shares of the step's terms, one for each loss."""
         start = time.monotonic()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self._account.waited_seconds += time.monotonic() - start
@@ -96,7 +97,7 @@ class DistillationTrainer(Trainer):
         counts = torch.tensor(
             [[0 if batch.is_spare else spec.count(batch) for spec in self.stage.loss] for batch in batches]
         )
-        # Left on the device, so that nothing waits for it.
+        # The totals stay on the device, so that nothing has to wait for them.
         totals = self._sum_over_ranks(counts.sum(0).to(device)).clamp(min=1)
         shared = zip(batches, counts, strict=True)
         return [replace(batch, shares=count.to(device) / totals) for batch, count in shared], None
@@ -105,14 +106,14 @@ class DistillationTrainer(Trainer):
         return inputs.to(self.args.device)
 
     def floating_point_ops(self, inputs: Batch) -> int:
-        """An estimate, for checkpoints and trackers."""
+        """Return an estimate, for checkpoints and trackers."""
         return int(super().floating_point_ops(inputs.inputs))
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
-        """The recipe's weighted losses over one batch, as its share of the step's."""
+        """Return the weighted sum of the stage's losses over one batch, as its share of the step's loss."""
         student = self.accelerator.unwrap_model(model)
         loss = as_forward_pass(model, student, lambda: self._loss(student, inputs))
-        # Data parallelism averages gradients over ranks, and the shares of all of them add up to one.
+        # Data parallelism averages gradients over ranks, but the shares already add up to one over all ranks.
         return loss * self.args.world_size
 
     def _loss(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -121,12 +122,12 @@ class DistillationTrainer(Trainer):
         loss, parts = total_loss(self.stage.loss, outputs, targets, getattr(student, PROJECTIONS), batch.shares)
         self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
         if outputs.has_logits and targets.distributions is not None:
-            seen = look(outputs, targets.distributions)
-            self._account.add({name: value * (not batch.is_spare) for name, value in seen.items()})
+            sums = compare(outputs, targets.distributions)
+            self._account.add({name: value * (not batch.is_spare) for name, value in sums.items()})
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What the Trainer logs, with our account of the steps since the last time."""
+        """Log what the Trainer gives, with the values of our account since the last line."""
         if "loss" in logs:
             steps = self.state.global_step - self._logged_step
             logs |= self._account.take(steps, self.args.world_size, self._sum_over_ranks)
@@ -134,7 +135,8 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """A checkpoint counts once rank 0 has written its state: by then, all ranks have written theirs."""
+        """Save this rank's random state, and wait for all ranks: rank 0 then writes the file that completes the
+        checkpoint."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
@@ -142,7 +144,8 @@ class DistillationTrainer(Trainer):
         return self.accelerator.reduce(values, "sum") if self.args.world_size > 1 else values
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The score on the held-out rows: a better one is worth a checkpoint, too many others end the stage."""
+        """Score the student on the held-out rows: save a checkpoint if it is better, end the stage if patience runs
+        out."""
         assert self.validation is not None
         score = self._score(self.validation)
         if self.validation.is_better(score, self.state.best_metric):
@@ -166,10 +169,10 @@ class DistillationTrainer(Trainer):
         return state.global_step - (state.best_global_step or 0) >= self.validation.patience * self.args.eval_steps
 
     def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
-        """A stage's first weights have a score, too: one that only makes them worse leaves them as they were."""
+        """Score the initial weights as well: a stage that makes the score only worse ends with them."""
         counts: tuple[int, int] = super()._init_training_state(*arguments)
         if self.state.best_global_step:
-            # The folder of a run may have moved since its state was written.
+            # The run's folder may have been moved since its state was written.
             self.state.best_model_checkpoint = self._best_checkpoint()
         elif self.validation is not None and self.state.best_global_step is None:
             self.state.best_metric, self.state.best_global_step = self._score(self.validation), 0
@@ -179,9 +182,9 @@ class DistillationTrainer(Trainer):
         return str(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
 
     def resume_or_train(self, checkpoint: str | None) -> None:
-        """Train from the checkpoint on, if there is one, and end with the best weights where they are scored.
+        """Train, from `checkpoint` on if there is one, and then load the best weights if there is a validation.
 
-        A run that has taken its last step takes no other.
+        If the checkpoint is that of the last step, no step is taken.
         """
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)) if checkpoint else None
         if state and (state.global_step >= self.args.max_steps or self._has_waited_enough(state)):
@@ -193,10 +196,10 @@ class DistillationTrainer(Trainer):
         if self.state.best_global_step:
             self._load_from_checkpoint(self._best_checkpoint())
         elif self.validation is not None:
-            self.model.load_state_dict(self._at_start, strict=False)
+            self.model.load_state_dict(self._initial_weights, strict=False)
 
     def release(self) -> PreTrainedModel:
-        """The student without what the training has put into and around it."""
+        """Return the student without its projections and the wrappers that the training put around it."""
         student: PreTrainedModel = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
         delattr(student, PROJECTIONS)
         return student
@@ -209,10 +212,10 @@ def _trainable_weights(student: nn.Module) -> dict[str, Tensor]:
 
 
 def as_forward_pass(wrapper: nn.Module, student: nn.Module, work: Callable[[], Tensor]) -> Tensor:
-    """What `work` returns, done as the forward pass of the student inside of its wrapper (DDP, for instance).
+    """Run `work` as if it were the student's forward pass inside its wrapper (for instance DDP); return its result.
 
-    A wrapper takes parameters for unused, and their gradients for an error, unless they are used between the start and
-    the end of a forward pass; ours use the student's projections, too, which its own forward pass knows nothing of.
+    A wrapper treats parameters as unused, and their gradients as an error, unless they are used during its forward
+    pass. The losses use the student's projections, which its own forward pass does not.
     """
     if wrapper is student:
         return work()

@@ -1,7 +1,7 @@
-"""How good a student is on rows that are held out, while it trains: a stage's best weights are those that score best.
+"""Scores of a student on held-out rows while it trains; a stage ends with the weights that scored best.
 
-Each rank scores its part of the rows; what is added up are plain numbers, in the ranks' order, so that all ranks come
-to the very same score and decide alike.
+Each rank scores its part of the rows. The results are plain numbers that every rank adds up in the order of the ranks,
+so that all ranks get exactly the same score and make the same decisions.
 """
 
 from collections.abc import Sequence
@@ -29,20 +29,20 @@ from student_train.training import ranks
 from student_train.training.stages import Stage
 
 LOSS, AGREEMENT = "loss", "agreement"
-_LESS_IS_BETTER = (LOSS, "perplexity")
+_LOWER_IS_BETTER = (LOSS, "perplexity")
 FEW_ROWS = 2
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The score of one stage.
+    """How one stage is scored.
 
     Attributes:
-        metric: "loss", "agreement" or one of the task's.
-        rows: this rank's part of those that are held out: for a loss of the stage's kind, for a task's metric those
-            with gold labels, and all for the agreement.
-        every_steps: steps from score to score, if they are given in steps; else `every` epochs.
-        patience: so many scores without a better one end the stage; None for never.
+        metric: "loss", "agreement" or one of the task's metrics.
+        rows: this rank's part of the held-out rows: for the loss, rows of the kind that the stage trains on; for a
+            metric of the task, rows with gold labels; for the agreement, all rows.
+        every, every_steps: `every_steps` steps lie between two scores, or `every` epochs where it is None.
+        patience: the stage ends after this many scores in a row without a better one; None for never.
     """
 
     metric: str
@@ -54,17 +54,17 @@ class Validation:
 
     @classmethod
     def of(cls, section: ValidationSection, stage: Stage, split: Split) -> "Validation":
-        """How the section scores a stage.
+        """Return the validation of a stage, as the section [validation] describes it.
 
         Raises:
-            RecipeError: when no row to score on is held out, naming section and key.
+            RecipeError: if no row is held out that the metric can use; the message names section and key.
         """
         kind = {LOSS: stage.rows, AGREEMENT: "all"}.get(stage.metric, "labelled")
         whole = split.held_out(kind)
         if not whole.group_rows:
-            what = "" if kind == "all" else f" that is {kind}"
+            what = "row" if kind == "all" else f"{kind} row"
             raise RecipeError(
-                f"validation.share = {section.share:g}: it holds out no row{what} of {split.source.name}, and "
+                f"validation.share = {section.share:g}: it holds out no {what} of {split.source.name}, but the metric "
                 f"{stage.metric!r} needs some; give a larger share, or another metric."
             )
         every = section.every or EPOCHS_BETWEEN_SCORES
@@ -73,35 +73,35 @@ class Validation:
 
     @property
     def less_is_better(self) -> bool:
-        """Whether of two scores the smaller is the better."""
-        return self.metric in _LESS_IS_BETTER
+        """Whether a lower score is better."""
+        return self.metric in _LOWER_IS_BETTER
 
     def is_better(self, score: float, best: float | None) -> bool:
-        """Whether a score is better than the best one so far."""
+        """Whether a score is better than the best one so far (None: there is none yet)."""
         return best is None or (score < best if self.less_is_better else score > best)
 
     def score(self, student: PreTrainedModel) -> float:
-        """The student's score on all held-out rows. Every rank calls this, and all get the same number."""
+        """Return the student's score on all held-out rows. Every rank must call this; all get the same number."""
         with evaluating(student):
-            part = self._part(student, self.rows)
-        return self._joined(ranks.gathered(part))
+            part = self._score_part(student, self.rows)
+        return self._combine(ranks.gathered(part))
 
     def check(self, student: PreTrainedModel) -> None:
-        """Score a few rows. Raises RecipeError for a metric that the task does not have."""
+        """Check the metric by scoring a few rows. Raises RecipeError for a metric that the task does not have."""
         if self.metric == LOSS or not self.rows.group_rows:
             return
         if self.metric == AGREEMENT:
             if self.rows.distribution is None:
                 raise RecipeError(
-                    f"the metric 'agreement' needs the teacher's distributions, and {self.rows.name} has none; choose "
+                    f"the metric 'agreement' needs the teacher's distributions, but {self.rows.name} has none; choose "
                     "another metric."
                 )
             return
         task = self.rows.task
         if task.classes == "spans":
             raise RecipeError(
-                f"the metric {self.metric!r} is not for {task.name}, whose own metrics need all windows of a question "
-                f"and the text of its context; the valid ones are {LOSS}, {AGREEMENT}."
+                f"the metric {self.metric!r} is not available for {task.name} during training, because its metrics "
+                f"need all windows of a question and the text of its context; the valid ones are {LOSS}, {AGREEMENT}."
             )
         few = predictions_of(student.eval(), first_rows(self.rows, FEW_ROWS))
         known = () if task.metrics is None else tuple(task.metrics(few))
@@ -109,41 +109,42 @@ class Validation:
             valid = ", ".join(dict.fromkeys((LOSS, AGREEMENT, *known)))
             raise RecipeError(f"the metric {self.metric!r} is unknown for {task.name}; the valid ones are {valid}.")
 
-    def _part(self, student: PreTrainedModel, rows: Source) -> Any:
+    def _score_part(self, student: PreTrainedModel, rows: Source) -> Any:
+        """What this rank contributes to the score, as `_combine` takes it."""
         if self.metric == LOSS:
             return self._losses(student, rows)
         if self.metric == AGREEMENT:
             return agreement_of(student, rows, with_divergence=False)
         return predictions_of(student, rows)
 
-    def _joined(self, parts: Sequence[Any]) -> float:
+    def _combine(self, parts: Sequence[Any]) -> float:
         if self.metric == LOSS:
-            # The mean of each loss over its places, as in training.
-            values, places = (np.sum([part[index] for part in parts], axis=0) for index in (0, 1))
+            # The mean of each loss over its terms, as in training.
+            values, counts = (np.sum([part[index] for part in parts], axis=0) for index in (0, 1))
             weights = np.asarray([spec.weight for spec in self.loss])
-            return float((weights * values / np.maximum(places, 1)).sum())
+            return float((weights * values / np.maximum(counts, 1)).sum())
         if self.metric == AGREEMENT:
             return sum(parts, Agreement()).share
         assert self.rows.task.metrics is not None
-        return self.rows.task.metrics(_as_one(parts))[self.metric]
+        return self.rows.task.metrics(_concatenated(parts))[self.metric]
 
     def _losses(self, student: PreTrainedModel, rows: Source) -> tuple[list[float], list[int]]:
-        """(sum of each loss over its places, how many these are)."""
+        """Return, for each loss, (the sum over its terms, the number of terms)."""
         head = plain_head(student) if rows.task.classes == "vocabulary" else None
         columns = columns_of(self.loss, rows)
-        values, places = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
+        values, counts = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
         for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):
             batch = batch.to(student.device)
             outputs = outputs_for(self.loss, student, batch, rows, head)
             _, parts = total_loss(self.loss, outputs, targets_of(batch, rows), getattr(student, PROJECTIONS))
-            counts = np.asarray([spec.count(batch) for spec in self.loss])
-            values += counts * np.asarray([float(value) for value in parts.values()])
-            places += counts
-        return values.tolist(), places.tolist()
+            batch_counts = np.asarray([spec.count(batch) for spec in self.loss])
+            values += batch_counts * np.asarray([float(value) for value in parts.values()])
+            counts += batch_counts
+        return values.tolist(), counts.tolist()
 
 
-def _as_one(parts: Sequence[Predictions]) -> Predictions:
-    """Several ranks' predictions: lists one after the other, sums added up, names as they are."""
+def _concatenated(parts: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of several ranks as one: lists concatenated, sums added up, names unchanged."""
     values: dict[str, Any] = {}
     for field in fields(Predictions):
         first, *others = (getattr(part, field.name) for part in parts)

@@ -359,6 +359,6 @@ def test_a_finished_student_is_not_overwritten(dumps: dict[str, Path], tmp_path:
     distill.run(made, resume=False)
     before = {path: path.read_bytes() for path in made.output.rglob("*") if path.is_file()}
     for resume in (False, True):
-        with pytest.raises(RecipeError, match="there is a finished student already"):
+        with pytest.raises(RecipeError, match="there is already a finished student"):
             distill.run(made, resume=resume)
     assert before == {path: path.read_bytes() for path in made.output.rglob("*") if path.is_file()}

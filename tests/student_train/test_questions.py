@@ -352,7 +352,7 @@ def test_stages_see_the_windows_whose_answers_are_known(dump: Path, tmp_path: Pa
 
 def test_f1_of_windows_that_are_held_out_is_refused(dump: Path, tmp_path: Path) -> None:
     made = recipe(tmp_path / "a", TINY, {"kind": "kl"}, dump=dump, validation={"share": 0.5, "metric": "f1"})
-    with pytest.raises(RecipeError, match=r"the metric 'f1' is not for question-answering.* valid ones are loss, agre"):
+    with pytest.raises(RecipeError, match=r"the metric 'f1' is not available for question.* valid ones are loss, agre"):
         distill.run(made, resume=False)
 
 

@@ -139,10 +139,10 @@ def test_ranks_train_the_student_of_one(
 ) -> None:
     """Steps of 59 rows and 1, which only one rank has; rows of 1 to 64 positions; a projection that is learnt along.
 
-    What is shown is the same, too, with a clock that goes one second from line to line and all positions looked at.
+    What is shown is the same, too, with a clock that goes one second from line to line and all positions compared.
     """
     monkeypatch.setattr(training_log, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
-    monkeypatch.setattr(training_log, "LOOK_POSITIONS", 10_000)
+    monkeypatch.setattr(training_log, "COMPARED_POSITIONS", 10_000)
     seconds = itertools.count()
 
     def made(name: str) -> Recipe:
@@ -363,4 +363,4 @@ def test_torchrun_trains_saves_scores_and_speaks_once(
     for rank, said in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         again = CliRunner().invoke(app, command[-3:])
-        assert again.output.count("is finished already") == said
+        assert again.output.count("is already finished") == said

@@ -145,7 +145,7 @@ def test_a_held_out_dump_of_another_task_and_an_unscorable_task_are_refused(
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval=held_out)
     refused(made, RecipeError, "a dump of causal-lm, but the model is one for sequence-classification", monkeypatch)
     made = recipe(tmp_path / "a", BILSTM, HIDDEN, dump=dumps["encoder"], eval={"data": held_out["data"]})
-    refused(made, RecipeError, "'eval' has nothing to score", monkeypatch)
+    refused(made, RecipeError, "'eval': the task encoder has no metrics", monkeypatch)
 
 
 def test_files_without_gold_labels_or_a_tokenizer_are_refused(

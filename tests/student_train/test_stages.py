@@ -481,7 +481,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_very_weights_of_an_undisturbed_one
             r"stage\.0: loss\.0\.student_layer = 5",
         ),
         ([LOGITS], {"validation": {"share": 1e-6}}, r"validation\.share = 1e-06: it holds out no row of"),
-        ([LOGITS], {"validation": {"share": 0.999999}}, r"stage\.0\.rows = 'all': there is none"),
+        ([LOGITS], {"validation": {"share": 0.999999}}, r"stage\.0\.rows = 'all': no such row is left"),
         (
             [{**LOGITS, "metric": "acuracy"}],
             {"validation": VALIDATION},
@@ -490,7 +490,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_very_weights_of_an_undisturbed_one
         (
             [{**LOGITS, "unfreeze": "gradual"}, {**LOGITS, "name": "logits.2"}],
             {},
-            r"stage\.1\.name: there would be two stages 'logits\.2'",
+            r"stage\.1\.name: two stages would have the name 'logits\.2'",
         ),
     ],
 )

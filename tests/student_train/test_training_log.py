@@ -27,7 +27,7 @@ from student_train.recipe.recipe import Recipe
 from student_train.scoring.agreement import agreement_of
 from student_train.training import log as training_log
 from student_train.training import stage_run
-from student_train.training.log import LOOK_POSITIONS, Account, line, look
+from student_train.training.log import COMPARED_POSITIONS, Account, compare, line
 
 KL = {"kind": "kl"}
 TASK = "sequence-classification"
@@ -70,7 +70,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str
     return run
 
 
-# ---------------------------------------------------------------- looking at distributions
+# ---------------------------------------------------------------- comparing distributions
 
 
 def sparse_targets(teacher_NV: torch.Tensor) -> SparseTargets:
@@ -86,7 +86,7 @@ def sparse_targets(teacher_NV: torch.Tensor) -> SparseTargets:
     return SparseTargets(ids_NK, log_probs_NK, tail_N, sampled_NK)
 
 
-def test_a_look_sums_agreement_and_masses_over_positions() -> None:
+def test_compare_sums_agreement_and_masses_over_positions() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher_NV, student_NV = torch.randn(2, 40, 12, generator=generator, dtype=torch.float64).unbind()
     student_NV[:20] = teacher_NV[:20] + 0.1
@@ -97,7 +97,7 @@ def test_a_look_sums_agreement_and_masses_over_positions() -> None:
         agreed += int(q.argmax()) == best[0]
         kept += sum(float(p[token]) for token in best)
         student_tail += 1 - sum(float(q[token]) for token in best)
-    sums = {name: float(value) for name, value in look(Outputs(student_NV, ()), targets).items()}
+    sums = {name: float(value) for name, value in compare(Outputs(student_NV, ()), targets).items()}
     assert 20 <= agreed < 40
     assert sums == pytest.approx(
         {
@@ -113,28 +113,28 @@ def test_a_look_sums_agreement_and_masses_over_positions() -> None:
 
 def test_nothing_is_outside_of_whole_distributions() -> None:
     logits_NV = torch.eye(5)
-    sums = look(Outputs(logits_NV, ()), DenseTargets(logits_NV.roll(1, 0)))
+    sums = compare(Outputs(logits_NV, ()), DenseTargets(logits_NV.roll(1, 0)))
     assert {name: float(value) for name, value in sums.items()} == {"positions": 5, "agreement": 0}
-    assert float(look(Outputs(logits_NV, ()), DenseTargets(logits_NV))["agreement"]) == 5
+    assert float(compare(Outputs(logits_NV, ()), DenseTargets(logits_NV))["agreement"]) == 5
 
 
 @pytest.mark.parametrize("positions", [0, 1, 64, 65, 1000])
-def test_a_look_goes_to_a_few_positions_all_over_the_batch(positions: int) -> None:
+def test_compare_takes_a_few_positions_all_over_the_batch(positions: int) -> None:
     """The student is right in the second half alone."""
     teacher_NV = torch.zeros(positions, 4)
     teacher_NV[:, 1] = 1.0
     student_NV = teacher_NV.clone()
     student_NV[: positions // 2, 2] = 2.0
-    sums = look(Outputs(student_NV, ()), DenseTargets(teacher_NV))
-    looked_at, agreed = float(sums["positions"]), float(sums["agreement"])
-    assert min(positions, LOOK_POSITIONS // 2) <= looked_at <= LOOK_POSITIONS
-    assert agreed == pytest.approx(looked_at / 2, abs=1)
+    sums = compare(Outputs(student_NV, ()), DenseTargets(teacher_NV))
+    compared, agreed = float(sums["positions"]), float(sums["agreement"])
+    assert min(positions, COMPARED_POSITIONS // 2) <= compared <= COMPARED_POSITIONS
+    assert agreed == pytest.approx(compared / 2, abs=1)
 
 
-def test_a_head_of_another_width_than_the_teachers_is_looked_at_like_any() -> None:
+def test_a_head_of_another_width_than_the_teachers_is_compared_like_any() -> None:
     teacher_NV = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
     teacher_NV[:, 8:] = -100.0
-    sums = look(Outputs(torch.zeros(6, 8), ()), sparse_targets(teacher_NV))
+    sums = compare(Outputs(torch.zeros(6, 8), ()), sparse_targets(teacher_NV))
     assert float(sums["student_tail"]) == pytest.approx(5 * 5 / 8 + 6 / 8)
 
 
@@ -198,8 +198,8 @@ def test_the_masses_are_the_dumps_own_and_the_last_step_is_logged(
     tracked: Callable[[Recipe], list[dict[str, float]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All rows in every batch, and all positions looked at; polars reads the dump by itself."""
-    monkeypatch.setattr(training_log, "LOOK_POSITIONS", 10_000)
+    """All rows in every batch, and all positions compared; polars reads the dump by itself."""
+    monkeypatch.setattr(training_log, "COMPARED_POSITIONS", 10_000)
     tail = Dump(dumps["causal-lm"]).positions().select(pl.col("tail").exp().mean()).collect().item()
     seen = tracked(recipe(tmp_path / "a", dumps["causal-lm"], KL, max_steps=5, batch_size=60))
     assert [values["step"] for values in seen] == [2, 4, 5]
