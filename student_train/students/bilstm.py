@@ -148,7 +148,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
             else TrimmedEmbedding(config.vocab_size, config.embedding_rows, config.embedding_size)
         )
         widths = [config.embedding_size] + [config.hidden_size] * config.num_hidden_layers
-        # One module a layer, because nn.LSTM's own stack hides what its lower layers say.
+        # One module a layer, because nn.LSTM's own stack hides the outputs of its lower layers.
         self.layers = nn.ModuleList(
             nn.LSTM(width, config.hidden_size // 2, batch_first=True, bidirectional=True) for width in widths[:-1]
         )
@@ -192,15 +192,32 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
         return _as_asked(result, return_dict, self.config)
 
 
-class BiLSTMForSequenceClassification(BiLSTMPreTrainedModel):
-    """A BiLSTM with one linear layer on the maximum over time of its output."""
+class BiLSTMWithHead(BiLSTMPreTrainedModel):
+    """A BiLSTM and one linear layer; what the heads share, classifiers being those that learn from `labels`."""
+
+    head_name = "classifier"
+    output_class: type[SequenceClassifierOutput | TokenClassifierOutput]
 
     def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
         self.bilstm = BiLSTMModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
+        self.add_module(self.head_name, nn.Linear(config.hidden_size, self.classes(config)))
         self.post_init()
+
+    def classes(self, config: BiLSTMConfig) -> int:
+        """How many logits there are for a row or a position."""
+        return config.num_labels or 0
+
+    def head(self, hidden_BLD: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [..., C] of the BiLSTM's output: at each position, unless a head says otherwise."""
+        logits: Tensor = getattr(self, self.head_name)(self.dropout(hidden_BLD))
+        return logits
+
+    def run(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """(logits [..., C], hidden states where they are wanted)."""
+        output = self.bilstm(attention_mask=attention_mask, return_dict=True, **inputs)
+        return self.head(output.last_hidden_state, attention_mask), output.hidden_states
 
     def forward(
         self,
@@ -211,63 +228,45 @@ class BiLSTMForSequenceClassification(BiLSTMPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Inputs as `BiLSTMModel.forward`; `labels` [B] give a cross-entropy; `logits` [B, C]."""
-        output = self.bilstm(
-            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as `BiLSTMModel.forward`; `labels`, one for each of the logits (-100: none), give a cross-entropy."""
+        logits, hidden_states = self.run(
+            attention_mask, input_ids=input_ids, inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states
         )
-        hidden_BLD = output.last_hidden_state
-        if attention_mask is not None:
-            # Padding is zero in the output, and zero would win against a negative maximum.
-            is_padding_BL = attention_mask.to(hidden_BLD.device) == 0
-            hidden_BLD = hidden_BLD.masked_fill(is_padding_BL[:, :, None], float("-inf"))
-        logits_BC = self.classifier(self.dropout(hidden_BLD.amax(dim=1)))
-        loss = None if labels is None else nn.functional.cross_entropy(logits_BC, labels)
-        result = SequenceClassifierOutput(loss=loss, logits=logits_BC, hidden_states=output.hidden_states)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        result = self.output_class(loss=loss, logits=logits, hidden_states=hidden_states)
         return _as_asked(result, return_dict, self.config)
 
 
-class BiLSTMForTokenClassification(BiLSTMPreTrainedModel):
-    """A BiLSTM with one linear layer on its output at each position."""
+class BiLSTMForSequenceClassification(BiLSTMWithHead):
+    """A BiLSTM with one linear layer on the maximum over time of its output: `labels` [B], `logits` [B, C]."""
 
-    def __init__(self, config: BiLSTMConfig) -> None:
-        super().__init__(config)
-        self.bilstm = BiLSTMModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
-        self.post_init()
+    output_class = SequenceClassifierOutput
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> TokenClassifierOutput | tuple[Any, ...]:
-        """Inputs as `BiLSTMModel.forward`; `labels` [B, L] (-100: none) give a cross-entropy; `logits` [B, L, C]."""
-        output = self.bilstm(
-            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
-        )
-        logits_BLC = self.classifier(self.dropout(output.last_hidden_state))
-        loss = None if labels is None else nn.functional.cross_entropy(logits_BLC.flatten(0, 1), labels.flatten())
-        result = TokenClassifierOutput(loss=loss, logits=logits_BLC, hidden_states=output.hidden_states)
-        return _as_asked(result, return_dict, self.config)
+    def head(self, hidden_BLD: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [B, C]."""
+        # Padding is zero in the output, and zero would win against a negative maximum.
+        return super().head(_without_padding(hidden_BLD, attention_mask).amax(dim=1), None)
 
 
-class BiLSTMForQuestionAnswering(BiLSTMPreTrainedModel):
+class BiLSTMForTokenClassification(BiLSTMWithHead):
+    """A BiLSTM with one linear layer on its output at each position: `labels` [B, L], `logits` [B, L, C]."""
+
+    output_class = TokenClassifierOutput
+
+
+class BiLSTMForQuestionAnswering(BiLSTMWithHead):
     """A BiLSTM with one linear layer on its output at each position: where the answer starts, and where it ends."""
 
-    def __init__(self, config: BiLSTMConfig) -> None:
-        super().__init__(config)
-        self.bilstm = BiLSTMModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
+    head_name = "qa_outputs"
 
-    def forward(
+    def classes(self, config: BiLSTMConfig) -> int:
+        """Start and end."""
+        return 2
+
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -277,32 +276,35 @@ class BiLSTMForQuestionAnswering(BiLSTMPreTrainedModel):
         end_positions: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+    ) -> ModelOutput | tuple[Any, ...]:
         """Inputs as `BiLSTMModel.forward`; `start_positions` and `end_positions` [B] give the mean of two
         cross-entropies over each row's tokens; `start_logits` and `end_logits` [B, L]."""
-        output = self.bilstm(
-            input_ids, attention_mask, None, inputs_embeds, output_hidden_states=output_hidden_states, return_dict=True
+        logits_BL2, hidden_states = self.run(
+            attention_mask, input_ids=input_ids, inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states
         )
-        start_BL, end_BL = self.qa_outputs(self.dropout(output.last_hidden_state)).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            is_padding_BL = torch.zeros_like(start_BL, dtype=torch.bool)
-            if attention_mask is not None:
-                is_padding_BL = attention_mask.to(start_BL.device) == 0
-            losses = (
-                nn.functional.cross_entropy(logits_BL.masked_fill(is_padding_BL, float("-inf")), at_B)
-                for logits_BL, at_B in ((start_BL, start_positions), (end_BL, end_positions))
-            )
-            loss = sum(losses, torch.zeros((), device=start_BL.device)) / 2
+            both = _without_padding(logits_BL2, attention_mask).unbind(-1)
+            losses = map(nn.functional.cross_entropy, both, (start_positions, end_positions))
+            loss = torch.stack(list(losses)).mean()
+        start_BL, end_BL = logits_BL2.unbind(-1)
         result = QuestionAnsweringModelOutput(
-            loss=loss, start_logits=start_BL, end_logits=end_BL, hidden_states=output.hidden_states
+            loss=loss, start_logits=start_BL, end_logits=end_BL, hidden_states=hidden_states
         )
         return _as_asked(result, return_dict, self.config)
 
 
+def _without_padding(values_BLX: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The values with -inf at padding, where they are neither the maximum nor seen by a softmax."""
+    if attention_mask is None:
+        return values_BLX
+    is_padding_BL = attention_mask.to(values_BLX.device) == 0
+    return values_BLX.masked_fill(is_padding_BL[:, :, None], float("-inf"))
+
+
 def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-    """What a layer says of rows of these lengths [B, L, D]: its backward direction begins at a row's last token and not
-    at its padding, where the output is zero."""
+    """A layer's output over rows of these lengths [B, L, D], which is zero at padding; the backward direction begins at
+    a row's last token."""
     if torch.onnx.is_in_onnx_export():
         return _read_in_onnx(layer, hidden_BLD, lengths_B)
     if hidden_BLD.is_cuda:  # cuDNN reads both directions of packed rows at once.

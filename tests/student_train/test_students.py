@@ -270,6 +270,25 @@ def test_a_student_comes_back_from_its_folder_as_it_was(
     assert student.config.id2label == model.config.id2label
 
 
+@pytest.mark.parametrize(
+    ("auto_class", "head"),
+    [
+        ("AutoModelForSequenceClassification", "classifier"),
+        ("AutoModelForTokenClassification", "classifier"),
+        ("AutoModelForQuestionAnswering", "qa_outputs"),
+    ],
+)
+def test_the_weights_of_a_bilstm_keep_the_names_that_saved_folders_have(auto_class: str, head: str) -> None:
+    model = build(BILSTM.model_copy(update={"layers": 1}), auto_class)
+    lstm = [f"{kind}_{at}_l0{way}" for way in ("", "_reverse") for kind in ("weight", "bias") for at in ("ih", "hh")]
+    assert list(model.state_dict()) == [
+        "bilstm.embeddings.weight",
+        *(f"bilstm.layers.0.{name}" for name in lstm),
+        f"{head}.weight",
+        f"{head}.bias",
+    ]
+
+
 def test_a_bilstm_folder_loads_without_lectern_if_its_code_is_trusted(tmp_path: Path) -> None:
     model = build(BILSTM)
     model.save_pretrained(tmp_path / "student")
