@@ -8,7 +8,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from shared.dump.codecs import DenseTargets
 from shared.errors import RecipeError
 from student_train.data.sources import Source
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -86,7 +85,7 @@ class KLLoss(Loss):
         assert targets.distributions is not None
         teacher = targets.distributions.resized(outputs.logits_NV.shape[-1])
         divergence = Divergence(self.divergence, self.beta or 0.5)
-        if isinstance(teacher, DenseTargets):
+        if teacher.has_all_logits:
             return formulas.kl_dense(outputs.logits_NV, teacher.logits_NV, self.temperature, divergence)
         if self._is_sampled(teacher.sampled_NK is not None):
             return formulas.kl_sampled(outputs.logits_NV, teacher.ids_NK, teacher.log_probs_NK, outputs.overwrite)
@@ -121,7 +120,8 @@ class LogitsMSELoss(Loss):
             )
 
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
-        assert isinstance(targets.distributions, DenseTargets)
+        assert targets.distributions is not None
+        assert targets.distributions.has_all_logits
         assert outputs.logits_NV is not None
         compare = formulas.logits_mse_ragged if targets.is_ragged else formulas.logits_mse
         return compare(outputs.logits_NV, targets.distributions.logits_NV)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from shared.dump.codecs import DenseTargets, Targets
+from shared.dump.codecs import Targets
 from shared.progress import Progress, human_seconds
 from student_train.forward.outputs import Outputs
 from student_train.scoring.agreement import is_agreed
@@ -50,7 +50,7 @@ def compare(outputs: Outputs, distributions: Targets) -> Sums:
         "positions": torch.full((), len(logits_NV), dtype=torch.float32, device=logits_NV.device),
         AGREEMENT: is_agreed(logits_NV, distributions).float().sum(),
     }
-    if isinstance(distributions, DenseTargets):
+    if distributions.has_all_logits:
         return sums
     exact = distributions.exact()
     student_NK = (logits_NV.gather(1, exact.ids_NK) - logits_NV.logsumexp(-1, keepdim=True)).exp()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class DenseTargets:
     Attributes:
         kept_NX: the logits, or the states from which `make` makes them.
     """
+
+    has_all_logits: ClassVar[Literal[True]] = True
 
     kept_NX: Tensor
     make: Callable[[Tensor], Tensor] | None = None
@@ -51,6 +54,8 @@ class SparseTargets:
         sampled_NK: which ids stand for the tail, being drawn from it; None where the tail has no such ids.
         log_sums_N: temperature T -> log of the sum over the vocabulary of p ** (1 / T), where the dump keeps it.
     """
+
+    has_all_logits: ClassVar[Literal[False]] = False
 
     ids_NK: Tensor
     log_probs_NK: Tensor
