@@ -16,9 +16,6 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
-
 from shared.errors import UsageError
 from shared.storage.files import write_atomically
 from shared.storage.ranges import RangeFile
@@ -63,8 +60,10 @@ class Folder(ABC):
         return _behind(text) if _URL.match(text) else _Local(Path(text), str(Path(text)))
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """As a field of a pydantic model it is validated from what `of` takes, and written as `str` gives it."""
+        from pydantic_core import core_schema  # not for a --help
+
         written = core_schema.to_string_ser_schema()
         return core_schema.no_info_plain_validator_function(_validated, serialization=written)
 
@@ -283,6 +282,8 @@ def _behind(url: str) -> Folder:
 
 
 def _joined(before: str, name: str) -> str:
+    if before == ".":
+        return name
     return f"{before}{name}" if before.endswith("/") else f"{before}/{name}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import UsageError
@@ -49,6 +50,7 @@ def test_a_path_is_the_folder_of_its_text() -> None:
 def test_the_root_of_a_file_system_has_what_lies_in_it() -> None:
     assert str(Folder.of("memory://") / "dump") == "memory://dump"
     assert str(Folder.of("/") / "dump") == "/dump"
+    assert str(Folder.of(".") / "dump") == "dump"
 
 
 def test_only_this_machine_has_local_paths(tmp_path: Path) -> None:
@@ -175,6 +177,42 @@ def test_a_file_has_its_name_only_once_it_is_whole(place: Folder) -> None:
     (place / "file").write(write)
     assert (place / "file").read_bytes() == b"half, whole"
     assert place.names() == ["file"]
+
+
+class RemembersListings(MemoryFileSystem):
+    """As file systems of object stores do: what was listed once is told again, whoever has written since."""
+
+    protocol = "remembers"
+    listed: dict[str, Any] = {}  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("remembers://"))
+
+    def info(self, path: str, **options: Any) -> Any:
+        if path not in self.listed:
+            try:
+                self.listed[path] = super().info(path)
+            except FileNotFoundError as error:
+                self.listed[path] = error
+        if isinstance(self.listed[path], Exception):
+            raise self.listed[path]
+        return self.listed[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listed.clear()
+
+
+def test_what_others_have_written_meanwhile_is_seen(in_memory: Folder) -> None:
+    fsspec.register_implementation("remembers", RemembersListings, clobber=True)
+    mine = Folder.of(str(in_memory).replace("memory://", "remembers://")) / "file"
+    assert not mine.exists()
+    (in_memory / "file").write_text("text")
+    assert mine.exists()
+    assert mine.size() == 4
+    (in_memory / "file").write_text("a longer text")
+    assert mine.size() == 13
+    assert mine.is_file()
 
 
 # --- reading anywhere in a file --------------------------------------------------------------------------------------
