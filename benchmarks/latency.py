@@ -20,10 +20,9 @@ import torch
 from report import machine
 
 from shared.text.columns import ColumnNames
-from shared.text.reading import columns_of
 from student_train.data.sources import Source, TextSource, load_tokenizer
 from student_train.scoring.latency import latencies
-from student_train.scoring.models import label_names_of, load_model, longest_row
+from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
 
 # For each runtime and batch size, times the number of models.
@@ -62,8 +61,8 @@ def _runners(
     length = min(longest_row(model, tokenizer) for model, _, tokenizer in loaded.values())
     by_runtime: dict[str, dict[Path, tuple[Runtime, Source]]] = {"torch": {}, "onnxruntime": {}}
     for folder, (model, task, tokenizer) in loaded.items():
-        labels = label_names_of(model) if task.classes == "labels" else None
-        columns = columns_of(task, names, labels_required=False)
+        labels = task.label_names_of(model.config)
+        columns = task.columns(names, labels_required=False)
         source = TextSource(task, [data], columns, tokenizer, length, labels)
         by_runtime["torch"][folder] = (TorchRuntime(model), source)
         if (folder / MODEL_FILE).exists():

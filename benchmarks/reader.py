@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Codec, Int8Vectors, Sparse, TopK, VectorCodec
 from shared.dump.codecs.coding.planes import split
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values
@@ -74,7 +75,7 @@ def main() -> None:
 class Drawn:
     """A dump of drawn codes, as far as a loader knows sources, and the same codes as flat arrays in .npy files."""
 
-    recorded = "next-token"
+    layout = LAYOUTS["next-token"]
 
     class tokenizer:
         pad_token_id = 0
@@ -156,7 +157,7 @@ class Drawn:
 class Mapped:
     """The same source, whose row groups lie in memory-mapped arrays: nothing is read, checked or decoded."""
 
-    tokenizer, recorded = Drawn.tokenizer, Drawn.recorded
+    tokenizer, layout = Drawn.tokenizer, Drawn.layout
 
     def __init__(self, drawn: Drawn) -> None:
         self.per_column, self._groups = drawn.per_column, drawn.mapped

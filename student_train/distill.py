@@ -13,8 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from shared.errors import LecternError, RecipeError
 from shared.storage.files import only_one, write_text_atomically
-from shared.text.reading import columns_of, scored_columns_of
-from shared.text.tasks import corpus_of, task_named
+from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.needs import needs_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
@@ -133,7 +132,7 @@ def open_source(recipe: Recipe) -> Source:
     return TextSource(
         task,
         data.train,
-        columns_of(task, data, labels_required=True),
+        task.columns(data, labels_required=True),
         load_tokenizer(path),
         data.max_length,
         data.labels,
@@ -149,14 +148,14 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
     if recipe.eval is None:
         return
     task = source.task
-    if task.metrics is None:
+    if not task.is_scored:
         raise RecipeError(f"the section 'eval': the task {task.name} has no metrics to score with; leave it out.")
-    columns, positions = scored_columns_of(task, recipe.eval), task.check_positions(recipe.eval.positions)
+    columns, positions = task.scored_columns(recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
     stride = recipe.eval.stride
     how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats, stride=stride)
-    task.check_chats(how)
-    corpus_of(task, how, recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
+    task.check_tokenizing(how)
+    task.corpus(how, recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
     if recipe.eval.dump is not None:
         open_held_out(recipe.eval.dump, task, source.label_names)
 

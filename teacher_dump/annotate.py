@@ -65,7 +65,7 @@ def prepare(request: Request) -> Plan:
     description = describe_teacher(request, task)
     how = tokenizing(request, description, positions)
     corpus = corpus_of(request, task, how)
-    task.check_chats(how)
+    task.check_tokenizing(how)
     survey = corpus.survey(check=lambda example: task.check_row(how, example), seed=request.seed)
     engine = description.load()
     draft = describe(request, task, description, engine, how, survey)

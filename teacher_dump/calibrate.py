@@ -20,7 +20,7 @@ from shared.dump.shards import weigh
 from shared.dump.signals import Signal
 from shared.errors import UsageError
 from shared.progress import Progress
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
 from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch

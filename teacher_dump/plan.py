@@ -10,16 +10,14 @@ from typing import Any, cast, get_args
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.embeddings import WordEmbeddings
-from shared.dump.layouts import LAYOUTS
+from shared.dump.layouts import Layout
 from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.corpus import Corpus, Survey
-from shared.text.reading import columns_of
 from shared.text.tasks import Task
-from shared.text.tasks import corpus_of as task_corpus
 from shared.text.tokenized import TokenizedRow, Tokenizing
 from teacher_dump.engines.base import Engine, TeacherDescription
 from teacher_dump.request import Request
@@ -55,7 +53,7 @@ class Plan:
 
 def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
     """The corpus with the columns that the task reads."""
-    return task_corpus(task, how, request.data, columns_of(task, request), request.limit)
+    return task.corpus(how, request.data, task.columns(request), request.limit)
 
 
 def tokenizing(request: Request, teacher: TeacherDescription, positions: str | None) -> Tokenizing:
@@ -71,7 +69,8 @@ def describe(
     request: Request, task: Task, teacher: TeacherDescription, engine: Engine, how: Tokenizing, survey: Survey
 ) -> Manifest:
     """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
-    signals = _signals(request, task, teacher, engine)
+    layout = task.layout(how.positions)
+    signals = _signals(request, task, layout, teacher, engine)
     return Manifest(
         format_version=FORMAT_VERSION,
         lectern_version=version("lectern"),
@@ -79,15 +78,15 @@ def describe(
         teacher=_teacher_facts(engine, signals),
         tokenizer=_tokenizer_facts(how),
         vocabulary=engine.vocabulary,
-        layout=LAYOUTS.named(task.recorded[how.positions]),
-        labelled=task.classes == "vocabulary" or survey.labelled_rows > 0,
+        layout=layout,
+        labelled=task.is_labelled(survey.labelled_rows),
         label_names=teacher.label_names,
-        pairs=request.pair_column is not None or task.windows is not None,
+        pairs=task.columns(request).pair is not None,
         corpus=CorpusFacts(
             rows=survey.rows,
             labelled_rows=survey.labelled_rows,
             fingerprint=survey.fingerprint,
-            questions=survey.examples if task.windows is not None else None,
+            questions=survey.examples if task.splits_examples else None,
         ),
         options=Options(
             positions=how.positions,
@@ -98,7 +97,7 @@ def describe(
             bytes_per_token=request.bytes_per_token,
             hidden_codec=request.hidden_codec,
             hidden_rank=request.hidden_rank,
-            stride=request.stride if task.windows is not None else None,
+            stride=request.stride if task.splits_examples else None,
         ),
         signals=signals,
         embeddings=WordEmbeddings.of(engine.word_embeddings()) if request.embeddings else None,
@@ -133,13 +132,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
-def _signals(request: Request, task: Task, teacher: TeacherDescription, engine: Engine) -> tuple[Signal, ...]:
+def _signals(
+    request: Request, task: Task, layout: Layout, teacher: TeacherDescription, engine: Engine
+) -> tuple[Signal, ...]:
     """Every signal asked for, with first guesses of what a sample will tell."""
-    is_vocabulary = task.classes == "vocabulary"
-    classes = engine.vocabulary if is_vocabulary else len(teacher.label_names or ())
-    exact = engine.exact if is_vocabulary else None
-    distributions = distribution(request, classes if task.classes else None, exact, task.classes == "spans")
-    asked = requested(request, task.classes is not None, engine)
+    classes = engine.vocabulary if task.predicts_vocabulary else len(teacher.label_names or ())
+    exact = engine.exact if task.predicts_vocabulary else None
+    needed = classes if layout.has_distributions else None
+    distributions = distribution(request, needed, exact, layout.needs_all_logits)
+    asked = requested(request, layout.has_distributions, engine)
     widths = engine.widths([SignalKey(signal.site, signal.layer) for signal in asked])
     for signal, width in zip(asked, widths, strict=True):
         if signal.site == HIDDEN and request.hidden_rank is not None and not 1 <= request.hidden_rank <= width:

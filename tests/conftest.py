@@ -208,7 +208,7 @@ def make_teacher(
             "pad_token_id": tokenizer.pad_token_id,
             **SIZES.get(kind, DEFAULT_SIZES),
         }
-        if task_named(task).classes == "labels":
+        if task_named(task).has_labels and task_named(task).label_names is None:
             names = TAGS if task == "token-classification" else LABELS
             entries["id2label"] = dict(enumerate(names))
             entries["label2id"] = {name: index for index, name in enumerate(names)}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.text.examples import Answers, Example
-from shared.text.metrics import Predictions
+from shared.text.predictions import Predictions
 
 MOST_ANSWER_TOKENS = 30
 
@@ -79,7 +79,7 @@ def answer_scores(predictions: Predictions) -> dict[str, float]:
 
 def _answered(predictions: Predictions) -> Iterable[tuple[Answers | None, str, bool]]:
     """(gold answers if known, the best span, whether "none" scores higher) of each question."""
-    rows = [(predictions.examples[row], predictions.spans[row]) for row in sorted(predictions.examples)]
+    rows = [(predictions.examples[row], predictions.notes[row]) for row in sorted(predictions.examples)]
     for _, windows in groupby(rows, key=lambda row: row[0].number):
         examples, spans = zip(*windows, strict=True)
         example: Example = examples[0]

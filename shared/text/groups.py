@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from shared.dump.rowgroup import MISSING
-from shared.text.metrics import Predictions
+from shared.text.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,6 @@ def _part(predictions: Predictions, indices: Sequence[int]) -> Predictions:
         predicted=[predictions.predicted[index] for index in indices],
         labels=labels,
         labelled=sum(int((gold != MISSING).sum()) for gold in labels),
-        spans={row: predictions.spans[row] for row in rows if row in predictions.spans},
+        notes={row: predictions.notes[row] for row in rows if row in predictions.notes},
         examples={row: predictions.examples[row] for row in rows if row in predictions.examples},
     )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.dump.rowgroup import RowGroup
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 
 
 def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:

@@ -1,19 +1,13 @@
 """What tokenizing needs to know, and what it gives: rows as token ids, recorded positions and gold labels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from shared.text.lengths import DEFAULT_STRIDE
-
-if TYPE_CHECKING:  # at run time the command line's --help would wait for it
-    from transformers import PreTrainedTokenizerBase
-
-    from shared.text.metrics import LostWords
+from shared.text.predictions import LostWords
 
 Int32 = NDArray[np.int32]
 

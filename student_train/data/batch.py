@@ -1,7 +1,6 @@
 """A batch: some rows as tensors, padded on the right, with the teacher's signals still encoded.
 
-Shapes: B rows, L tokens of the longest, N recorded positions of all rows, M positions of the row that has most,
-P losses.
+Shapes: B rows, L tokens of the longest, N recorded positions of all rows, S distributions, P losses.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.dump.layouts import BatchIndex
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -18,27 +19,32 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask: int64 [B, L].
-        positions: int64 [N], indices into the flattened [B * L].
-        labels: int64 [N], gold labels, -100 where missing; of questions [2 B], see `places`.
+        index: where in it something is recorded, and the gold labels there.
         rows: int64 [B], the rows' numbers in their source.
         token_type_ids: int64 [B, L], of pairs only.
         columns: what the codecs decode, by the column's name, as stored.
-        places: bool [B, M], of questions only: which of M places a row has a recorded position for. `labels` then say
-            for each row which of its positions is the gold start, and which the gold end.
         is_spare: whether another rank has these rows too, so that they count for nothing (training only).
         shares: float32 [P], the batch's share of what the optimizer step counts for each loss (training only).
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    positions: Tensor
-    labels: Tensor
+    index: BatchIndex
     rows: Tensor
     token_type_ids: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
-    places: Tensor | None = None
     is_spare: bool = False
     shares: Tensor | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """The recorded positions, int64 [N]: indices into the flattened [B * L]."""
+        return self.index.positions
+
+    @property
+    def labels(self) -> Tensor:
+        """The gold label of each distribution, int64 [S], -100 where missing."""
+        return self.index.labels
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -65,9 +71,12 @@ class Batch:
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Tensor):
-                changed[each.name] = change(value)
-        return replace(self, columns={name: change(column) for name, column in self.columns.items()}, **changed)
+        index = replace(self.index, **_changed(self.index, change))
+        columns = {name: change(column) for name, column in self.columns.items()}
+        return replace(self, **_changed(self, change), index=index, columns=columns)
+
+
+def _changed(holder: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The tensors of a dataclass, changed, by the names of its fields."""
+    values = {each.name: getattr(holder, each.name) for each in fields(holder)}
+    return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -22,7 +22,6 @@ from student_train.data.batch import Batch
 from student_train.data.gather import Rows
 from student_train.data.order import Order, Window
 from student_train.data.sources import Source
-from student_train.data.spans import span_batch
 
 # Batches that lie ready: enough to bridge the reading of some row groups, few enough to cost no memory.
 READY_BATCHES = 4
@@ -124,17 +123,11 @@ def padded(rows: RowGroup, source: Source) -> Batch:
         table_BL[is_token_BL] = values_T
         return torch.from_numpy(table_BL)
 
-    firsts = np.repeat(np.arange(len(lengths)) * longest, np.diff(rows.position_offsets))
-    batch = Batch(
+    return Batch(
         input_ids=table(rows.input_ids, source.tokenizer.pad_token_id or 0),
         attention_mask=torch.from_numpy(is_token_BL.astype(np.int64)),
-        positions=torch.from_numpy(rows.positions + firsts),
-        labels=torch.from_numpy(rows.labels.astype(np.int64)),
+        index=source.layout.index(rows, longest),
         rows=torch.from_numpy(rows.rows),
         token_type_ids=None if rows.token_type_ids is None else table(rows.token_type_ids, 0),
         columns={name: torch.from_numpy(array) for name, array in to_flat(rows.columns).items()},
     )
-    if source.recorded != "spans":
-        return batch
-    places_BM, labels = span_batch(rows)
-    return replace(batch, places=places_BM, labels=labels)

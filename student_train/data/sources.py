@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
+from shared.dump.layouts import Layout
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import MISSING, RowGroup
 from shared.dump.signals import Per, Signal, SignalKey
@@ -23,14 +24,12 @@ from shared.text.examples import Example
 from shared.text.formats import Columns
 from shared.text.labels import names_from_values
 from shared.text.lengths import DEFAULT_STRIDE
-from shared.text.metrics import LostWords
+from shared.text.predictions import LostWords
 from shared.text.rows import row_group
-from shared.text.tasks import Task, check_tokenizer, corpus_of, task_named
+from shared.text.tasks import Task, task_named
 from shared.text.tokenized import Tokenizing
 
 TEXT_GROUP_ROWS = 1024
-# The column of characters that the positions of questions stand for, int32 [N, 2].
-OFFSETS = "offsets"
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Source(ABC):
         group_rows: rows of each row group, which `load` reads by number.
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
+        layout: where in a row distributions and gold labels are.
         signals: the teacher's, by key; none in files with gold labels.
         attention_heads: the teacher's, where the source says.
     """
@@ -54,6 +54,7 @@ class Source(ABC):
     max_length: int
     group_rows: tuple[int, ...]
     has_gold: bool
+    layout: Layout
     positions: str | None
     signals: dict[SignalKey, Signal] = field(default_factory=dict)
     attention_heads: int | None = None
@@ -86,11 +87,6 @@ class Source(ABC):
         """The columns of the signals of these keys, those of vectors first."""
         signals = sorted(self.signals.values(), key=lambda signal: signal.is_distribution)
         return [column.name for signal in signals if signal.key in keys for column in signal.columns]
-
-    @property
-    def recorded(self) -> str:
-        """Where a row's distributions and gold labels are."""
-        return self.task.recorded[self.positions]
 
     @property
     def per_column(self) -> dict[str, Per]:
@@ -138,6 +134,7 @@ class DumpSource(Source):
             max_length=manifest.options.max_length,
             group_rows=self._reader.group_rows,
             has_gold=manifest.labelled,
+            layout=manifest.layout,
             positions=manifest.options.positions,
             signals={signal.key: signal for signal in manifest.signals},
             attention_heads=manifest.teacher.attention_heads,
@@ -178,16 +175,16 @@ class TextSource(Source):
         seed: int = 0,
         stride: int = DEFAULT_STRIDE,
     ) -> None:
-        check_tokenizer(task, tokenizer)
+        task.check_tokenizer(tokenizer)
         label_names = task.label_names or label_names
         position = task.check_positions(positions)
-        if task.classes == "labels" and label_names is None:
+        if task.has_labels and label_names is None:
             label_names = names_from_values(Corpus(paths, columns, limit).survey().label_values)
         how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.chats, stride)
-        task.check_chats(how)
-        self._corpus = corpus = corpus_of(task, how, paths, columns, limit)
+        task.check_tokenizing(how)
+        self._corpus = corpus = task.corpus(how, paths, columns, limit)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))
-        self.questions = survey.examples if task.windows is not None else None
+        self.questions = survey.examples if task.splits_examples else None
         self._groups = []
         self.lost_words: dict[int, LostWords] = {}
         self.group_of_row: list[str] = []
@@ -197,18 +194,18 @@ class TextSource(Source):
             rows = task.tokenize(how, examples, first_row)
             self.lost_words |= {first_row + at: row.lost for at, row in enumerate(rows) if row.lost is not None}
             group = row_group(rows, range(first_row, first_row + len(rows)))
-            if task.classes == "spans":
-                group.columns[OFFSETS] = np.concatenate([row.offsets for row in rows if row.offsets is not None])
+            group.columns.update(task.row_columns(rows))
             self._groups.append(group)
         super().__init__(
             name=", ".join(paths),
             task=task,
             tokenizer=tokenizer,
-            label_names=label_names if task.classes in ("labels", "spans") else None,
+            label_names=label_names if task.has_labels else None,
             vocabulary=len(tokenizer),
             max_length=max_length,
             group_rows=tuple(len(group.rows) for group in self._groups),
-            has_gold=task.classes == "vocabulary" or survey.labelled_rows > 0,
+            has_gold=task.is_labelled(survey.labelled_rows),
+            layout=task.layout(position),
             positions=how.positions,
         )
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from shared.models.outputs import logits_of
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.data.spans import over_positions, targets_over_positions
 from student_train.forward.attention import Attended, capture
 from student_train.forward.head import StudentHead
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -37,11 +35,9 @@ def outputs_of(
             output, sliced = head.run(model, inputs, batch.positions)
         else:
             output = model(**inputs)
-            logits = logits_of(output)
-    if logits is not None and source.recorded != "row":
-        logits = logits.flatten(0, 1)[batch.positions]
-    if logits is not None and batch.places is not None:
-        logits = over_positions(logits, batch.places)
+            logits = source.task.logits_of(output)
+    if logits is not None:
+        logits = source.layout.distributions(logits, batch.index)
     is_token_BL = batch.is_token_BL
     hidden_TD = tuple(layer[is_token_BL] for layer in output.hidden_states) if wants_hidden else ()
     attended = {layer: Attended.at_tokens(found, is_token_BL) for layer, found in captured.items()}
@@ -54,9 +50,9 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
     columns, codec = batch.columns, source.distribution
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
     distributions = codec.decode(columns) if codec is not None and has_distribution else None
-    if distributions is not None and batch.places is not None:
-        distributions = targets_over_positions(distributions, batch.places)
+    if distributions is not None:
+        distributions = source.layout.targets(distributions, batch.index)
     vectors = {
         key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
     }
-    return BatchTargets(distributions, vectors, batch.labels, is_ragged=batch.places is not None)
+    return BatchTargets(distributions, vectors, batch.labels, is_ragged=source.layout.is_ragged)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shared.dump.rowgroup import MISSING
 from student_train.losses.divergence import NO_MASS, Divergence
 from student_train.losses.lumping import lump
 
 Tail = Literal["class", "renormalise"]
 
-MISSING_LABEL = -100
 FORWARD = Divergence()
 
 
@@ -114,7 +114,7 @@ def tail_to_labels(
     >>> ids.tolist(), [round(p, 2) for p in log_probs.exp()[0].tolist()], tail.tolist()
     ([[3, 1, 1]], [0.5, 0.5, 0.0], [-inf])
     """
-    has_label_N = labels_N != MISSING_LABEL
+    has_label_N = labels_N != MISSING
     label_N1 = labels_N.clamp(min=0)[:, None].to(ids_NK.dtype)
     is_label_NK = (ids_NK == label_N1) & has_label_N[:, None] & (log_probs_NK != NO_MASS)
     log_probs_NK = torch.where(is_label_NK, torch.logaddexp(log_probs_NK, tail_N[:, None]), log_probs_NK)
@@ -168,7 +168,7 @@ def logits_mse_ragged(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> T
 
 def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor, overwrite: bool = False) -> Tensor:
     """Cross-entropy with gold labels, averaged over the positions that have one (label -100: none)."""
-    has_label_N1 = labels_N[:, None] != MISSING_LABEL
+    has_label_N1 = labels_N[:, None] != MISSING
     label_N1 = labels_N[:, None].long().masked_fill(~has_label_N1, 0)
     log_q_NC = lump(_at_least_float32(student_logits_NV), label_N1, has_label_N1, overwrite).log_softmax(1)
     return _mean(-log_q_NC[:, :1], has_label_N1)

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from shared.dump.rowgroup import MISSING
 from shared.errors import RecipeError
 from student_train.data.sources import Source
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -160,7 +161,7 @@ class GoldLoss(Loss):
             )
 
     def counted(self, labels_N: Tensor) -> Tensor:
-        return (labels_N != formulas.MISSING_LABEL).sum()
+        return (labels_N != MISSING).sum()
 
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
         assert outputs.logits_NV is not None

@@ -33,7 +33,7 @@ class DataSection(Lengths, Positions, ColumnNames):
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:
-        trainable = [name for name, task in TASKS.items() if task.classes is not None]
+        trainable = [name for name, task in TASKS.items() if task.is_scored]
         if self.task not in trainable:
             raise ValueError(f"task {self.task!r} is unknown here; the valid ones are {', '.join(trainable)}")
         return self

@@ -58,7 +58,7 @@ def agreement_of(model: PreTrainedModel, source: Source, with_divergence: bool =
     assert source.distribution is not None
     # The value of a loss against sampled ids is no divergence.
     measure = KLLoss(tail="class" if source.distribution.has_exact_ids else None)
-    head = plain_head(model) if source.task.classes == "vocabulary" else None
+    head = plain_head(model) if source.task.predicts_vocabulary else None
     columns = source.columns_of({SignalKey(DISTRIBUTION)})
     found = Agreement()
     for host_batch in in_order(source, columns, EVAL_ROWS, by_length=True):

@@ -12,12 +12,11 @@ from shared.storage import Place
 from shared.text.columns import ScoredColumns
 from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
-from shared.text.reading import scored_columns_of
 from shared.text.tasks import Task
-from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
 from student_train.scoring.agreement import agreement_of
 from student_train.scoring.latency import first_batches, latencies
-from student_train.scoring.models import label_names_of, load_model, longest_row
+from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.scoring.report import Report
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
@@ -50,16 +49,13 @@ def evaluate(
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
-    label_names = label_names_of(model) if task.classes == "labels" else task.label_names
+    label_names = task.label_names_of(model.config)
     length = max_length or longest_row(model, tokenizer)
-    columns = scored_columns_of(task, names)
+    columns = task.scored_columns(names)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
-    is_about_spans = task.classes == "spans"
-    predictions = predictions_of(model, source, [OFFSETS] if is_about_spans else [])
-    predictions = predictions.with_lost_words(source.lost_words)
-    if is_about_spans:
+    predictions = predictions_of(model, source, task.scoring_columns).with_lost_words(source.lost_words)
+    if task.needs_examples:
         predictions.examples = dict(enumerate(source.examples()))
-    assert task.metrics is not None
     groups = None
     if names.group_column is not None:
         groups = score_groups(names.group_column, source.group_of_row, predictions, task.metrics)

@@ -21,11 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shared.errors import LecternError, UsageError
 from shared.storage.files import write_atomically
 from shared.text.columns import ColumnNames
-from shared.text.reading import columns_of
 from shared.text.tasks import Task, task_named
 from student_train.data.sources import TextSource, load_tokenizer
 from student_train.scoring.latency import first_batches
-from student_train.scoring.models import label_names_of, load_model, longest_row
+from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
 
 # Protocol buffers, of which an ONNX file is one, end at 2 GiB.
@@ -68,7 +67,7 @@ def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence
         LecternError: when the model cannot be translated, or its logits come out otherwise.
     """
     _check_extra()
-    if task_name is not None and task_named(task_name).classes is None:
+    if task_name is not None and not task_named(task_name).is_scored:
         raise UsageError(f"the task {task_name} has no logits to export; the others have.")
     model, task = load_model(folder, task_name)
     tokenizer = load_tokenizer(str(folder))
@@ -206,7 +205,7 @@ def _drawn(
 def _batches_of(
     data: Sequence[str], model: PreTrainedModel, task: Task, tokenizer: PreTrainedTokenizerBase, names: ColumnNames
 ) -> list[Inputs]:
-    columns = columns_of(task, names, labels_required=False)
-    label_names = label_names_of(model) if task.classes == "labels" else None
+    columns = task.columns(names, labels_required=False)
+    label_names = task.label_names_of(model.config)
     source = TextSource(task, data, columns, tokenizer, longest_row(model, tokenizer), label_names)
     return [batch.inputs for size in CHECKED_SIZES for batch in first_batches(source, size, BATCHES_OF_DATA)]

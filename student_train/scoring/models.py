@@ -11,8 +11,6 @@ from shared.errors import RecipeError, UsageError
 from shared.text.tasks import TASKS, Task, task_named
 
 DEFAULT_LENGTH = 512
-# Architectures whose names do not end in their Auto class's.
-_OTHER_NAMES = {"LMHeadModel": "causal-lm"}
 
 
 def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -27,7 +25,7 @@ def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel
     try:
         config = AutoConfig.from_pretrained(path)
         task = task_named(task_name or _task_of(config, path))
-        if task.classes is None:
+        if not task.is_scored:
             raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
         loader = getattr(transformers, task.auto_class)
         model, info = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
@@ -42,15 +40,9 @@ def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel
     return model.eval(), task
 
 
-def label_names_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """A classifier's label names in order."""
-    return tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
-
-
 def _task_of(config: Any, path: Path | str) -> str:
     architecture = (config.architectures or [""])[0]
-    suffixes = {task.auto_class.removeprefix("AutoModel"): name for name, task in TASKS.items() if task.classes}
-    for suffix, name in {**suffixes, **_OTHER_NAMES}.items():
-        if architecture.endswith(suffix):
+    for name, task in TASKS.items():
+        if task.is_scored and task.fits([architecture]):
             return name
     raise RecipeError(f"{path}: its architecture {architecture!r} does not tell the task; name it with --task.")

@@ -63,7 +63,7 @@ class DistillationTrainer(Trainer):
                 "the launcher asks for FSDP or DeepSpeed, which split a student's weights; here every rank trains a "
                 "whole student: start the run with torchrun."
             )
-        self._head = plain_head(student) if source.task.classes == "vocabulary" else None
+        self._head = plain_head(student) if source.task.predicts_vocabulary else None
         # The shares already make the sum over accumulated batches a mean, so the Trainer must not divide again.
         self.loss_is_scaled_for_ga = True
         if arguments.process_index:

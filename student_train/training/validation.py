@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
-from shared.text.metrics import Predictions
+from shared.text.predictions import Predictions
 from student_train.data.batches import in_order
 from student_train.data.sources import Source
 from student_train.data.subsets import Split, first_rows
@@ -98,13 +98,13 @@ class Validation:
                 )
             return
         task = self.rows.task
-        if task.classes == "spans":
+        if task.needs_examples:
             raise RecipeError(
                 f"the metric {self.metric!r} is not available for {task.name} during training, because its metrics "
-                f"need all windows of a question and the text of its context; the valid ones are {LOSS}, {AGREEMENT}."
+                f"need the texts of whole examples; the valid ones are {LOSS}, {AGREEMENT}."
             )
         few = predictions_of(student.eval(), first_rows(self.rows, FEW_ROWS))
-        known = () if task.metrics is None else tuple(task.metrics(few))
+        known = tuple(task.metrics(few))
         if self.metric not in known:
             valid = ", ".join(dict.fromkeys((LOSS, AGREEMENT, *known)))
             raise RecipeError(f"the metric {self.metric!r} is unknown for {task.name}; the valid ones are {valid}.")
@@ -125,12 +125,11 @@ class Validation:
             return float((weights * values / np.maximum(counts, 1)).sum())
         if self.metric == AGREEMENT:
             return sum(parts, Agreement()).share
-        assert self.rows.task.metrics is not None
         return self.rows.task.metrics(_concatenated(parts))[self.metric]
 
     def _losses(self, student: PreTrainedModel, rows: Source) -> tuple[list[float], list[int]]:
         """Return, for each loss, (the sum over its terms, the number of terms)."""
-        head = plain_head(student) if rows.task.classes == "vocabulary" else None
+        head = plain_head(student) if rows.task.predicts_vocabulary else None
         columns = columns_of(self.loss, rows)
         values, counts = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
         for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):

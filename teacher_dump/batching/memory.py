@@ -7,7 +7,7 @@ import torch
 
 from shared.dump.manifest import Manifest
 from shared.errors import TeacherError
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.base import Engine
 from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Encoded, extract

@@ -11,7 +11,7 @@ from shared.dump.rowgroup import RowGroup, join
 from shared.dump.shards import row_group_sizes
 from shared.progress import Progress
 from shared.text.rows import row_group
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.base import Engine
 from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Columns, extract

@@ -21,7 +21,7 @@ from shared.dump.codecs import Exact
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import SITES, Signal, SignalKey
 from shared.errors import TeacherError, UsageError
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.batch import Batch, pad
 from teacher_dump.engines.devices import DeviceMemory
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.dump.signals import Per
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 
 Int64 = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ import pytest
 
 from shared.text.answers import BestSpan, answer_scores, best_span, exact_match, f1, normalised
 from shared.text.examples import Answers, Example
-from shared.text.metrics import Predictions
+from shared.text.predictions import Predictions
 
 CONTEXT = "the quick brown fox"
 QUICK, FOX = (4, 9), (16, 19)
@@ -15,7 +15,7 @@ def predictions(*questions: tuple[Answers | None, list[BestSpan]]) -> Prediction
     windows = [(number, gold, at) for number, (gold, spans) in enumerate(questions) for at in range(len(spans))]
     examples = [Example("?", CONTEXT, gold, window=at, number=number) for number, gold, at in windows]
     made = Predictions(examples=dict(enumerate(examples)))
-    made.spans = dict(enumerate(span for _, spans in questions for span in spans))
+    made.notes = dict(enumerate(span for _, spans in questions for span in spans))
     return made
 
 

@@ -18,7 +18,8 @@ from shared.errors import CorpusError, UsageError
 from shared.text.chat import tokens_of
 from shared.text.corpus import Corpus, Example
 from shared.text.formats import Columns
-from shared.text.tasks import TASKS, TokenizedRow, Tokenizing
+from shared.text.tasks import TASKS
+from shared.text.tokenized import TokenizedRow, Tokenizing
 
 HEADER = "{{ '<|im_start|>' + message['role'] + '\\n' }}"
 SAID = "{{ message['content'] + '<|im_end|>\\n' }}"
@@ -338,7 +339,7 @@ def test_a_template_without_headers_needs_none() -> None:
 
 
 def check(task: str, template: str | None, positions: str | None, chats: bool) -> None:
-    TASKS[task].check_chats(Tokenizing(word_tokenizer(template), 64, (), positions, chats=chats))
+    TASKS[task].check_tokenizing(Tokenizing(word_tokenizer(template), 64, (), positions, chats=chats))
 
 
 def test_what_cannot_go_together_is_refused_before_any_row_is_read() -> None:

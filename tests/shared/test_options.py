@@ -193,18 +193,18 @@ def test_a_request_loads_neither_torch_nor_pyarrow_nor_numpy() -> None:
 
 
 def test_help_texts_name_what_the_tables_have() -> None:
-    from shared.dump.codecs import KINDS
+    from shared.dump.codecs import VECTOR_KINDS
     from shared.dump.codecs.selection.presets import PRESETS
     from shared.dump.manifest import Compression
     from shared.text.tasks import TASKS
 
     options = shown(COMMANDS["dump"])
-    choices = {name: [c for c in task.recorded if c is not None] for name, task in TASKS.items()}
+    choices = {name: [c for c in task.layouts if c is not None] for name, task in TASKS.items()}
     for option, names in {
         "task": TASKS,
         "preset": PRESETS,
-        "exact_codec": KINDS,
-        "hidden_codec": KINDS,
+        "exact_codec": VECTOR_KINDS,
+        "hidden_codec": VECTOR_KINDS,
         "compression": get_args(Compression),
         "positions": [word for task, found in choices.items() if found for word in (f"{task}:", *found)],
     }.items():

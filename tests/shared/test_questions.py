@@ -10,7 +10,7 @@ from shared.errors import CorpusError
 from shared.text.corpus import Corpus
 from shared.text.examples import Answers, Example
 from shared.text.formats import Columns
-from shared.text.tasks import corpus_of, task_named
+from shared.text.tasks import task_named
 from shared.text.tokenized import TokenizedRow, Tokenizing
 
 TASK = task_named("question-answering")
@@ -21,11 +21,10 @@ CONTEXT = " the quick brown fox jumps over a lazy dog while seven wizards box so
 
 def rows_of(how: Tokenizing, *examples: Example) -> list[TokenizedRow]:
     """Every window of every example."""
-    assert TASK.windows is not None
     windows = [
         Example(each.text, each.pair, each.label, window=window, number=number)
         for number, each in enumerate(examples)
-        for window in range(TASK.windows(how, each))
+        for window in range(TASK.count_rows(how, each))
     ]
     return TASK.tokenize(how, windows, 0)
 
@@ -33,7 +32,7 @@ def rows_of(how: Tokenizing, *examples: Example) -> list[TokenizedRow]:
 def corpus(
     write_corpus: Any, path: Path, how: Tokenizing, rows: list[dict[str, Any]], limit: int | None = None
 ) -> Corpus:
-    return corpus_of(TASK, how, [str(write_corpus(path, rows))], COLUMNS, limit)
+    return TASK.corpus(how, [str(write_corpus(path, rows))], COLUMNS, limit)
 
 
 def answered(how: Tokenizing, answer: str, context: str = CONTEXT) -> list[str | None]:
@@ -139,7 +138,7 @@ def test_a_row_is_a_window_and_blocks_cut_through_questions(
     assert survey.rows == len(examples) > 12
     assert [first for first, _ in blocks] == list(range(0, survey.rows, 4))
     assert {len(block) for _, block in blocks[:-1]} == {4}
-    counted = [TASK.windows(how, Example(row["question"], row["context"])) for row in rows if TASK.windows]
+    counted = [TASK.count_rows(how, Example(row["question"], row["context"])) for row in rows]
     places = [(number, window) for number, count in enumerate(counted) for window in range(count)]
     assert [(example.number, example.window) for example in examples] == places
     assert all(example.pair == rows[example.number or 0]["context"] for example in examples)

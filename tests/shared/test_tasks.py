@@ -19,7 +19,9 @@ from shared.text.corpus import Example
 from shared.text.labels import label_index, names_from_values
 from shared.text.metrics import Predictions, accuracy_and_f1, entity_f1, perplexity
 from shared.text.rows import row_group
-from shared.text.tasks import TASKS, TokenizedRow, Tokenizing, check_tokenizer, task_named
+from shared.text.tasks import TASKS, task_named
+from shared.text.tokenized import TokenizedRow, Tokenizing
+from tests.shared.models.architectures import VOCABULARY, make
 
 NAMES = ("negative", "neutral", "positive")
 TAGS = ("O", "B-X", "I-X")
@@ -195,11 +197,41 @@ def test_a_row_group_is_its_rows_one_after_the_other(tiny_tokenizer: PreTrainedT
         assert group.labels[positions].tolist() == row.labels.tolist()
 
 
+# ---------------------------------------------------------------- what a model says
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "shape"),
+    [
+        ("sequence-classification", "SequenceClassification", (1, 2)),
+        ("token-classification", "TokenClassification", (1, 3, 2)),
+        ("masked-lm", "MaskedLM", (1, 3, VOCABULARY)),
+    ],
+)
+def test_logits_are_those_of_the_output(task: str, head: str, shape: tuple[int, ...]) -> None:
+    output = make("bert", head)(input_ids=torch.tensor([[5, 6, 7]]))
+    found = TASKS[task].logits_of(output)
+    assert found is output.logits
+    assert found.shape == shape
+
+
+def test_logits_of_answers_are_where_they_start_and_where_they_end() -> None:
+    output = make("bert", "QuestionAnswering")(input_ids=torch.tensor([[5, 6, 7]]))
+    found = TASKS["question-answering"].logits_of(output)
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found[..., 0], output.start_logits)
+    assert torch.equal(found[..., 1], output.end_logits)
+
+
+def test_a_model_without_a_head_has_no_logits() -> None:
+    assert TASKS["encoder"].logits_of(make("bert").base_model(input_ids=torch.tensor([[5, 6, 7]]))) is None
+
+
 # ---------------------------------------------------------------- choices and refusals
 
 
 def test_unknown_tasks_and_positions_are_refused_with_the_valid_ones() -> None:
-    with pytest.raises(UsageError, match=r"unknown task 'ner'; the tasks are causal-lm, .*token-classification"):
+    with pytest.raises(UsageError, match=r"unknown task 'ner'; there are: causal-lm, .*token-classification"):
         task_named("ner")
     with pytest.raises(UsageError, match="'all' do not fit the task sequence-classification: there is nothing"):
         TASKS["sequence-classification"].check_positions("all")
@@ -213,15 +245,15 @@ def test_a_tokenizer_that_cannot_serve_the_task_is_refused(
     tiny_tokenizer: PreTrainedTokenizerFast, tiny_causal_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(UsageError, match="masked-lm needs a tokenizer with a mask token"):
-        check_tokenizer(TASKS["masked-lm"], tiny_causal_tokenizer)
+        TASKS["masked-lm"].check_tokenizer(tiny_causal_tokenizer)
 
     class Slow:
         is_fast = False
 
     for task in TASKS.values():
         with pytest.raises(UsageError, match="needs a fast one"):
-            check_tokenizer(task, Slow())  # type: ignore[arg-type]
-        check_tokenizer(task, tiny_tokenizer)
+            task.check_tokenizer(Slow())  # type: ignore[arg-type]
+        task.check_tokenizer(tiny_tokenizer)
 
 
 def test_check_row_looks_at_every_tag_of_tasks_over_labels_only(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,7 +14,6 @@ from shared import Dump
 from shared.errors import UsageError
 from shared.text.columns import ScoredColumns
 from shared.text.formats import Columns
-from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.cli import app
@@ -57,8 +56,8 @@ def test_a_dump_and_its_files_give_the_same_positions_and_labels(chat_dump: Path
     tokenizer = sources.load_tokenizer(str(teacher))
     columns = Columns("messages", chats=True)
     files = TextSource(TASKS["causal-lm"], [str(corpus)], columns, tokenizer, 64, positions="completion")
-    assert (files.has_gold, files.positions, files.recorded) == (True, "completion", "listed-next-token")
-    assert (dump.has_gold, dump.positions, dump.recorded) == (True, "completion", "listed-next-token")
+    assert (files.has_gold, files.positions, files.layout.name) == (True, "completion", "listed-next-token")
+    assert (dump.has_gold, dump.positions, dump.layout.name) == (True, "completion", "listed-next-token")
     one, other = row_by_row(dump), row_by_row(files)
     listed = dict(Dump(chat_dump).scan().select("row", "positions").collect().iter_rows())
     assert one.keys() == other.keys() == listed.keys()
@@ -172,4 +171,4 @@ def test_a_data_section_needs_chats_for_their_positions(teacher: Path, corpus: P
 
 def test_columns_of_a_recipe_are_those_of_chats() -> None:
     names = ScoredColumns(messages_column="talk")
-    assert columns_of(TASKS["causal-lm"], names, True) == Columns("talk", chats=True)
+    assert TASKS["causal-lm"].columns(names, True) == Columns("talk", chats=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from shared.text.columns import ColumnNames
-from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train.data.sources import TextSource
 from student_train.scoring import latency
@@ -23,7 +22,7 @@ def source(write_corpus: Callable[..., Path], tiny_tokenizer: PreTrainedTokenize
     """Five rows of 3, 4, ..., 7 tokens."""
     rows = [{"text": " ".join(WORDS[: row + 1]), "label": "a"} for row in range(5)]
     task = TASKS["sequence-classification"]
-    columns = columns_of(task, ColumnNames(), labels_required=True)
+    columns = task.columns(ColumnNames(), labels_required=True)
     return TextSource(task, [str(write_corpus(tmp_path / "rows.jsonl", rows))], columns, tiny_tokenizer, 64, ("a",))
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from shared.dump.dump import Dump
+from shared.dump.layouts.spans import over_places
 from shared.errors import RecipeError
 from shared.text.columns import ColumnNames, ScoredColumns
-from shared.text.reading import columns_of
 from shared.text.tasks import task_named
+from shared.text.tasks.question_answering import OFFSETS
 from student_train import distill
 from student_train.data.batches import collate, in_order
-from student_train.data.sources import OFFSETS, DumpSource, Source, TextSource
-from student_train.data.spans import over_positions
+from student_train.data.sources import DumpSource, Source, TextSource
 from student_train.data.subsets import Split
 from student_train.forward.observe import outputs_of, targets_of
 from student_train.forward.outputs import BatchTargets, Outputs
@@ -151,10 +151,10 @@ def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -
     _, batch_targets, _ = judged
     places_BM = torch.tensor([[True, True, True], [True, False, False]])
     logits_N2 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    logits_SM: Tensor = over_positions(logits_N2, places_BM)
+    logits_SM: Tensor = over_places(logits_N2, places_BM)
     assert logits_SM.shape == (4, 3)
     assert logits_SM.isinf().tolist() == [[False] * 3, [False] * 3, [False, True, True], [False, True, True]]
-    target = type(batch_targets.distributions)(over_positions(torch.randn(4, 2), places_BM))
+    target = type(batch_targets.distributions)(over_places(torch.randn(4, 2), places_BM))
     loss.value(
         Outputs(logits_SM, ()), BatchTargets(target, {}, torch.tensor([1, 2, 0, -100]), is_ragged=True), None
     ).backward()
@@ -167,7 +167,7 @@ def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -
 
 def test_files_and_dump_give_the_same_rows_labels_and_positions(dump: Path, corpus: Path, teacher: Path) -> None:
     tokenizer, task = AutoTokenizer.from_pretrained(teacher), task_named(TASK)
-    columns = columns_of(task, ColumnNames(), labels_required=True)
+    columns = task.columns(ColumnNames(), labels_required=True)
     files = TextSource(task, [str(corpus)], columns, tokenizer, WINDOWS["max_length"], stride=WINDOWS["stride"])
 
     def rows(source: Any) -> dict[int, tuple[list[int], list[int], list[int]]]:
@@ -244,7 +244,7 @@ def test_an_answer_in_the_second_window_is_found(write_corpus: Any, tmp_path: Pa
     text = "some jugs of liquor " * 6 + "fox"
     row = {"question": "which fox", "context": text, "answer_texts": ["fox"], "answer_starts": [text.index("fox")]}
     path = str(write_corpus(tmp_path / "a.jsonl", [row]))
-    source = TextSource(task, [path], columns_of(task, ColumnNames(), True), tokenizer, 16, stride=4)
+    source = TextSource(task, [path], task.columns(ColumnNames(), True), tokenizer, 16, stride=4)
     batches = list(in_order(source, [OFFSETS], 2, by_length=True))
     labels = {
         row: batch.labels.reshape(-1, 2)[at].tolist() for batch in batches for at, row in enumerate(batch.rows.tolist())

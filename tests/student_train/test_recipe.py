@@ -9,7 +9,6 @@ from shared.errors import RecipeError
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.formats import Columns
-from shared.text.reading import columns_of
 from shared.text.tasks import TASKS
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss
@@ -116,10 +115,10 @@ def test_a_recipe_from_gold_labels(tmp_path: Path) -> None:
 
 def test_columns_are_those_that_the_task_reads() -> None:
     names = ColumnNames(text_column="a", pair_column="b", label_column="c", tokens_column="d", tags_column="e")
-    assert columns_of(TASKS["sequence-classification"], names, True) == Columns("a", "b", "c", label_required=True)
-    assert columns_of(TASKS["sequence-classification"], names, False) == Columns("a", "b", "c")
-    assert columns_of(TASKS["token-classification"], names, True) == Columns("d", None, "e", True, words=True)
-    assert columns_of(TASKS["causal-lm"], names, True) == Columns("a", "b", None)
+    assert TASKS["sequence-classification"].columns(names, True) == Columns("a", "b", "c", label_required=True)
+    assert TASKS["sequence-classification"].columns(names, False) == Columns("a", "b", "c")
+    assert TASKS["token-classification"].columns(names, True) == Columns("d", None, "e", True, words=True)
+    assert TASKS["causal-lm"].columns(names, True) == Columns("a", "b", None)
 
 
 def test_a_recipe_tells_where_its_dump_is_as_its_file_does(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from shared.errors import TeacherError
 from shared.models import attention as routes_module
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.batch import pad
 from teacher_dump.engines.transformers import attention as attention_module
 from teacher_dump.engines.transformers import packing

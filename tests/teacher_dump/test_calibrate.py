@@ -205,7 +205,7 @@ def test_the_sample_is_measured_from_rows_of_the_corpus(
         threshold=0.1,
     )  # fmt: skip
     plan = prepare(request)
-    assert task_named("causal-lm").recorded["all"] == plan.manifest.layout.name
+    assert task_named("causal-lm").layouts["all"] == plan.manifest.layout.name
     annotate(plan)
     ids = Dump(tmp_path / "out").positions().select("ids").collect()["ids"].list.len().mean()
     assert plan.manifest.measured["distribution"]["ids_per_position"] == pytest.approx(ids, rel=1e-3)

@@ -24,7 +24,8 @@ from shared.dump.codecs import Dense, DenseTargets, LogitStep, SparseTargets
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.text.corpus import Example
-from shared.text.tasks import Tokenizing, task_named
+from shared.text.tasks import task_named
+from shared.text.tokenized import Tokenizing
 from teacher_dump.engines import devices
 from teacher_dump.engines.transformers.loading import describe, load_teacher
 from teacher_dump.request import Request

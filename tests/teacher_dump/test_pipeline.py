@@ -4,6 +4,7 @@ Every test here runs the same command over four shards. Something goes wrong wit
 finished by then or in the making, and what is finished stays.
 """
 
+import copy
 import dataclasses
 import errno
 import json
@@ -144,7 +145,9 @@ def a_tokenizer_that_fails(plan: Plan, patch: Patch) -> Plan:
             raise RuntimeError("the tokenizer has lost its merges")
         return tokenize(how, examples, first_row)
 
-    return dataclasses.replace(plan, task=dataclasses.replace(plan.task, tokenize=fails))
+    task = copy.copy(plan.task)
+    patch.setattr(task, "tokenize", fails)
+    return dataclasses.replace(plan, task=task)
 
 
 def the_teacher_at(plan: Plan, patch: Patch, do: Callable[[Any], Any]) -> Plan:

@@ -83,6 +83,7 @@ class Layout(ABC):
     Attributes:
         name: its name in the table and in the manifest.
         place: of what a distribution's columns hold one, for people: "one for the row".
+        has_distributions: whether there are any.
         by_row: whether a distribution is about the whole row, so that a model's logits are [B, C] and not [B, L, C].
         number: the column by whose value rows belong together: they are held out together or not at all.
         needs_all_logits: whether its distributions can be put together only where every logit is kept.
@@ -91,6 +92,7 @@ class Layout(ABC):
 
     name: ClassVar[str]
     place: ClassVar[str]
+    has_distributions: ClassVar[bool] = True
     by_row: ClassVar[bool] = False
     number: ClassVar[str] = "row"
     needs_all_logits: ClassVar[bool] = False

@@ -14,6 +14,7 @@ class Nowhere(Layout):
 
     name = "none"
     place = "nowhere"
+    has_distributions = False
 
     def fields(self, labelled: bool) -> tuple[Field, ...]:
         return ()

@@ -11,7 +11,7 @@ from shared.dump.codecs import Exact
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import SignalKey
 from shared.errors import TeacherError
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
 from teacher_dump.engines.fingerprint import fingerprint_of

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from shared.models.attention import Captured
-from shared.models.outputs import logits_of
 from teacher_dump.engines.base import TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
 from teacher_dump.engines.transformers.signals import SOURCES, ForwardPass, layers_of
@@ -62,7 +61,7 @@ def _run_whole(
         device = teacher.head.projection.weight.device
         return hidden, lambda index_N: found_at(index_N).to(device)
     output = teacher.model(**arguments)
-    logits = logits_of(output)
+    logits = teacher.task.logits_of(output)
     assert logits is not None
     logits_NV = logits.flatten(0, -2)
     return getattr(output, "hidden_states", None), lambda index_N: logits_NV[index_N.to(logits_NV.device)].float()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import TeacherError, UsageError
-from shared.text.tasks import Task, check_tokenizer
+from shared.text.tasks import Task
 from teacher_dump.engines.base import TeacherDescription
 from teacher_dump.engines.devices import device_named
 from teacher_dump.engines.transformers.attention import Attention
@@ -63,22 +63,20 @@ def describe(request: Request, task: Task) -> Description:
         raise TeacherError(
             f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
         ) from None
-    check_tokenizer(task, tokenizer)
+    task.check_tokenizer(tokenizer)
     longest_row = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Description(tokenizer, _label_names(request, task, config), longest_row, request, task, config)
 
 
 def _label_names(request: Request, task: Task, config: Any) -> tuple[str, ...] | None:
-    if task.classes not in ("labels", "spans"):
-        return None
     # Every configuration has label names, generic ones at least; without the head they would be held against the data.
-    architectures, head = config.architectures or [], task.auto_class.removeprefix("AutoModel")
-    if architectures and not any(name.endswith(head) for name in architectures):
+    architectures = config.architectures or []
+    if task.has_labels and architectures and not task.fits(architectures):
         raise TeacherError(
             f"{request.teacher}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first "
             "(distill run) or choose the task it was trained for."
         )
-    return task.label_names or tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    return task.label_names_of(config)
 
 
 def load_teacher(description: Description) -> Teacher:
@@ -110,8 +108,9 @@ def load_teacher(description: Description) -> Teacher:
         raise TeacherError(
             f"{request.teacher}: cannot be loaded as {task.auto_class} ({_first_line(error)})."
         ) from None
-    # An encoder's pooler is no part of what is recorded, and many checkpoints come without it.
-    missing = sorted(key for key in info["missing_keys"] if task.classes or "pooler" not in key)
+    missing = sorted(
+        key for key in info["missing_keys"] if not any(optional in key for optional in task.optional_weights)
+    )
     if missing:
         raise TeacherError(
             f"{request.teacher}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
@@ -129,8 +128,8 @@ def load_teacher(description: Description) -> Teacher:
             f"{request.teacher}: its tokenizer has {len(description.tokenizer):,} entries but the model only "
             f"{embeddings:,}; this tokenizer belongs to another model."
         )
-    head = VocabularyHead(model) if task.classes == "vocabulary" else None
-    if "next-token" in task.recorded.values() and _looks_ahead(model):
+    head = VocabularyHead(model) if task.predicts_vocabulary else None
+    if task.is_causal and _looks_ahead(model):
         raise TeacherError(
             f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
             "no causal language model; choose masked-lm, or a decoder as the teacher."
@@ -138,13 +137,14 @@ def load_teacher(description: Description) -> Teacher:
     own_pad = own_pad_token(model)
     attention = Attention.take_over(model)
     return Teacher(
+        task,
         model,
         model.device,
         dtype,
         head,
         trunk=Layers(model),
         attention=attention,
-        packs=attention is not None and attention.packs and "row" not in task.recorded.values(),
+        packs=attention is not None and attention.packs and task.packs,
         pad_token_id=(description.tokenizer.pad_token_id or 0) if own_pad is None else own_pad,
         token_types=_knows_token_types(text_config, description.tokenizer),
         vocabulary=head.vocabulary if head else embeddings,

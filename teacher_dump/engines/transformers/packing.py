@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 
 # Tensors that attention functions may be given beside the masks: positions, which change nothing any more, and sinks,
 # which hold a number for each head and none for tokens.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.transformers.packing import packed_inputs
 
 LENGTHS = (5, 3, 3, 1)

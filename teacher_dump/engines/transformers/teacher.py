@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from shared.text.tasks import Task
 from teacher_dump.engines.transformers.attention import Attention
 from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.engines.transformers.layers import Layers
@@ -15,6 +16,7 @@ class Teacher:
     """A loaded teacher.
 
     Attributes:
+        task: what it is run for.
         head: the vocabulary head of a language model; None for other tasks.
         trunk: its layers.
         attention: its attention routed through ours; None where that cannot be.
@@ -25,6 +27,7 @@ class Teacher:
         width: of its hidden states; layers: how many of them follow the embeddings.
     """
 
+    task: Task
     model: PreTrainedModel
     device: torch.device
     dtype: str

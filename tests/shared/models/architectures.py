@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from shared.text.tasks import TokenizedRow
+from shared.text.tokenized import TokenizedRow
 
 VOCABULARY = 320
 PAD, BOS, EOS = 1, 0, 2

@@ -1,0 +1,28 @@
+"""encoder: nothing is predicted; of rows of text, vectors alone are recorded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shared.text.examples import Example
+from shared.text.tasks.base import Task, encode, token_types
+from shared.text.tokenized import TokenizedRow, Tokenizing
+
+
+class Encoder(Task):
+    """Texts or pairs."""
+
+    name = "encoder"
+    auto_class = "AutoModel"
+    architectures = ()
+    layouts = {None: "none"}  # noqa: RUF012
+    # The pooler is no part of what is recorded, and many checkpoints come without it.
+    optional_weights = ("pooler",)
+
+    def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
+        encoded = encode(how, examples)
+        nothing = np.zeros(0, np.int32)
+        return [
+            TokenizedRow(np.asarray(ids, np.int32), token_types(encoded, index), nothing, nothing)
+            for index, ids in enumerate(encoded["input_ids"])
+        ]
