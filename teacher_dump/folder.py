@@ -25,7 +25,7 @@ def check_folder(out: Folder) -> None:
     if out.is_file():
         raise UsageError(f"--out {out}: this is a file; name a folder.")
     if out.local is not None:  # elsewhere only trying would tell
-        _check_writable(out.local)
+        _check_writable(out, out.local)
     if not (out / FILE_NAME).exists():
         strangers = [name for name in out.names() if name not in _OURS]
         # Shards without the manifest that they were written under could be anyone's.
@@ -37,8 +37,8 @@ def check_folder(out: Folder) -> None:
             )
 
 
-def _check_writable(out: Path) -> None:
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+def _check_writable(out: Folder, local: Path) -> None:
+    nearest = next(path for path in (local, *local.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
 
