@@ -200,16 +200,16 @@ class Sparse(DistributionCodec):
         return columns
 
     def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
-        ids, codes, places = self.entries.unpack(columns)
+        ids, codes, arrangement = self.entries.unpack(columns)
         if self._floor is not None:
-            codes = codes + places.of_entries(columns[self._floor.name].to(codes.dtype))
+            codes = codes + arrangement.of_entries(columns[self._floor.name].to(codes.dtype))
         sampled_NK = None
         if self.samples:
             is_sampled = codes == 0 if self.has_exact_ids else torch.ones_like(codes, dtype=torch.bool)
-            sampled_NK = places.matrix(is_sampled, False)
+            sampled_NK = arrangement.matrix(is_sampled, False)
         return SparseTargets(
-            places.matrix(ids, 0),
-            places.matrix(self._log_probs(codes), -torch.inf),
+            arrangement.matrix(ids, 0),
+            arrangement.matrix(self._log_probs(codes), -torch.inf),
             self._decoded_tail(columns),
             sampled_NK,
             self._decoded_sums(columns),

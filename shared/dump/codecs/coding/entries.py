@@ -25,29 +25,45 @@ ID_LIMIT = 2**40
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the entries of some positions are among them: each has `fixed` of them, or counts_N.
+class Ragged:
+    """Where the entries of some positions are among them, where positions differ in how many they have.
 
-    Values of entries are [N, K] where the number is fixed, [E] elsewhere.
+    Attributes:
+        owners_E: whose each entry is.
+        width: the most that a position has.
+        index_E: where each entry is in the flattened [N, width].
     """
 
-    fixed: int | None
-    counts_N: Tensor
-    owners_E: Tensor | None = None
-    ranks_E: Tensor | None = None
+    positions: int
+    width: int
+    owners_E: Tensor
+    index_E: Tensor
+
+    @classmethod
+    def of(cls, counts_N: Tensor, owners_E: Tensor, ranks_E: Tensor) -> "Ragged":
+        """Of positions with so many entries; each entry is the how manieth of its position."""
+        # One at least, where there is no position at all: nothing can be said about the largest of none.
+        width = int(counts_N.max()) if len(counts_N) else 1
+        return cls(len(counts_N), width, owners_E, owners_E * width + ranks_E)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the values of entries lie: [N, K] where every position has as many, else [E]."""
+
+    ragged: Ragged | None = None
 
     def of_entries(self, values_N: Tensor) -> Tensor:
         """What each position has, for each of its entries."""
-        return values_N[:, None] if self.owners_E is None else values_N.index_select(0, self.owners_E)
+        return values_N[:, None] if self.ragged is None else values_N.index_select(0, self.ragged.owners_E)
 
     def matrix(self, values: Tensor, filling: float) -> Tensor:
         """Values of entries -> [N, K], filled up where positions differ."""
-        if self.owners_E is None or self.ranks_E is None:
+        if self.ragged is None:
             return values
-        # One at least, where there is no position at all: nothing can be said about the largest of none.
-        shape = (len(self.counts_N), int(self.counts_N.max()) if len(self.counts_N) else 1)
+        shape = self.ragged.positions, self.ragged.width
         flat = torch.full((shape[0] * shape[1],), filling, dtype=values.dtype, device=values.device)
-        return flat.scatter_(0, self.owners_E * shape[1] + self.ranks_E, values).view(shape)
+        return flat.scatter_(0, self.ragged.index_E, values).view(shape)
 
 
 @dataclass(frozen=True)
@@ -88,22 +104,21 @@ class Entries:
             return planes.split(entries_E, self._planes)
         return {self.name: entries_E, counts_of(self.name): counts_N.int()}
 
-    def unpack(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Places]:
+    def unpack(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Arrangement]:
         """(int64 ids, codes, where they are): [N, K] where the number is fixed, [E] elsewhere."""
         entries_E = planes.join(columns, self._planes, self._wide).flatten() if self._planes else columns[self.name]
         codes_E = entries_E & ((1 << self.code_bits) - 1)
         steps_E = (entries_E >> self.code_bits) + 1
         if self.fixed is not None:
             ids_NK = steps_E.view(-1, self.fixed).cumsum(1, dtype=torch.int64) - 1
-            counts_N = torch.full((len(ids_NK),), self.fixed, device=ids_NK.device)
-            return ids_NK, codes_E.view(-1, self.fixed), Places(self.fixed, counts_N)
+            return ids_NK, codes_E.view(-1, self.fixed), Arrangement()
         counts_N = columns[counts_of(self.name)].long()
         owners_E, ranks_E = owners_and_ranks(counts_N)
         running_E = steps_E.cumsum(0, dtype=torch.int64)
         # What the running sum was before each position's first entry.
         before_N = functional.pad(running_E, (1, 0)).index_select(0, counts_N.cumsum(0) - counts_N)
         ids_E = (running_E - before_N.index_select(0, owners_E) - 1) % self.vocabulary
-        return ids_E, codes_E, Places(None, counts_N, owners_E, ranks_E)
+        return ids_E, codes_E, Arrangement(Ragged.of(counts_N, owners_E, ranks_E))
 
     def keys_expr(self) -> pl.Expr:
         """list[i64] a position: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
