@@ -1,1 +1,1 @@
-"""What is looked at in a student during a forward pass, and how."""
+"""The forward pass of a student: its outputs, the targets beside them, and how both are computed in slices."""

@@ -1,4 +1,4 @@
-"""What a student's attention works with: queries, keys and values of some layers, with their gradients.
+"""Queries, keys and values of a student's attention layers, with their gradients.
 
 Shapes: B rows, L tokens of the longest, T tokens without padding, H heads, D width (of a head, or of all together).
 """
@@ -19,13 +19,13 @@ from student_train.forward.evaluating import evaluating
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention works with in one layer, at all tokens: queries, keys and values as [T, D], heads side by side, by
-    their names in a dump.
+    """Queries, keys and values of one layer at all tokens.
 
     Attributes:
+        parts_TD: name in a dump ("queries", "keys", "values") -> vectors [T, D], the heads side by side.
         lengths: tokens of each row; rows lie one after the other.
-        is_causal: whether no token attends to those after it.
-        heads: how many heads the queries have.
+        is_causal: whether tokens do not attend to later ones.
+        heads: number of heads of the queries.
     """
 
     parts_TD: dict[str, Tensor]
@@ -35,24 +35,27 @@ class Attended:
 
     @classmethod
     def at_tokens(cls, captured: Captured, is_token_BL: Tensor) -> "Attended":
-        """What was captured, without padding."""
+        """Return what was captured, without padding."""
         parts = {name: part.transpose(1, 2).flatten(2)[is_token_BL] for name, part in captured.parts_BHLD.items()}
         return cls(parts, tuple(is_token_BL.sum(dim=1).tolist()), captured.is_causal, captured.heads)
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each part."""
+        """The width D of each part, by its name."""
         return {name: part_TD.shape[1] for name, part_TD in self.parts_TD.items()}
 
 
 @contextmanager
 def capture(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Captured]]:
-    """While open, a forward pass of `model` (a PreTrainedModel, or a wrapper around one) fills in what attention in
-    these layers works with, by the layer's number as given: 1 or -1 and so on, as hidden states are counted.
+    """While open, a forward pass of `model` (a PreTrainedModel, or a wrapper around one) fills the dict that this gives
+    with the queries, keys and values of these layers.
+
+    Layers are numbered like hidden states, from 1 on, or from -1 downwards; the dict has the numbers as given. It stays
+    empty for a model whose layers are not numbered.
 
     Raises:
-        RecipeError: for a layer that the student lacks; in the forward pass, where attention in one of them runs twice,
-            so that it cannot be told which is meant.
+        RecipeError: for a layer that the student lacks; in the forward pass, if attention runs more than once in one of
+            the layers, because the queries, keys and values are then ambiguous.
     """
     asked = list(layers)
     student = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
@@ -65,23 +68,23 @@ def capture(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Captu
 
 
 def captured_on_probe(student: PreTrainedModel, layer: int) -> Captured:
-    """What `capture` gives for a short made-up row, to see widths before the first step.
+    """Return what `capture` gives for a layer and a short made-up row, to find out widths before training.
 
     Raises:
-        RecipeError: for a layer that the student lacks, and for a student that does not show it.
+        RecipeError: for a layer that the student lacks, and for a student whose attention cannot be captured.
     """
     with evaluating(student), capture(student, [layer]) as captured:
         student(**probe_inputs(student, FEWEST_TOKENS))
     if layer not in captured:
         raise RecipeError(
-            f"the loss 'relations': a student of type {type(student).__name__} does not show its queries, keys and "
-            "values; leave the loss out, or train a transformer such as BERT."
+            f"the loss 'relations': a student of type {type(student).__name__} does not give access to its queries, "
+            "keys and values; leave the loss out, or train a transformer such as BERT."
         )
     return captured[layer]
 
 
 def _modules(student: PreTrainedModel, asked: Sequence[int]) -> dict[int, nn.Module]:
-    """The layers by the numbers by which they are asked for; none where the student's layers are not numbered."""
+    """Return the layers by the numbers given; none if the student's layers are not numbered."""
     count, layers = layer_count(student), numbered_layers(student)
     for number in asked if count else ():
         if number == 0 or not -count <= number <= count:
@@ -94,5 +97,5 @@ def _modules(student: PreTrainedModel, asked: Sequence[int]) -> dict[int, nn.Mod
 def _runs_twice(number: int) -> RecipeError:
     return RecipeError(
         f"the loss 'relations': attention runs more than once in the student's layer {number}, so its queries, "
-        "keys and values cannot be told apart; choose another layer, or leave the loss out."
+        "keys and values are ambiguous; choose another layer, or leave the loss out."
     )

@@ -1,4 +1,4 @@
-"""A student that is looked at and not trained."""
+"""A student in evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(student: nn.Module) -> Iterator[None]:
-    """A block without gradients and dropout, after which the student is in the mode that it was in."""
+    """Run a block in evaluation mode and without gradients; afterwards the student is in its earlier mode."""
     was_training = student.training
     try:
         student.eval()

@@ -1,6 +1,6 @@
-"""A student's output projection, held back while the student runs, so that its losses can be had slice by slice.
+"""A student's output projection (head), held back during the forward pass, so that losses can be computed in slices.
 
-A student for which slices are not its own logits keeps its own forward pass.
+A student whose logits cannot be reproduced in this way uses its own forward pass.
 
 Shapes: B rows, L tokens, N positions, V vocabulary.
 """
@@ -22,21 +22,23 @@ from student_train.forward.sliced_logits import SlicedLogits
 
 @dataclass(frozen=True)
 class StudentHead:
-    """The output projection of a model, and what the model does to its result."""
+    """The output projection of a model, and the step that the model applies to its result."""
 
     projection: nn.Linear
     after: LogitStep
 
     def run(self, model: nn.Module, inputs: dict[str, Any], positions_N: Tensor) -> tuple[Any, SlicedLogits]:
-        """The model's output but for its logits, and these at flat indices into B * L. `model` is the projection's, or
-        one that wraps it (DistributedDataParallel)."""
+        """Return (the model's output without logits, the logits at flat indices into B * L).
+
+        `model` is the model of the projection, or a wrapper around it (DistributedDataParallel).
+        """
         output, held_back = run_without_head(model, self.projection, inputs)
         states_ND, projection = held_back.states_ND[positions_N], self.projection
         return output, SlicedLogits(states_ND, projection.weight, projection.bias, self.after, held_back.dtype)
 
 
 def plain_head(model: PreTrainedModel) -> StudentHead | None:
-    """The model's head, where its logits are a linear map of a last hidden state and a step that is known."""
+    """Return the model's head if its logits are a linear map of the last hidden state and a known step; else None."""
     projection = model.get_output_embeddings()
     if type(projection) is not nn.Linear:
         return None

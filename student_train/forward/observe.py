@@ -1,4 +1,4 @@
-"""One batch through a student, of which what losses and measures compare is kept.
+"""One forward pass of a batch: the student's outputs and the targets that losses and metrics compare.
 
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
 """
@@ -24,10 +24,11 @@ def outputs_of(
     head: StudentHead | None = None,
     attention_layers: Collection[int] = (),
 ) -> Outputs:
-    """A student's outputs over a batch: logits at the recorded positions, and at all tokens hidden states and what
-    attention works with in some layers.
+    """Return a student's outputs for a batch: logits at the recorded positions, and at all tokens its hidden states
+    (`wants_hidden`) and the queries, keys and values of `attention_layers`.
 
-    With its `head` (of a vocabulary) the logits come in slices."""
+    With the student's `head` (of a vocabulary) the logits come in slices.
+    """
     inputs: dict[str, Any] = {**batch.inputs, "output_hidden_states": wants_hidden, "return_dict": True}
     logits = sliced = None
     with capture(model, attention_layers) as captured:
@@ -46,7 +47,8 @@ def outputs_of(
 
 
 def targets_of(batch: Batch, source: Source) -> BatchTargets:
-    """The teacher's distributions, decoded on the batch's device, its vectors, still encoded, and the gold labels."""
+    """Return the targets of a batch: the teacher's distributions, decoded on the batch's device; its vectors, still
+    encoded; and the gold labels."""
     columns, codec = batch.columns, source.distribution
     has_distribution = codec is not None and all(column.name in columns for column in codec.columns)
     distributions = codec.decode(columns) if codec is not None and has_distribution else None

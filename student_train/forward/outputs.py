@@ -1,4 +1,4 @@
-"""What losses compare: a student's outputs over a batch, and the targets that it should have reached.
+"""What losses compare: a student's outputs for a batch, and the batch's targets.
 
 Shapes: N recorded positions, T tokens without padding, V vocabulary or classes, D width.
 """
@@ -17,15 +17,16 @@ from student_train.forward.teacher_vectors import TeacherVectors
 
 @dataclass(frozen=True)
 class Outputs:
-    """A student's outputs over a batch.
+    """A student's outputs for a batch.
 
     Attributes:
-        logits_NV: at the recorded positions; None where there are none, or where they are `sliced`.
-        hidden_TD: hidden states at all tokens, numbered as transformers' hidden_states; empty where no loss needs them.
-        sliced: logits of a vocabulary, made for some positions at a time.
-        overwrite: whether logits_NV may be used up, because nobody looks at them afterwards.
-        attended: what attention works with in the layers that a loss needs, by the number as the loss has it.
-        lengths: tokens of each row; rows lie one after the other in the T tokens.
+        logits_NV: logits at the recorded positions; None if there are none, or if they are `sliced`.
+        hidden_TD: hidden states of each layer at all tokens, numbered like transformers' `hidden_states`; empty if no
+            loss needs them.
+        sliced: logits of a vocabulary, computed for some positions at a time.
+        overwrite: whether a loss may overwrite logits_NV, because nothing reads them afterwards.
+        attended: layer number as a loss gives it -> queries, keys and values of that layer.
+        lengths: tokens of each row; rows lie one after the other in the T tokens. Empty if no loss needs hidden states.
     """
 
     logits_NV: Tensor | None
@@ -37,23 +38,23 @@ class Outputs:
 
     @property
     def has_logits(self) -> bool:
-        """Whether there are any distributions."""
+        """Whether there are logits, sliced or not."""
         return self.logits_NV is not None or self.sliced is not None
 
     @property
     def positions(self) -> int:
-        """How many recorded positions there are."""
+        """The number N of recorded positions."""
         found = self.logits_NV if self.sliced is None else self.sliced.states_ND
         return 0 if found is None else len(found)
 
     def every(self, step: int) -> "Outputs":
-        """Those of the first position and of each `step`-th after it: the logits alone."""
+        """Return the logits alone, of the first position and every `step`-th position after it."""
         if self.sliced is not None:
             return Outputs(None, (), replace(self.sliced, states_ND=self.sliced.states_ND[::step]))
         return Outputs(None if self.logits_NV is None else self.logits_NV[::step], ())
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of positions and their logits, without gradients; all at once where they are there."""
+        """Yield slices of positions and their logits, without gradients if sliced; all at once otherwise."""
         if self.sliced is not None:
             yield from self.sliced.parts()
         elif self.logits_NV is not None:
@@ -62,13 +63,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """What a student's outputs over a batch are compared with.
+    """The targets that a student's outputs for a batch are compared with.
 
     Attributes:
-        distributions: the teacher's, decoded; None where the batch carries none.
-        vectors: the teacher's, by what they are of, still encoded.
+        distributions: the teacher's distributions, decoded; None if the batch has none.
+        vectors: signal -> the teacher's vectors, still encoded.
         labels_N: gold labels, -100 where missing.
-        is_ragged: whether distributions have different numbers of classes, filled up with -inf.
+        is_ragged: whether distributions have different numbers of classes, padded with -inf.
     """
 
     distributions: Targets | None
@@ -77,6 +78,6 @@ class BatchTargets:
     is_ragged: bool = False
 
     def part(self, positions: slice) -> "BatchTargets":
-        """The distributions and labels of some positions."""
+        """Return the distributions and labels of a slice of positions, without vectors."""
         distributions = None if self.distributions is None else self.distributions.part(positions)
         return BatchTargets(distributions, {}, self.labels_N[positions], self.is_ragged)

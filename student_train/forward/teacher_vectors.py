@@ -1,8 +1,8 @@
-"""The teacher's vectors as the dump's codes, and hidden-state losses that decode them slice by slice.
+"""The teacher's vectors, encoded as in the dump, and hidden-state losses that decode them slice by slice.
 
-A batch of vectors in float32 is four or eight times its codes, and a projection of the student's to the teacher's width
-is as large again; neither exists here for more than a slice of tokens. Gradients are formed in the same pass, so that
-nothing is decoded twice and backward only scales them.
+A batch of vectors in float32 takes four or eight times the memory of its codes, and the student's vectors projected to
+the teacher's width take as much again; here both exist for one slice of tokens at a time. Gradients are computed in the
+same pass, so that nothing is decoded twice; backward only scales them.
 
 Shapes: T tokens without padding, N of a slice, R rows, D width.
 """
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from shared.dump.codecs import VectorCodec
 
-# Numbers of a slice of vectors.
+# Size of a slice of vectors, in numbers.
 SLICE_NUMBERS = 2**20
 
 Compare = Callable[[Tensor, Tensor], Tensor]
-# Which of a row's vectors stand for it.
+# Which vector represents a row: that of its first token, or the mean over its tokens.
 OneOfRow = Literal["first", "mean"]
 
 
@@ -31,33 +31,36 @@ class Vectors(Protocol):
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """The width D of a vector."""
 
     def decode(self, part: slice) -> Tensor:
-        """float32 vectors [N, D] of a slice of them."""
+        """Return the float32 vectors [N, D] of a slice."""
 
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """One signal's vectors of a batch, [T, D], still encoded: `columns` are those of the codec."""
+    """The vectors [T, D] of one signal for a batch, still encoded in the `columns` of the codec."""
 
     codec: VectorCodec
     columns: dict[str, Tensor]
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """The width D of a vector."""
         return self.codec.width
 
     def decode(self, tokens: slice | Tensor) -> Tensor:
-        """float32 vectors of some tokens, a slice or indices [N] of them."""
+        """Return the float32 vectors [N, D] of some tokens, given as a slice or as indices [N]."""
         return self.codec.decode({column.name: self.columns[column.name][tokens] for column in self.codec.columns})
 
 
 @dataclass(frozen=True)
 class RowVectors:
-    """The teacher's [R, D]: the vector of each row's first token, or the mean over its tokens. `lengths` are the tokens
-    of each row, at least one; rows lie one after the other."""
+    """The teacher's vectors [R, D] of rows: that of the first token, or the mean over the row's tokens.
+
+    Attributes:
+        lengths: tokens of each row, at least one; rows lie one after the other.
+    """
 
     tokens: TeacherVectors
     lengths: Sequence[int]
@@ -65,11 +68,11 @@ class RowVectors:
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """The width D of a vector."""
         return self.tokens.width
 
     def decode(self, part: slice) -> Tensor:
-        """float32 vectors of some rows; for a mean, no more tokens at a time than a slice has room for."""
+        """Return the float32 vectors of some rows; means decode no more tokens at a time than fit in a slice."""
         starts = list(accumulate(self.lengths, initial=0))[part.start : part.stop + 1]
         device = next(iter(self.tokens.columns.values())).device
         if self.of_row == "first":
@@ -85,7 +88,8 @@ class RowVectors:
 
 
 def one_of_each_row(states_TD: Tensor, lengths: Sequence[int], of_row: OneOfRow) -> Tensor:
-    """The student's [R, D] beside `RowVectors`, with gradients; means are made in float32 at least."""
+    """Return the student's vectors [R, D] of rows, with gradients, as `RowVectors` are for the teacher; means are
+    computed in float32 or wider."""
     lengths_R = torch.tensor(lengths, device=states_TD.device)
     if of_row == "first":
         return states_TD[lengths_R.cumsum(0) - lengths_R]
@@ -96,9 +100,9 @@ def one_of_each_row(states_TD: Tensor, lengths: Sequence[int], of_row: OneOfRow)
 
 
 def compared_in_slices(student_TD: Tensor, projection: nn.Module | None, teacher: Vectors, compare: Compare) -> Tensor:
-    """compare(projection(student_TD), the teacher's vectors), where `compare` is a mean over vectors.
+    """Return compare(projection(student_TD), teacher's vectors), computed in slices; `compare` is a mean over vectors.
 
-    In float32 even where a training step has autocast on; the student's may be of any floating type.
+    It is computed in float32 even under autocast; `student_TD` may have any floating type.
     """
     parameters = () if projection is None else tuple(projection.parameters())
     return _Slices.apply(student_TD, projection, teacher, compare, *parameters)
@@ -123,7 +127,7 @@ class _Slices(torch.autograd.Function):
         at_once = max(1, SLICE_NUMBERS // max(student_TD.shape[1], teacher.width))
         for start in range(0, tokens, at_once):
             part = slice(start, min(start + at_once, tokens))
-            # Not the student's own tensor: its gradient would be as large as the batch, for each slice.
+            # Detached, because the gradient for the student's own tensor would be as large as the batch for each slice.
             states_ND = student_TD[part].detach().to(dtype).requires_grad_(needs[0])
             with torch.enable_grad(), torch.autocast(student_TD.device.type, enabled=False):
                 projected_ND = states_ND if projection is None else projection(states_ND)

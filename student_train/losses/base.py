@@ -1,4 +1,4 @@
-"""What a loss is: what it needs of the dump and of the student, and a number for outputs and targets.
+"""The base of all losses: which signals and parts of the student a loss needs, and its value for outputs and targets.
 
 Shapes: N recorded positions.
 """
@@ -24,15 +24,15 @@ from student_train.forward.outputs import BatchTargets, Outputs
 class Loss(BaseModel, ABC):
     """One loss of a recipe; its fields are the keys of a [[loss]] section.
 
-    A new kind of loss is a subclass with a `kind` of its own, in a file of its own, and an entry in
+    To add a kind of loss, write a subclass with a `kind` of its own in a new file, and add it to
     `student_train.losses.specs.LOSSES`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether it needs the logits alone, position by position, so that they can come in slices.
+    # Whether it is a mean over positions that needs nothing but logits, so that they can come in slices.
     by_position: ClassVar[bool] = False
-    # Whether it compares the student with a teacher. (Gold labels may come with a dump, too.)
+    # Whether it compares the student with a teacher. (A dump may hold gold labels as well.)
     has_teacher: ClassVar[bool] = True
 
     weight: float = Field(default=1.0, gt=0)
@@ -40,30 +40,30 @@ class Loss(BaseModel, ABC):
 
     @property
     def label(self) -> str:
-        """Its name in logs."""
+        """The name of the loss in logs."""
         return self.kind
 
     @property
     def signal(self) -> SignalKey | None:
-        """The signal whose columns it reads, if any."""
+        """The signal that it needs and whose columns it reads, if any."""
         return SignalKey(DISTRIBUTION)
 
     @property
     def student_layers(self) -> tuple[int, ...]:
-        """The student's layers whose hidden states it needs."""
+        """The layers of the student whose hidden states it needs."""
         return ()
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """The student's layers whose queries, keys and values it needs."""
+        """The layers of the student whose queries, keys and values it needs."""
         return ()
 
     def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
-        """The signals whose columns it reads, of those that there are."""
+        """Return the signals whose columns it reads, out of those that are available."""
         return (self.signal,) if self.signal is not None else ()
 
     def check(self, source: Source) -> None:
-        """Raises RecipeError where the source lacks what this loss needs."""
+        """Check the source. Raises RecipeError if it lacks what this loss needs."""
         if self.signal is not None and self.signal not in source.signals:
             have = ", ".join(map(str, source.signals)) or "only gold labels (no dump is named)"
             raise RecipeError(
@@ -72,43 +72,43 @@ class Loss(BaseModel, ABC):
             )
 
     def check_student(self, source: Source, student: PreTrainedModel) -> None:
-        """Raises RecipeError where the student lacks what this loss needs."""
+        """Check the student. Raises RecipeError if it lacks what this loss needs."""
 
     def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.Module | None:
-        """What is trained along with the student for this loss alone, and dropped afterwards; None for nothing.
+        """Return a module that is trained with the student for this loss alone and dropped afterwards, or None.
 
         Args:
-            where: what the loss's keys begin with in the recipe ("loss.0"), for messages.
+            where: the prefix of the loss's keys in the recipe ("loss.0"), for messages.
         """
         return None
 
     def counted(self, labels_N: Tensor) -> Tensor:
-        """How many of these recorded positions its value is the mean over: all, unless it says otherwise."""
+        """Return how many of these recorded positions are terms of its mean; by default all."""
         return torch.tensor(len(labels_N), device=labels_N.device)
 
     def count(self, batch: Batch) -> int:
-        """How many places of a batch its value is the mean over: recorded positions, unless it says otherwise."""
+        """Return the number of terms of its mean for a batch; by default recorded positions."""
         return int(self.counted(batch.labels))
 
     @abstractmethod
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
-        """The loss over one batch, a mean, not yet weighted."""
+        """Return the loss for one batch: a mean over terms, not weighted."""
 
 
 def stored_layers(available: Collection[SignalKey], sites: Collection[str]) -> list[int]:
-    """The teacher's layers of which one of these sites is recorded, lowest first."""
+    """Return the teacher's layers for which one of these sites is recorded, lowest first."""
     return sorted({key.layer for key in available if key.site in sites and key.layer is not None})
 
 
 def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
-    """The codecs' columns that some losses read."""
+    """Return the codec columns that some losses read."""
     return source.columns_of({key for spec in losses for key in spec.signals(source.signals)})
 
 
 def outputs_for(
     losses: Sequence[Loss], model: nn.Module, batch: Batch, source: Source, head: StudentHead | None = None
 ) -> Outputs:
-    """A student's outputs over a batch, as far as some losses need them."""
+    """Return a student's outputs for a batch, with the hidden states and attention layers that some losses need."""
     wants_hidden = any(spec.student_layers for spec in losses)
     attention_layers = {layer for spec in losses for layer in spec.attention_layers}
     return outputs_of(model, batch, source, wants_hidden, head, attention_layers)

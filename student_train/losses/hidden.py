@@ -1,7 +1,7 @@
 """The loss on hidden states.
 
-It compares one layer of the student's with one of the teacher's, or the `last` k layers with the last k that the dump
-has, lowest with lowest: the sum over them.
+It compares one layer of the student with one layer of the teacher, or the `last` k layers of the student with the last
+k layers that the dump has, in the same order; the losses of several layers are summed.
 
 Shapes: T tokens without padding, D width.
 """
@@ -33,15 +33,15 @@ _COMPARE: dict[str, Compare] = {
 
 
 class HiddenLoss(Loss):
-    """Hidden states of a student's layer against those of a teacher's: at every token ("all"), at a row's "first" one,
-    or the "mean" over a row's tokens.
+    """Hidden states of a student's layer compared with those of a teacher's layer: at "all" tokens, at the "first"
+    token of a row, or the "mean" over a row's tokens.
 
-    With `last = k`, the k topmost of both sides, the embeddings' output being the lowest: Mukherjee et al. 2021,
-    "XtremeDistilTransformers" (arXiv 2106.04563), with `last` one more than the student's layers; their code has the
-    first token for classification and all of them for tagging.
+    With `last = k`, the top k hidden states of both models, where the output of the embeddings counts as the lowest:
+    Mukherjee et al. 2021, "XtremeDistilTransformers" (arXiv 2106.04563), with `last` = the student's layers + 1. Their
+    code uses the first token for classification and all tokens for tagging.
 
-    Where widths differ, a linear map, learnt along and dropped afterwards, takes the student's to the teacher's; each
-    layer has its own, as in their code.
+    If the widths differ, a linear map projects the student's states to the teacher's width. It is trained with the
+    student and dropped afterwards; each layer has its own, as in their code.
     """
 
     kind: Literal["hidden"] = "hidden"
@@ -85,12 +85,12 @@ class HiddenLoss(Loss):
         if self.last is not None and len(stored) < self.last:
             raise RecipeError(
                 f"the loss 'hidden' with last = {self.last} needs the teacher's hidden states of {self.last} layers, "
-                f"and {source.name} has those of {len(stored)} ({', '.join(map(str, stored)) or 'none'}); dump again "
-                "with more of them (--hidden all, or their numbers), or ask for fewer."
+                f"but {source.name} has those of {len(stored)} ({', '.join(map(str, stored)) or 'none'}); dump again "
+                "with more of them (--hidden all, or their numbers), or give a smaller number."
             )
 
     def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.ModuleDict | None:
-        """A linear map for each layer whose widths differ, by the teacher's layer."""
+        """Return a linear map for each layer whose widths differ, by the number of the teacher's layer."""
         widths = _hidden_widths(student)
         made = nn.ModuleDict()
         for key, layer in zip(self.signals(source.signals), self.student_layers, strict=True):
@@ -123,7 +123,7 @@ class HiddenLoss(Loss):
 
 
 def _hidden_widths(student: PreTrainedModel) -> list[int]:
-    """Widths of the student's hidden states, seen on a made-up row."""
+    """Return the widths of the student's hidden states, found with a made-up row."""
     with evaluating(student):
         output = student(**probe_inputs(student, FEWEST_TOKENS), output_hidden_states=True)
     return [states.shape[-1] for states in output.hidden_states]

@@ -1,4 +1,4 @@
-"""The losses on logits: what each needs of the dump, and its value over a batch.
+"""Losses on logits: what each needs from the dump, and its value for a batch.
 
 Shapes: N recorded positions, K candidates that the teacher kept, V classes.
 """
@@ -20,12 +20,14 @@ from student_train.losses.divergence import Divergence
 class KLLoss(Loss):
     """KL(teacher || student) at a temperature, or another `divergence`: "reverse", or "js" with `beta` (0.5).
 
-    It serves as soft cross-entropy (Hinton et al. 2015, arXiv 1503.02531), which is larger by the teacher's entropy, a
-    constant, and has the same gradient.
+    The forward KL has the same gradient as soft cross-entropy (Hinton et al. 2015, arXiv 1503.02531), which is larger
+    by a constant, the teacher's entropy.
 
-    Where a dump keeps some ids, `tail` says what becomes of the others: "sampled" ids stand for them (the default where
-    the dump has such), they are one "class" (the default elsewhere), the gold label has their mass, or both sides are
-    "renormalise"d to the ids kept.
+    If a dump keeps only some ids of a vocabulary, `tail` says what happens with the others:
+    "sampled": they are represented by sampled ids (the default if the dump has some);
+    "class": they form one class (the default otherwise);
+    "gold": their mass is added to the gold label;
+    "renormalise": both distributions are renormalised over the ids kept.
     """
 
     by_position = True
@@ -39,7 +41,7 @@ class KLLoss(Loss):
     @model_validator(mode="after")
     def _beta_is_of_js(self) -> Self:
         if self.beta is not None and self.divergence != "js":
-            raise ValueError(f'beta is for divergence = "js", and here it is "{self.divergence}"; leave beta out')
+            raise ValueError(f'beta is for divergence = "js", but here it is "{self.divergence}"; leave beta out')
         return self
 
     def check(self, source: Source) -> None:
@@ -48,34 +50,35 @@ class KLLoss(Loss):
         assert codec is not None
         if self.tail == "sampled" and not codec.samples:
             raise RecipeError(
-                f"the loss 'kl' with tail = \"sampled\" needs a sampled tail, which {source.name} lacks; dump with "
-                '--threshold and --tail sample, or use tail = "class".'
+                f"the loss 'kl' with tail = \"sampled\" needs a sampled tail, which {source.name} lacks; dump again "
+                'with --threshold and --tail sample, or use tail = "class".'
             )
         if self.tail in ("class", "gold", "renormalise") and not codec.has_exact_ids:
             raise RecipeError(
-                f"the loss 'kl' with tail = \"{self.tail}\" needs exact probabilities, and {source.name} holds random "
-                "draws alone; leave tail out."
+                f"the loss 'kl' with tail = \"{self.tail}\" needs exact probabilities, but {source.name} holds only "
+                "random draws; leave tail out."
             )
         if self._is_sampled(codec.samples) and self.temperature != 1:
             raise RecipeError(
-                f"the loss 'kl' cannot temper sampled ids (temperature = {self.temperature:g}), and {source.name} "
-                'holds such; use temperature = 1, tail = "class", or a dump of another selection.'
+                f"the loss 'kl' cannot apply temperature = {self.temperature:g} to sampled ids, which {source.name} "
+                'holds; use temperature = 1, tail = "class", or a dump with another selection of ids.'
             )
         if self._is_sampled(codec.samples) and self.divergence != "forward":
             raise RecipeError(
-                f"the loss 'kl' knows no divergence {self.divergence!r} from sampled ids, and {source.name} holds "
-                'such; use divergence = "forward", tail = "class", or a dump of another selection.'
+                f"the loss 'kl' cannot compute the divergence {self.divergence!r} from sampled ids, which "
+                f'{source.name} holds; use divergence = "forward", tail = "class", or a dump with another selection '
+                "of ids."
             )
         if self.tail == "gold":
             self._check_gold(source)
 
     def _check_gold(self, source: Source) -> None:
-        for is_so, reason in (
-            (source.has_dense_logits, f"needs a tail, and {source.name} holds all logits; leave tail out."),
-            (not source.has_gold, f"needs gold labels, and {source.name} has none; leave tail out."),
-            (self.temperature != 1, f"knows no temperature (here {self.temperature:g}); use temperature = 1."),
+        for applies, reason in (
+            (source.has_dense_logits, f"needs a tail, but {source.name} holds all logits; leave tail out."),
+            (not source.has_gold, f"needs gold labels, but {source.name} has none; leave tail out."),
+            (self.temperature != 1, f"needs temperature = 1, but here it is {self.temperature:g}."),
         ):
-            if is_so:
+            if applies:
                 raise RecipeError(f"the loss 'kl' with tail = \"gold\" {reason}")
 
     def _is_sampled(self, dump_samples: bool) -> bool:
@@ -106,7 +109,7 @@ class KLLoss(Loss):
 
 
 class LogitsMSELoss(Loss):
-    """Mean squared difference of the logits, which only a dense or an exact dump has (arXiv 1910.01769, 2004.05686)."""
+    """Mean squared difference of the logits, which need a dense or an exact dump (arXiv 1910.01769, 2004.05686)."""
 
     by_position = True
 
@@ -116,8 +119,8 @@ class LogitsMSELoss(Loss):
         super().check(source)
         if not source.has_dense_logits:
             raise RecipeError(
-                f"the loss 'logits-mse' needs all logits, but {source.name} keeps some of them; dump with --exact or "
-                "--dense, or use the loss 'kl'."
+                f"the loss 'logits-mse' needs all logits, but {source.name} keeps only some of them; dump again with "
+                "--exact or --dense, or use the loss 'kl'."
             )
 
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
@@ -142,7 +145,7 @@ class TeacherLabelLoss(Loss):
 
 
 class GoldLoss(Loss):
-    """Cross-entropy with the gold labels (of a language model: the text's own tokens) where there are any."""
+    """Cross-entropy with the gold labels where there are any (for a language model, the text's own tokens)."""
 
     by_position = True
     has_teacher = False
@@ -156,7 +159,7 @@ class GoldLoss(Loss):
     def check(self, source: Source) -> None:
         if not source.has_gold:
             raise RecipeError(
-                f"the loss 'gold' needs gold labels, and {source.name} has none; dump a file with a label column, or "
+                f"the loss 'gold' needs gold labels, but {source.name} has none; dump a file with a label column, or "
                 "leave the loss out."
             )
 

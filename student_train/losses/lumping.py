@@ -1,9 +1,9 @@
-"""The logits of a vocabulary as those of a few classes: some ids, and everything else as one.
+"""The logits of a vocabulary, reduced to those of a few classes: some ids, and all others lumped into one class.
 
-Whatever a loss says about some ids and the rest, it says in the [N, K + 1] logits that are left, where autograd costs
-nothing. Only this step sees the vocabulary, and one softmax serves both its value and its gradient.
+A loss on some ids and the rest works on the remaining [N, K + 1] logits, where autograd costs next to nothing. Only
+this step processes the whole vocabulary, and one softmax gives both its value and its gradient.
 
-Shapes: N positions, M of them at a time, V vocabulary, K ids kept apart.
+Shapes: N positions, M of them at a time, V vocabulary, K ids with a class of their own.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NO_MASS = float("-inf")
-# Logits whose softmax is made at a time, before it takes their place.
+# Number of logits whose softmax is computed at a time, before it replaces them.
 SOFTMAX_VALUES = {"cuda": 2**25, "cpu": 2**20}
 
 
 def lump(logits_NV: Tensor, ids_NK: Tensor, is_kept_NK: Tensor, overwrite: bool = False) -> Tensor:
-    """logits [N, K + 1]: of the ids (-inf where one is not kept: a filling, whose id means nothing), and last of the
-    rest, the log of the sum of the exponentials of all other logits (-inf where there are none).
+    """Return logits [N, K + 1]: those of the K ids, and last that of the rest, the log of the sum of the exponentials
+    of all other logits (-inf if there are none).
 
-    With `overwrite` the logits are used up, and nothing as large is made in either direction; it goes backward once.
+    Where `is_kept_NK` is False, the id is padding without meaning, and its logit is -inf. With `overwrite` the logits
+    are overwritten, and no other tensor of their size is allocated, forward or backward; backward can run once only.
 
     >>> lump(torch.zeros(1, 9), torch.tensor([[4]]), torch.tensor([[True]])).exp()
     tensor([[1., 8.]])
@@ -36,19 +37,20 @@ class _Lump(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, ids_NK: Tensor, is_kept_NK: Tensor, overwrite: bool) -> Tensor:
         kept_NK = logits_NV.gather(1, ids_NK).masked_fill(~is_kept_NK, NO_MASS)
-        # The rest is summed for itself: 1 - sum(kept) would lose all its digits, and its gradient would blow up,
-        # exactly where a good student ends, with nearly all of its mass on the kept ids.
+        # The rest is summed by itself: 1 - sum(kept) would lose all its digits, and its gradient would explode, when
+        # nearly all mass is on the kept ids, which is where a good student ends.
         rest_NV = logits_NV.detach() if overwrite else logits_NV.clone()
-        # A filling erases what is erased anyway. (A row of fillings loses an id, and nothing else is known of it.)
+        # Padding masks the row's first kept id, which is masked anyway. (A row of nothing but padding loses one id, but
+        # its only class, the rest, has probability 1 in any case.)
         first_N1 = ids_NK.gather(1, is_kept_NK.byte().argmax(1, keepdim=True)) if ids_NK.shape[1] else ids_NK
         rest_NV.scatter_(1, torch.where(is_kept_NK, ids_NK, first_N1), NO_MASS)
         largest_N1 = rest_NV.amax(1, keepdim=True)
         nothing_N1 = largest_N1 == NO_MASS
         rows = max(1, SOFTMAX_VALUES.get(rest_NV.device.type, SOFTMAX_VALUES["cpu"]) // rest_NV.shape[1])
         for rest_MV, nothing_M1 in zip(rest_NV.split(rows), nothing_N1.split(rows), strict=True):
-            # Where nothing is left, a softmax is NaN.
+            # The softmax of a row without a rest would be NaN.
             torch.where(nothing_M1, torch.zeros_like(largest_N1[:1]), rest_MV.softmax(1), out=rest_MV)
-        # The largest of a softmax is 1 / sum(exp(logits - largest)).
+        # The largest value of a softmax is 1 / sum(exp(logits - largest)).
         log_sum_N1 = (largest_N1 - rest_NV.amax(1, keepdim=True).log()).masked_fill(nothing_N1, NO_MASS)
         ctx.save_for_backward(rest_NV, ids_NK, is_kept_NK, nothing_N1)
         ctx.overwrite = overwrite

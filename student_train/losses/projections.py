@@ -1,4 +1,4 @@
-"""What is trained along with a student for the sake of its losses, and dropped afterwards."""
+"""Projections: modules that are trained with a student for its losses alone, and dropped afterwards."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 from student_train.data.sources import Source
 from student_train.losses.base import Loss
 
-# Under which name a student holds them while it trains.
+# The name of the submodule that holds them while a student trains.
 PROJECTIONS = "distillation_projections"
 
 
 def make_projections(losses: Sequence[Loss], source: Source, student: PreTrainedModel) -> nn.ModuleDict:
-    """The projections of all losses that have some, by the loss's number.
+    """Return the projections of all losses that have some, by the loss's number.
 
     Raises:
         RecipeError: for a layer that the student does not have.

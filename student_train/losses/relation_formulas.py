@@ -1,10 +1,10 @@
-"""Attention relations: how alike tokens are in a layer's queries, keys or values (MiniLM, MiniLMv2).
+"""Attention relations: the similarities between tokens in a layer's queries, keys or values (MiniLM, MiniLMv2).
 
-Heads side by side are cut into any number of relation heads, so that a student of another width or number of heads can
-learn from them. A relation [L, L] for each row and head would be far larger than what it is made from; here it exists
-for a slice of rows, heads and tokens at a time, and gradients are formed in the same pass, so that nothing is computed
-twice and backward only scales them. 16 rows of 512 tokens with 12 heads took 43 MB, where autograd took 983 MB; 32 rows
-of 20 to 200 tokens a tenth of the time of padded ones (one CPU).
+The concatenated heads are split into any number of relation heads, so that a student of another width or number of
+heads can learn from them. The relations, [L, L] for each row and head, would be far larger than the vectors that they
+are computed from; here they exist for a slice of rows, heads and tokens at a time. Gradients are computed in the same
+pass, so that nothing is computed twice; backward only scales them. 16 rows of 512 tokens with 12 heads took 43 MB,
+where autograd took 983 MB; 32 rows of 20 to 200 tokens took a tenth of the time of padded ones (one CPU).
 
 Shapes:
     T  tokens of all rows, without padding        R  rows of equal length
@@ -30,18 +30,18 @@ Pair = Literal["queries", "keys", "values", "attention"]
 Metric = Literal["kl", "mse"]
 _SIDES: dict[str, tuple[str, str]] = {**{part: (part, part) for part in RELATIONS}, "attention": ("queries", "keys")}
 
-# Numbers of a slice of a relation.
+# Size of a slice of relations, in numbers.
 SLICE_NUMBERS = 2**20
 DEFAULT_HEADS = 12
 
 
 def parts_of(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """Which of queries, keys and values these pairs are made from."""
+    """Return which of queries, keys and values these pairs need."""
     return tuple(part for part in RELATIONS if any(part in _SIDES[pair] for pair in pairs))
 
 
 def default_heads(widths: Iterable[int]) -> int:
-    """12, or the largest smaller number that divides all widths.
+    """Return 12, or the largest smaller number that divides all widths.
 
     >>> default_heads([384, 768]), default_heads([128, 1024])
     (12, 8)
@@ -53,7 +53,7 @@ def default_heads(widths: Iterable[int]) -> int:
 def refuse_misfit(
     pairs: Sequence[Pair], heads: int | None, teacher_widths: dict[str, int], student_widths: dict[str, int]
 ) -> None:
-    """Raises RecipeError where a teacher and a student of such queries, keys and values have no such relations."""
+    """Check that relations can be computed for queries, keys and values of these widths. Raises RecipeError if not."""
     for whose, widths in (("teacher", teacher_widths), ("student", student_widths)):
         if "attention" in pairs and widths["queries"] != widths["keys"]:
             raise RecipeError(
@@ -66,7 +66,7 @@ def refuse_misfit(
             divisors = ", ".join(str(each) for each in range(1, common + 1) if common % each == 0)
             raise RecipeError(
                 f"the loss 'relations' with relation_heads = {heads}: the teacher's {part} are {teacher_widths[part]} "
-                f"wide and the student's {student_widths[part]}; what divides both is {divisors}."
+                f"wide and the student's {student_widths[part]}; numbers that divide both are {divisors}."
             )
 
 
@@ -77,10 +77,10 @@ def relations_loss(
     heads: int | None,
     metric: Metric = "kl",
 ) -> Tensor:
-    """The sum of `relation_loss` over the pairs; `teacher` has what `parts_of` them names.
+    """Return the sum of `relation_loss` over the pairs; `teacher` must have the parts that `parts_of` lists for them.
 
-    "attention" looks back only where the student does. The others relate all of a row's tokens in any case: what two
-    tokens have in common is no secret of the later one.
+    "attention" is causal if the student's attention is. The other pairs relate all tokens of a row in any case, because
+    a similarity between two tokens gives no information about later tokens.
     """
     parts = parts_of(pairs)
     if heads is None:
@@ -110,18 +110,18 @@ def relation_loss(
 ) -> Tensor:
     """KL(teacher || student) of the relations softmax(A B^T / sqrt(D)), mean over tokens and relation heads.
 
-    (A, B) are twice the queries, keys or values: Wang et al. 2020, "MiniLMv2" (arXiv 2012.15828), section 3.1; or
-    the queries and the keys, whose relation is attention itself: Wang et al. 2020, "MiniLM" (arXiv 2002.10957),
-    equation 6. `is_causal` leaves out tokens that come later.
+    A and B are both the queries, both the keys or both the values (Wang et al. 2020, "MiniLMv2", arXiv 2012.15828,
+    section 3.1), or the queries and the keys, whose relation is the attention itself (Wang et al. 2020, "MiniLM", arXiv
+    2002.10957, equation 6). `is_causal` masks later tokens.
 
-    With the metric "mse" it is the mean squared difference of the relations, over a row's tokens, too: of attention,
-    "XtremeDistilTransformers" (arXiv 2106.04563), as its code (github.com/microsoft/xtreme-distil-transformers) has it.
+    With the metric "mse" it is the mean squared difference of the relations, also over a row's tokens: for attention,
+    "XtremeDistilTransformers" (arXiv 2106.04563), as in its code (github.com/microsoft/xtreme-distil-transformers).
 
     Args:
         student_TW: (A, B), of any floating type; computed in float32.
-        teacher: the same, of another width perhaps.
+        teacher: (A, B) of the teacher, whose width may differ.
         lengths: tokens of each row; rows lie one after the other.
-        heads: a number that divides all the widths.
+        heads: the number of relation heads, which must divide all widths.
     """
     return _Relation.apply(*student_TW, teacher, lengths, heads, is_causal, metric)
 
@@ -147,11 +147,11 @@ class _Relation(torch.autograd.Function):
         with torch.autocast(left_TW.device.type, enabled=False):
             for index_RL in _runs(lengths, heads, widest):
                 index_RL = index_RL.to(left_TW.device)
-                student = [_cut(side_TW[index_RL].to(dtype), heads) for side_TW in (left_TW, right_TW)]
-                shown = [_cut(_decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
+                student = [_split_heads(side_TW[index_RL].to(dtype), heads) for side_TW in (left_TW, right_TW)]
+                target = [_split_heads(_decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
                 grads = [torch.zeros_like(side) for side in student] if grads_TW else []
                 for matrices, tokens in _slices(*student[0].shape[:2]):
-                    total += _slice_of_relation(student, shown, matrices, tokens, is_causal, metric, grads)
+                    total += _slice_of_relation(student, target, matrices, tokens, is_causal, metric, grads)
                 for grad_TW, grad_MLD in zip(grads_TW, grads, strict=True):
                     grad_TW[index_RL] = grad_MLD.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
         compared = max(1, len(left_TW) * heads)
@@ -178,10 +178,10 @@ def _slice_of_relation(
     metric: Metric,
     grads: list[Tensor],
 ) -> Tensor:
-    """The sum of the metric over some matrices and tokens; its gradients are added to `grads`, if there are any.
+    """Return the sum of the metric over some matrices and tokens; its gradients are added to `grads`, unless empty.
 
-    The sides (A, B) are [M, L, D], M matrices of rows and heads. `_kl` and `_mse` give the gradient for
-    S = A B^T / sqrt(D); from there, as S is made: dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
+    A and B are [M, L, D], M matrices of rows and heads. `_kl` and `_mse` give the gradient for S = A B^T / sqrt(D);
+    it follows that dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
     """
     left_GUD, right_GLD = student[0][matrices, tokens], student[1][matrices]
     log_q_GUL = _log_relation(left_GUD, right_GLD, tokens, is_causal)
@@ -196,7 +196,7 @@ def _slice_of_relation(
 
 
 def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-    """(the sum of p (log p - log q), its gradient by the scores of q: q - p). Overwrites both arguments."""
+    """Return (the sum of p (log p - log q), its gradient for the scores of q: q - p). Overwrites both arguments."""
     log_ratio_GUL = log_p_GUL - log_q_GUL
     if is_causal:  # 0 * log 0 is 0
         log_ratio_GUL.masked_fill_(log_p_GUL == float("-inf"), 0.0)
@@ -205,7 +205,7 @@ def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor, is_causal: bool) -> tuple[Tensor, 
 
 
 def _mse(log_p_GUL: Tensor, log_q_GUL: Tensor) -> tuple[Tensor, Tensor]:
-    """(the sum of (q - p)^2 / L, its gradient by the scores of q). Overwrites both arguments.
+    """Return (the sum of (q - p)^2 / L, its gradient for the scores of q). Overwrites both arguments.
 
     With d = 2 (q - p) / L, the gradient through the softmax is q (d - sum of q d).
     """
@@ -225,7 +225,7 @@ def _log_relation(left_GUD: Tensor, right_GLD: Tensor, tokens: slice, is_causal:
 
 
 def _runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:
-    """Indices [R, L] of the tokens of some rows of equal length, as many as a slice has room for."""
+    """Yield indices [R, L] of the tokens of rows of equal length, as many rows as fit in a slice."""
     starts = list(accumulate(lengths, initial=0))
     for length in sorted(set(lengths) - {0}):
         first_R = torch.tensor([start for start, own in zip(starts, lengths, strict=False) if own == length])
@@ -234,7 +234,7 @@ def _runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:
 
 
 def _slices(matrices: int, length: int) -> Iterator[tuple[slice, slice]]:
-    """(matrices, tokens) that cover [matrices, length], of no more than a slice's relations each."""
+    """Yield (matrices, tokens) that together cover [matrices, length], each with no more relations than one slice."""
     matrices_at_once = max(1, SLICE_NUMBERS // length**2)
     tokens_at_once = max(1, SLICE_NUMBERS // length)
     for first in range(0, matrices, matrices_at_once):
@@ -242,8 +242,8 @@ def _slices(matrices: int, length: int) -> Iterator[tuple[slice, slice]]:
             yield slice(first, first + matrices_at_once), slice(start, start + tokens_at_once)
 
 
-def _cut(rows_RLW: Tensor, heads: int) -> Tensor:
-    """[R, L, W] -> [M, L, D], M = R * heads matrices."""
+def _split_heads(rows_RLW: Tensor, heads: int) -> Tensor:
+    """Return [R, L, W] as M = R * heads matrices [M, L, D]."""
     return rows_RLW.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 

@@ -1,7 +1,7 @@
-"""The loss on attention relations: how alike tokens are in queries, keys and values, or attention itself.
+"""The loss on attention relations: similarities between tokens in queries, keys and values, or attention itself.
 
-It compares one layer of the student's with one of the teacher's, or the `last` k layers with the last k that the dump
-has, lowest with lowest: the sum over them.
+It compares one layer of the student with one layer of the teacher, or the `last` k layers of the student with the last
+k layers that the dump has, in the same order; the losses of several layers are summed.
 """
 
 from collections.abc import Collection
@@ -24,19 +24,19 @@ from student_train.losses.relation_formulas import Metric, Pair, parts_of, refus
 
 
 class RelationLoss(Loss):
-    """Attention relations of a student's layer against those of a teacher's (MiniLMv2): summed over the pairs.
+    """Attention relations of a student's layer compared with those of a teacher's layer (MiniLMv2), summed over pairs.
 
     "queries", "keys" and "values" are each related to themselves; "attention" relates queries to keys (MiniLM), which
-    is the models' own attention where relation heads are the heads of both. `own_heads` says that they shall be, and
-    refuses models whose numbers of heads differ.
+    is the models' own attention if the relation heads are the heads of both models. `own_heads` requires that, and is
+    an error for models with different numbers of heads.
 
     `last = k` with pairs = ["attention"], own_heads = true and metric = "mse" is the attention loss of Mukherjee et al.
     2021, "XtremeDistilTransformers" (arXiv 2106.04563).
     """
 
     kind: Literal["relations"] = "relations"
-    teacher_layer: int | None = Field(default=None, ge=1, description="by default the topmost that the dump has")
-    student_layer: int | None = Field(default=None, description="by default the topmost")
+    teacher_layer: int | None = Field(default=None, ge=1, description="by default the top layer that the dump has")
+    student_layer: int | None = Field(default=None, description="by default the top layer")
     last: int | None = Field(default=None, ge=1)
     relation_heads: int | None = Field(default=None, ge=1, description="by default 12, or fewer where 12 do not divide")
     own_heads: bool = False
@@ -48,7 +48,9 @@ class RelationLoss(Loss):
         if self.last is not None and (self.teacher_layer is not None or self.student_layer is not None):
             raise ValueError("give either teacher_layer and student_layer, or last (the number of layers)")
         if self.own_heads and self.relation_heads is not None:
-            raise ValueError(f"own_heads leaves nothing to choose; leave relation_heads = {self.relation_heads} out")
+            raise ValueError(
+                f"own_heads already sets the number of relation heads; leave relation_heads = {self.relation_heads} out"
+            )
         return self
 
     @property
@@ -69,9 +71,9 @@ class RelationLoss(Loss):
         layers = self._teacher_layers(source.signals)
         if self.last is not None and layers and len(layers) < self.last:
             raise RecipeError(
-                f"the loss 'relations' with last = {self.last} needs those of {self.last} of the teacher's layers, and "
-                f"{source.name} has those of {len(layers)} ({', '.join(map(str, layers))}); dump again with more of "
-                "them (--relations all, or their numbers), or ask for fewer."
+                f"the loss 'relations' with last = {self.last} needs the relations of {self.last} of the teacher's "
+                f"layers, but {source.name} has those of {len(layers)} ({', '.join(map(str, layers))}); dump again "
+                "with more of them (--relations all, or their numbers), or give a smaller number."
             )
         wanted = self.signals(source.signals)
         missing = [key.name for key in wanted if key not in source.signals]
@@ -81,7 +83,7 @@ class RelationLoss(Loss):
             have = ", ".join(map(str, source.signals)) or "only gold labels (no dump is named)"
             raise RecipeError(
                 f"the loss 'relations' needs {', '.join(missing)}, which {source.name} lacks; it has {have}. Dump "
-                "again with --relations, name the teacher_layer that is there, or leave the loss out."
+                "again with --relations, set teacher_layer to a layer that is there, or leave the loss out."
             )
 
     def check_student(self, source: Source, student: PreTrainedModel) -> None:
@@ -118,6 +120,6 @@ class RelationLoss(Loss):
         if source.attention_heads != student.heads:
             raise RecipeError(
                 f"the loss 'relations' with own_heads: the student has {student.heads} heads and the teacher "
-                f"{source.attention_heads}; give the student as many, or name relation_heads instead."
+                f"{source.attention_heads}; give the student the same number, or give relation_heads instead."
             )
         return student.heads

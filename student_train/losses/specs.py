@@ -1,4 +1,4 @@
-"""The table of losses: what a [[loss]] section of a recipe may be."""
+"""The table of losses that a [[loss]] section of a recipe can name."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The weighted sum of a recipe's losses over a batch; those of a large vocabulary's logits in one pass over its slices.
+"""The weighted sum of losses for a batch; losses on the logits of a vocabulary share one pass over slices of positions.
 
 Shapes: N recorded positions, M of a slice, V classes, P losses.
 """
@@ -18,10 +18,11 @@ def total_loss(
     projections: nn.ModuleDict,
     shares: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by its name (detached, not weighted).
+    """Return (the weighted sum, each loss by its name, detached and not weighted).
 
-    A batch that is a part of a larger one has, for each loss, a share of what is counted there, between 0 and 1: the
-    sums of its parts are then the losses of the whole.
+    Args:
+        shares: for each loss, this batch's share (0 to 1) of the terms of a larger batch, [P]. Losses are multiplied by
+            it, so that the sums over all parts are the losses of the larger batch. By default 1.
     """
     share_of = torch.ones(len(specs), device=targets.labels_N.device) if shares is None else shares
     in_slices = [index for index, spec in enumerate(specs) if spec.by_position and outputs.sliced is not None]
@@ -44,18 +45,18 @@ def total_loss(
 def _over_slices(
     specs: dict[int, Loss], sliced: SlicedLogits, targets: BatchTargets, share_of: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """(their weighted sum, each one's value) by the loss's number."""
+    """Return (the weighted sum, each loss's value by its number)."""
     last = max(specs)
     whole = {index: spec.counted(targets.labels_N).clamp(min=1) for index, spec in specs.items()}
 
-    def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
-        here, values = targets.part(part), []
+    def slice_loss(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+        slice_targets, values = targets.part(part), []
         for index, spec in specs.items():
-            # Nobody looks at the logits after the last loss.
-            mean = spec.value(Outputs(logits_MV, (), overwrite=index == last), here, None)
-            values.append(mean * (share_of[index] * spec.counted(here.labels_N) / whole[index]))
+            # Nothing reads the logits after the last loss, so that one may overwrite them.
+            mean = spec.value(Outputs(logits_MV, (), overwrite=index == last), slice_targets, None)
+            values.append(mean * (share_of[index] * spec.counted(slice_targets.labels_N) / whole[index]))
         weighted = [spec.weight * value for spec, value in zip(specs.values(), values, strict=True)]
         return torch.stack(weighted).sum(), torch.stack(values)
 
-    total, values_P = sliced.judged(judge)
+    total, values_P = sliced.summed_loss(slice_loss)
     return total, dict(zip(specs, values_P, strict=True))

@@ -123,7 +123,7 @@ def test_nothing_is_left_behind_even_by_a_forward_pass_that_fails() -> None:
 
 def test_a_student_without_such_attention_is_refused() -> None:
     bilstm = BiLSTMModel(BiLSTMConfig(vocab_size=64, embedding_size=8, hidden_size=8))
-    with pytest.raises(RecipeError, match="BiLSTMModel does not show its queries, keys and values"):
+    with pytest.raises(RecipeError, match="BiLSTMModel does not give access to its queries, keys and values"):
         captured_on_probe(bilstm, -1)
 
 

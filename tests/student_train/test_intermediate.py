@@ -228,10 +228,10 @@ def test_hidden_states_and_attention_of_the_last_layers_are_learnt_together(reci
         (
             {"kind": "hidden", "last": 4},
             {},
-            r"last = 4 needs the teacher's hidden states of 4 layers, and .* of 3 \(hidden\.1, hidden\.2, hidden\.3\)",
+            r"last = 4 needs the teacher's hidden states of 4 layers, but .* of 3 \(hidden\.1, hidden\.2, hidden\.3\)",
         ),
         ({"kind": "hidden", "last": 3}, {"layers": 1}, r"loss\.0\.last = 3: the student has layers 0 to 1"),
-        ({"kind": "relations", "last": 3}, {}, r"last = 3 needs .* 3 of the teacher's layers, and .* of 2 \(2, 3\)"),
+        ({"kind": "relations", "last": 3}, {}, r"last = 3 needs .* 3 of the teacher's layers, but .* of 2 \(2, 3\)"),
         ({"kind": "relations", "last": 2}, {"layers": 1}, r"the student has layers 1 to 1"),
         ({"kind": "relations", **ATTENTION}, {"heads": 2}, r"the student has 2 heads and the teacher 4"),
     ],

@@ -183,7 +183,11 @@ def test_a_decoder_with_grouped_queries_learns_relations_beside_distributions_an
         ),
         ({"teacher_layer": 1}, NARROW, r"needs queries\.1, keys\.1, values\.1, which .* has queries\.2"),
         ({"student_layer": 2}, NARROW, r"student_layer = 2: the student has layers 1 to 1"),
-        ({}, {"kind": "bilstm", "embedding_size": 8, "hidden_size": 8}, r"BiLSTMModel does not show its queries"),
+        (
+            {},
+            {"kind": "bilstm", "embedding_size": 8, "hidden_size": 8},
+            r"BiLSTMModel does not give access to its queries",
+        ),
     ],
     ids=["heads", "teacher-layer", "student-layer", "bilstm"],
 )
