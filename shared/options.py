@@ -2,8 +2,8 @@
 
 A field's name, type, default, help text (`Doc`) and least value (`Ge`) are those of its option, and where a section of
 a recipe has the same keys, it inherits the same group. What concerns the command line alone (a metavar, a parser) is a
-`typer.Option` beside them; what is for callers from Python alone is marked `NoOption`. `grouped` lets a command take
-whole groups, so that no function lists their options again.
+`typer.Option` beside them; what is for callers from Python alone is marked `NoOption` or `AsText`. `grouped` lets a
+command take whole groups, so that no function lists their options again.
 """
 
 import dataclasses
@@ -23,6 +23,10 @@ Result = TypeVar("Result")
 
 class NoOption:
     """Marks a field of a group that has no option: the command line leaves it at its default."""
+
+
+class AsText:
+    """Marks a field of a group whose option takes text, while callers from Python may give other things."""
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -93,6 +97,8 @@ def _option(field: "dataclasses.Field[Any]", annotation: Any) -> inspect.Paramet
     option.default = ... if field.default is dataclasses.MISSING else field.default
     if kind is bool:  # a flag; typer would add a second one that says no
         option.param_decls = (flag_of(field.name),)
+    if AsText in facts:
+        kind = str
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from annotated_doc import Doc
 from annotated_types import Ge
 
-from shared.options import NoOption
+from shared.options import AsText, NoOption
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.lengths import Lengths, Positions
@@ -16,11 +16,20 @@ from shared.text.lengths import Lengths, Positions
 MOST_TOP_P_IDS = 256
 
 
+class TeacherObject(Protocol):
+    """A teacher that is no folder or hub id but an object, from Python, such as a `CallableTeacher`; it names the entry
+    of the table `ENGINES` that runs it."""
+
+    @property
+    def engine(self) -> str:
+        """The entry's name."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What every command names."""
 
-    teacher: Annotated[str, Doc("A model's folder, or a hub id.")]
+    teacher: Annotated[str | TeacherObject, AsText, Doc("A model's folder, or a hub id.")]
     task: Annotated[
         str,
         Doc("causal-lm, masked-lm, sequence-classification, token-classification, question-answering or encoder."),
@@ -170,7 +179,7 @@ class Running:
         typer.Option(parser=_tokens_or_auto, metavar="N|auto", show_default="auto"),
         Doc("Tokens a batch. auto: 2048 on a CPU, on CUDA what its memory holds. Halved where memory runs out."),
     ] = None
-    engine: Annotated[str, NoOption] = "transformers"
+    engine: Annotated[str | None, NoOption] = None
     dtype: Annotated[str, Doc("auto, fp32, bf16 or fp16. auto: bf16 on CUDA, fp32 on a CPU.")] = "auto"
     device: Annotated[str, Doc("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     device_map: Annotated[

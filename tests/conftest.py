@@ -291,15 +291,16 @@ def make_dump(
 ) -> MakeDump:
     """make_dump(task="sequence-classification", teacher=None, data=None, out=None, **request) -> the dump's folder.
 
-    Runs `prepare` and `annotate` in this process. `teacher` is a model's folder (a new tiny one by default), `data` a
-    file or a list of rows (60 toy rows by default), `request` any field of teacher_dump.request.Request. By default
-    max_length is 64, shard_rows 16, the device the CPU, and an encoder's last hidden states are recorded.
+    Runs `prepare` and `annotate` in this process. `teacher` is a model's folder (a new tiny one by default) or a
+    `CallableTeacher`, `data` a file or a list of rows (60 toy rows by default), `request` any field of
+    teacher_dump.request.Request. By default max_length is 64, shard_rows 16, the device the CPU, and an encoder's last
+    hidden states are recorded.
     """
 
     def make(
         task: str = "sequence-classification",
         *,
-        teacher: Path | None = None,
+        teacher: Any = None,
         data: Path | Sequence[Any] | None = None,
         out: Path | str | None = None,
         **request: Any,
@@ -311,7 +312,10 @@ def make_dump(
         options = {"max_length": MAX_LENGTH, "shard_rows": 16, "device": "cpu"} | request
         if task == "encoder":
             options.setdefault("hidden", "last")
-        annotate(prepare(Request(str(teacher or make_teacher(task)), task, (str(data),), out, **options)))
+        teacher = teacher or make_teacher(task)
+        if isinstance(teacher, Path):
+            teacher = str(teacher)
+        annotate(prepare(Request(teacher, task, (str(data),), out, **options)))
         return out
 
     return make

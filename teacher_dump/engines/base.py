@@ -167,10 +167,10 @@ class Engine(ABC):
         if key.layer in layers:
             return
         if not layers:
-            given = [site for site, layers in self.offers().items() if layers]
+            shown = ", ".join(site for site, layers in self.offers().items() if layers)
             raise TeacherError(
-                f"signal {key.name!r}: {self.architecture} does not show its {site.words}, only "
-                f"{', '.join(given) or 'distributions'}; leave the signal out, or use another teacher."
+                f"signal {key.name!r}: {self.architecture} does not show its {site.words}"
+                f"{f', but {shown}' if shown else ''}; leave the signal out, or use another teacher."
             )
         if site.first_layer is None:
             raise UsageError(f"signal {key.name!r}: {key.site!r} is of no layer; ask for it without one.")

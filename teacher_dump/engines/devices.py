@@ -9,6 +9,9 @@ import torch
 from shared.errors import UsageError
 from teacher_dump.workers import worker
 
+# The types in which teachers compute, as --dtype and the manifest name them.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 # On a CPU larger batches are slower: what a layer hands to the next no longer fits its caches (a 6 x 384 encoder took
 # 241 microseconds a token in batches of 1,024, 267 in batches of 4,096 and 299 in batches of 8,192).
 DEFAULT_TOKENS = {"cuda": 16_384, "mps": 8_192, "cpu": 2_048}

@@ -23,7 +23,15 @@ def _transformers(request: Request, task: Task) -> TeacherDescription:
     return describe(request, task)
 
 
-ENGINES: Registry[Callable[[Request, Task], TeacherDescription]] = Registry("engine", {"transformers": _transformers})
+def _callable(request: Request, task: Task) -> TeacherDescription:
+    from teacher_dump.engines.callable import describe
+
+    return describe(request, task)
+
+
+ENGINES: Registry[Callable[[Request, Task], TeacherDescription]] = Registry(
+    "engine", {"transformers": _transformers, "callable": _callable}
+)
 
 
 def describe_teacher(request: Request, task: Task) -> TeacherDescription:
@@ -33,4 +41,5 @@ def describe_teacher(request: Request, task: Task) -> TeacherDescription:
         UsageError: for an engine that there is not, or a tokenizer that cannot serve the task.
         TeacherError: where there is no such teacher, or it lacks what the task needs.
     """
-    return ENGINES.named(request.engine)(request, task)
+    own = "transformers" if isinstance(request.teacher, str) else request.teacher.engine
+    return ENGINES.named(request.engine or own)(request, task)

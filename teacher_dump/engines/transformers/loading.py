@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from shared.errors import TeacherError, UsageError
 from shared.text.tasks import Task
 from teacher_dump.engines.base import TeacherDescription
-from teacher_dump.engines.devices import device_named
+from teacher_dump.engines.devices import DTYPES, device_named
+from teacher_dump.engines.probe import looks_ahead
 from teacher_dump.engines.transformers.attention import Attention
 from teacher_dump.engines.transformers.engine import TransformersEngine
 from teacher_dump.engines.transformers.head import VocabularyHead
@@ -30,20 +31,20 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # Of a device's memory; the rest is for batches.
 WEIGHTS_SHARE = 0.8
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Description(TeacherDescription):
     """A model's configuration and tokenizer."""
 
+    name: str
     request: Request
     task: Task
     config: Any
 
     def load(self) -> TransformersEngine:
         """The model with its weights, on its device. Raises what `load_teacher` does."""
-        return TransformersEngine(self.request.teacher, load_teacher(self))
+        return TransformersEngine(self.name, load_teacher(self))
 
 
 def describe(request: Request, task: Task) -> Description:
@@ -53,30 +54,27 @@ def describe(request: Request, task: Task) -> Description:
         TeacherError: where there is no model, or none with a head for the task.
         UsageError: where the tokenizer cannot serve the task.
     """
+    name = request.teacher
+    if not isinstance(name, str):
+        raise UsageError(f"the engine 'transformers' loads a folder or a hub id, and no {type(name).__name__}.")
     source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
-    if not Path(request.teacher).is_dir() and not _HUB_ID.fullmatch(request.teacher):
-        raise TeacherError(f"{request.teacher}: there is no such folder; give a model's folder or a hub id.")
+    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
+        raise TeacherError(f"{name}: there is no such folder; give a model's folder or a hub id.")
     try:
-        config = AutoConfig.from_pretrained(request.teacher, **source)
-        tokenizer = AutoTokenizer.from_pretrained(request.teacher, **source)
+        config = AutoConfig.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"{request.teacher}: no model and tokenizer can be loaded from there ({_first_line(error)})."
-        ) from None
+        raise TeacherError(f"{name}: no model and tokenizer can be loaded from there ({_first_line(error)}).") from None
     task.check_tokenizer(tokenizer)
-    longest_row = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Description(tokenizer, _label_names(request, task, config), longest_row, request, task, config)
-
-
-def _label_names(request: Request, task: Task, config: Any) -> tuple[str, ...] | None:
     # Every configuration has label names, generic ones at least; without the head they would be held against the data.
     architectures = config.architectures or []
     if task.has_labels and architectures and not task.fits(architectures):
         raise TeacherError(
-            f"{request.teacher}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first "
-            "(distill run) or choose the task it was trained for."
+            f"{name}: this {', '.join(architectures)} has no head for {task.name}. Fine-tune it first (distill run) or "
+            "choose the task it was trained for."
         )
-    return task.label_names_of(config)
+    longest_row = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Description(tokenizer, task.label_names_of(config), longest_row, name, request, task, config)
 
 
 def load_teacher(description: Description) -> Teacher:
@@ -86,7 +84,7 @@ def load_teacher(description: Description) -> Teacher:
         TeacherError: for a missing head, or a vocabulary smaller than the tokenizer's.
         UsageError: for a device that is not there.
     """
-    request, task, config = description.request, description.task, description.config
+    name, request, task, config = description.name, description.request, description.task, description.config
     if request.device_map not in ("none", "auto"):
         raise UsageError(f"--device-map {request.device_map!r}: use none or auto.")
     device = device_named(request.device)
@@ -95,7 +93,7 @@ def load_teacher(description: Description) -> Teacher:
     device_map = "auto" if request.device_map == "auto" or _is_too_large(loader, config, dtype, device) else None
     try:
         model, info = loader.from_pretrained(
-            request.teacher,
+            name,
             config=config,
             dtype=DTYPES[dtype],
             revision=request.revision,
@@ -105,15 +103,13 @@ def load_teacher(description: Description) -> Teacher:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(
-            f"{request.teacher}: cannot be loaded as {task.auto_class} ({_first_line(error)})."
-        ) from None
+        raise TeacherError(f"{name}: cannot be loaded as {task.auto_class} ({_first_line(error)}).") from None
     missing = sorted(
         key for key in info["missing_keys"] if not any(optional in key for optional in task.optional_weights)
     )
     if missing:
         raise TeacherError(
-            f"{request.teacher}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
+            f"{name}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
             f"which the task {task.name} needs: this checkpoint lacks that head. Fine-tune it first (distill run) or "
             "choose the task it was trained for."
         )
@@ -125,13 +121,13 @@ def load_teacher(description: Description) -> Teacher:
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(description.tokenizer) > embeddings:
         raise TeacherError(
-            f"{request.teacher}: its tokenizer has {len(description.tokenizer):,} entries but the model only "
+            f"{name}: its tokenizer has {len(description.tokenizer):,} entries but the model only "
             f"{embeddings:,}; this tokenizer belongs to another model."
         )
     head = VocabularyHead(model) if task.predicts_vocabulary else None
-    if task.is_causal and _looks_ahead(model):
+    if task.is_causal and looks_ahead(lambda inputs: task.logits_of(model(**inputs)), model.device):
         raise TeacherError(
-            f"{request.teacher}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
+            f"{name}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
             "no causal language model; choose masked-lm, or a decoder as the teacher."
         )
     own_pad = own_pad_token(model)
@@ -157,14 +153,6 @@ def _knows_token_types(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Not to be tried out: GPT-2, for one, takes token types for tokens and adds their embeddings."""
     types = getattr(config, "type_vocab_size", None)
     return "token_type_ids" in tokenizer.model_input_names if types is None else types > 1
-
-
-@torch.inference_mode()
-def _looks_ahead(model: PreTrainedModel) -> bool:
-    """Whether another last token changes what is said before it."""
-    ids_BL = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], device=model.device)
-    logits_BLV = model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).logits.float()
-    return not torch.allclose(logits_BLV[0, :-1], logits_BLV[1, :-1], rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def _is_too_large(loader: Any, config: Any, dtype: str, device: torch.device) -> bool:
