@@ -105,7 +105,7 @@ def _train_and_save(
     staging = recipe.output / STAGING
     _save(student, source.tokenizer, staging)
     write_text_atomically(staging / STAGES, stages_json(results))
-    report = _score(recipe, staging)
+    report = _score(recipe, source, staging)
     write_card(staging, recipe, source, steps, report)
     _commit(staging, recipe.output)
     shutil.rmtree(recipe.output / CHECKPOINTS, ignore_errors=True)
@@ -176,7 +176,7 @@ def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     tokenizer.save_pretrained(folder)
 
 
-def _score(recipe: Recipe, folder: Path) -> Report | None:
+def _score(recipe: Recipe, source: Source, folder: Path) -> Report | None:
     """Load the saved student, as its users will, and score it."""
     if recipe.eval is None:
         return None
@@ -186,7 +186,8 @@ def _score(recipe: Recipe, folder: Path) -> Report | None:
         section.data,
         section,
         section.dump,
-        device=device,
+        source.task.name,
+        device,
         positions=section.positions,
         stride=section.stride,
     )

@@ -10,9 +10,6 @@ from shared.errors import RecipeError
 from shared.text.tasks import TASKS
 from student_train.students.needs import Needs
 
-# What a task asks of a configuration that has the field: without it, BERT as a causal LM would see the answer.
-TASK_FIELDS: dict[str, dict[str, Any]] = {"AutoModelForCausalLM": {"is_decoder": True}}
-
 
 def auto_class_named(name: str) -> Any:
     """The Auto class of transformers. Raises RecipeError for one that no task is about, naming those of the tasks."""
@@ -20,6 +17,12 @@ def auto_class_named(name: str) -> Any:
     if name not in known:
         raise RecipeError(f"No student can be built as {name!r}; the heads are {', '.join(known)}.")
     return getattr(transformers, name)
+
+
+def task_values(auto_class: str) -> dict[str, Any]:
+    """What the tasks of this head ask of a configuration that has the fields."""
+    tasks = (task for task in TASKS.values() if task.auto_class == auto_class)
+    return {name: value for task in tasks for name, value in task.config_values.items()}
 
 
 def check_has_head(config: PretrainedConfig, auto_class: str) -> None:

@@ -12,12 +12,12 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from shared.errors import RecipeError
 from student_train.students.base import Student
 from student_train.students.heads import (
-    TASK_FIELDS,
     auto_class_named,
     check_has_head,
     field_names,
     head_is_trained,
     label_values,
+    task_values,
 )
 from student_train.students.initialisers import Initialiser, KeepLayers
 from student_train.students.needs import Needs
@@ -64,7 +64,7 @@ def _load(path: str, auto_class: str, label_names: tuple[str, ...] | None) -> Pr
             _check_same_labels(path, config, label_names)
         for name, value in label_values(label_names).items():
             setattr(config, name, value)
-    for name, value in TASK_FIELDS.get(auto_class, {}).items():
+    for name, value in task_values(auto_class).items():
         if name in field_names(type(config)):
             setattr(config, name, value)
     try:

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTraine
 
 from shared.errors import RecipeError
 from student_train.students.base import Student
-from student_train.students.heads import TASK_FIELDS, field_names, fresh_model, fresh_values
+from student_train.students.heads import field_names, fresh_model, fresh_values, task_values
 from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser
 from student_train.students.needs import Needs
 
@@ -120,7 +120,7 @@ def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
         # The defaults are the ids of some other vocabulary.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
         **{name: spec.dropout for name in names if "dropout" in name or name.endswith("_pdrop")},
-        **TASK_FIELDS.get(needs.auto_class, {}),
+        **task_values(needs.auto_class),
     }
     try:
         return AutoConfig.for_model(

@@ -48,6 +48,7 @@ class Task(ABC):
         reads_chats: whether its rows may be lists of messages.
         splits_examples: whether an example of the files may become several rows, windows that overlap by `stride`.
         is_causal: whether its models must not see the tokens behind a position.
+        config_values: what a student's configuration must say where it has the field.
         optional_weights: parts of the names of weights that a checkpoint may lack.
     """
 
@@ -64,6 +65,7 @@ class Task(ABC):
     reads_chats: ClassVar[bool] = False
     splits_examples: ClassVar[bool] = False
     is_causal: ClassVar[bool] = False
+    config_values: ClassVar[Mapping[str, Any]] = {}
     optional_weights: ClassVar[tuple[str, ...]] = ()
 
     @property

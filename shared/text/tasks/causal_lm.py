@@ -32,6 +32,8 @@ class CausalLM(Task):
     predicts_vocabulary = True
     is_causal = True
     reads_chats = True
+    # Without it, BERT as a causal language model would see the answer.
+    config_values = {"is_decoder": True}  # noqa: RUF012
 
     def check_tokenizing(self, how: Tokenizing) -> None:
         if how.chats:
