@@ -34,11 +34,13 @@ from student_train.scoring.report import Report
 from student_train.sweep.names import override as _override
 from teacher_dump import annotate as _annotate
 from teacher_dump import estimate as _estimate
+from teacher_dump.engines.callable import CallableTeacher
 from teacher_dump.estimate import Estimate
-from teacher_dump.request import Request
+from teacher_dump.request import Request, TeacherObject
 
 __all__ = [
     "ColumnNames",
+    "CallableTeacher",
     "CorpusError",
     "Dump",
     "DumpError",
@@ -79,13 +81,13 @@ def _with_options(function: Function) -> Function:
 
 
 @_with_options
-def dump(teacher: str | Path, task: str, data: Files, out: Place, **options: Any) -> Dump:
+def dump(teacher: str | Path | TeacherObject, task: str, data: Files, out: Place, **options: Any) -> Dump:
     """Run a teacher once over a corpus, and keep what students learn from in the folder `out`.
 
     The same call again finishes what is missing, and several processes that make it share the work.
 
     Args:
-        teacher: a model's folder or a hub id.
+        teacher: a model's folder or a hub id; or a `CallableTeacher`, a torch module or a function of your own.
         task: "sequence-classification", "causal-lm", ...; `dump --help` lists them.
         data: files, globs or URLs of text.
         out: where the dump is kept: a folder, or a URL that fsspec knows ("s3://bucket/dump").
@@ -105,6 +107,13 @@ def dump(teacher: str | Path, task: str, data: Files, out: Place, **options: Any
         (40, [])
         >>> reviews.positions().select("row", "label").head(2).collect().shape
         (2, 2)
+
+        >>> from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        >>> model = AutoModelForSequenceClassification.from_pretrained("models/teacher")
+        >>> tokenizer = AutoTokenizer.from_pretrained("models/teacher")
+        >>> mine = CallableTeacher(model, tokenizer, label_names=("negative", "neutral", "positive"))
+        >>> dump(mine, "sequence-classification", "reviews.jsonl", "mine").manifest.teacher.name
+        'BertForSequenceClassification'
     """
     request = _request(teacher, task, data, out, options)
     _annotate.annotate(_annotate.prepare(request))
@@ -112,7 +121,7 @@ def dump(teacher: str | Path, task: str, data: Files, out: Place, **options: Any
 
 
 @_with_options
-def estimate(teacher: str | Path, task: str, data: Files, out: Place, **options: Any) -> Estimate:
+def estimate(teacher: str | Path | TeacherObject, task: str, data: Files, out: Place, **options: Any) -> Estimate:
     """What the same call of `dump` would take: bytes, seconds, bytes a token of each signal. Writes nothing.
 
     Example:
@@ -219,12 +228,16 @@ def export(
     return _export.export(Path(model), path, task, _files(data), columns or ColumnNames())
 
 
-def _request(teacher: str | Path, task: str, data: Files, out: Place, options: Mapping[str, Any]) -> Request:
+def _request(
+    teacher: str | Path | TeacherObject, task: str, data: Files, out: Place, options: Mapping[str, Any]
+) -> Request:
     known = {field.name for field in dataclasses.fields(Request)}
     unknown = sorted(options.keys() - known)
     if unknown:
         raise TypeError(f"dump() has no option {unknown[0]!r}; its options are {', '.join(sorted(known))}")
-    return Request(teacher=str(teacher), task=task, data=tuple(_files(data)), out=str(out), **options)
+    if isinstance(teacher, Path):
+        teacher = str(teacher)
+    return Request(teacher=teacher, task=task, data=tuple(_files(data)), out=str(out), **options)
 
 
 def _files(data: Files) -> list[str]:
