@@ -23,7 +23,7 @@ from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
 from student_train.students import build_student
 from student_train.training import ranks
-from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, recipe_json, stages_json
+from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, StageResult, recipe_json, stages_json
 from student_train.training.plan import StageRun, training_plan
 from student_train.training.stage_run import train
 
@@ -55,11 +55,13 @@ def run(recipe: Recipe, resume: bool) -> Result:
     with ExitStack() as held:
         ranks.first_does(lambda: _make_and_lock(recipe.output, held))
         try:
-            return _train_and_save(recipe, source, student, runs, journal, resume)
+            results = _train(recipe, student, runs, journal, resume)
+            report = _save_and_score(recipe, source, student, results) if ranks.is_first() else None
         except LecternError:
             if ranks.is_first():
                 journal.leave_no_trace()
             raise
+    return Result(recipe.output, _steps(results), report)
 
 
 def check(recipe: Recipe) -> int:
@@ -86,9 +88,10 @@ def _make_and_lock(output: Path, held: ExitStack) -> None:
     held.enter_context(only_one(output))
 
 
-def _train_and_save(
-    recipe: Recipe, source: Source, student: PreTrainedModel, runs: list[StageRun], journal: Journal, resume: bool
-) -> Result:
+def _train(
+    recipe: Recipe, student: PreTrainedModel, runs: list[StageRun], journal: Journal, resume: bool
+) -> list[StageResult]:
+    """Train stage by stage, from the first one that has not ended."""
     ranks.first_does(lambda: journal.open(resume))
     results = ranks.first_does(journal.results)
     if ranks.is_first():
@@ -98,18 +101,26 @@ def _train_and_save(
     for number, stage_run in enumerate(runs[len(results) :], len(results)):
         results.append(train(stage_run, student, recipe, journal, is_first=number == 0))
         ranks.first_does(lambda: journal.end(results, student))
-    steps = sum(result.steps for result in results)
-    if not ranks.is_first():
-        return Result(recipe.output, steps, None)
+    return results
+
+
+def _save_and_score(
+    recipe: Recipe, source: Source, student: PreTrainedModel, results: list[StageResult]
+) -> Report | None:
+    """Save the student with its tokenizer, scores and model card; the output folder gets them when all are written."""
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
     _save(student, source.tokenizer, staging)
     write_text_atomically(staging / STAGES, stages_json(results))
     report = _score(recipe, source, staging)
-    write_card(staging, recipe, source, steps, report)
+    write_card(staging, recipe, source, _steps(results), report)
     _commit(staging, recipe.output)
     shutil.rmtree(recipe.output / CHECKPOINTS, ignore_errors=True)
-    return Result(recipe.output, steps, report)
+    return report
+
+
+def _steps(results: list[StageResult]) -> int:
+    return sum(result.steps for result in results)
 
 
 def is_finished(output: Path) -> bool:
