@@ -164,7 +164,7 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
     columns, positions = task.scored_columns(recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
     stride = recipe.eval.stride
-    how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.chats, stride=stride)
+    how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.shape.is_chat, stride=stride)
     task.check_tokenizing(how)
     task.corpus(how, recipe.eval.data, columns).survey(check=lambda example: task.check_row(how, example))
     if recipe.eval.dump is not None:

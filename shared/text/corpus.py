@@ -19,8 +19,8 @@ from pathlib import Path
 import fsspec
 
 from shared.errors import CorpusError
-from shared.text.examples import Example, example_of
-from shared.text.formats import Columns, RawRow, Row, reader_of
+from shared.text.examples import Columns, Example, Row, example_of
+from shared.text.formats import RawRow, reader_of
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 label, its group."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from shared.errors import CorpusError
-from shared.text.formats import Columns, Row
+from shared.errors import CorpusError, UsageError
+from shared.text.columns import TEXT
+
+Row = dict[str, Any]
 
 # One message of a chat: role, content, and whatever else the template reads (name, tool_calls, ...).
 Message = dict[str, Any]
@@ -35,22 +38,21 @@ class Example:
     number: int | None = None
 
 
-def example_of(row: Row, columns: Columns, where: str) -> Example:
-    """What the columns of a row hold. Raises CorpusError for a bad value, naming its place `where`."""
-    read = _words if columns.words else _messages if columns.chats else _string
-    text: Any = read(row, columns.text, where)
-    pair = None if columns.pair is None else _string(row, columns.pair, where)
-    group = None if columns.group is None else _group(row, columns.group, where)
-    if columns.starts is not None:
-        return Example(text, pair, _answers(row, columns, where), group)
-    value = None if columns.label is None else row.get(columns.label)
-    if not columns.words:
-        return Example(text, pair, _label(value, where), group)
-    if value is None:
-        return Example(text, pair, None, group)
-    if not isinstance(value, list) or len(value) != len(text):
-        raise CorpusError(f"{where}: column {columns.label!r} must hold one tag for each of the {len(text)} words.")
-    return Example(text, pair, [_label(tag, where) for tag in value], group)
+@dataclass(frozen=True)
+class Shape:
+    """What the columns of a row hold. A task that reads rows of another shape has one of its own.
+
+    Attributes:
+        text: (row, column of texts, where) -> the text of an example.
+        label: (row, columns, text, where) -> its gold label.
+        of_line: a line of a .txt file -> what its column of texts holds.
+        is_chat: whether the text is a list of messages.
+    """
+
+    text: Callable[[Row, str, str], Any]
+    label: Callable[[Row, "Columns", Any, str], Any]
+    of_line: Callable[[str], Any] = str
+    is_chat: bool = False
 
 
 def _string(row: Row, column: str, where: str) -> str:
@@ -95,7 +97,20 @@ def _messages(row: Row, column: str, where: str) -> list[Message]:
     return messages
 
 
-def _answers(row: Row, columns: Columns, where: str) -> Answers | None:
+def _one_label(row: Row, columns: "Columns", text: str, where: str) -> Label:
+    return None if columns.label is None else _label(row.get(columns.label), where)
+
+
+def _tags(row: Row, columns: "Columns", words: list[str], where: str) -> list[Label] | None:
+    value = None if columns.label is None else row.get(columns.label)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != len(words):
+        raise CorpusError(f"{where}: column {columns.label!r} must hold one tag for each of the {len(words)} words.")
+    return [_label(tag, where) for tag in value]
+
+
+def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers | None:
     """None where nobody has looked for an answer; no answers where there is none to be found."""
     if columns.impossible is not None and row.get(columns.impossible):
         return Answers()
@@ -124,3 +139,68 @@ def _label(value: Any, where: str) -> Label:
     if isinstance(value, str):
         return value
     raise CorpusError(f"{where}: {value!r} is no label; labels are names or numbers.")
+
+
+# One string; lists of words, with lists of tags; lists of messages; questions, with lists of answers.
+TEXTS = Shape(_string, _one_label)
+WORDS = Shape(_words, _tags, of_line=str.split)
+CHATS = Shape(_messages, _one_label, is_chat=True)
+QUESTIONS = Shape(_string, _answers)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the files hold what.
+
+    `shape` says what is in them. Of questions, `text` is the question, `pair` the context, `label` a list of answers;
+    `starts` then names the list of their first characters and `impossible` what says that there is no answer (a column
+    that may be absent). An optional label column may be absent from every file (then nothing is labelled); a required
+    one may not. `group` holds what rows are scored apart by, a language perhaps.
+    """
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    label_required: bool = False
+    shape: Shape = TEXTS
+    group: str | None = None
+    starts: str | None = None
+    impossible: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that are read, of which some may be absent."""
+        every = (self.text, self.pair, self.label, self.group, self.starts, self.impossible)
+        return [name for name in every if name is not None]
+
+    @classmethod
+    def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
+        """Those of a corpus of chats. Raises UsageError where a column of texts was named as well."""
+        if text != TEXT or pair is not None:
+            beside = f"text column {text!r}" if pair is None else f"pair column {pair!r}"
+            raise UsageError(
+                f"the messages column {messages!r} holds the whole row, so there is nothing to do for a {beside}; "
+                "name one or the other."
+            )
+        return cls(messages, shape=CHATS)
+
+    @classmethod
+    def of_questions(
+        cls,
+        question: str,
+        context: str,
+        answers: str | None,
+        starts: str,
+        impossible: str | None,
+        label_required: bool,
+    ) -> "Columns":
+        """Those of a corpus of questions, each about a context."""
+        return cls(question, context, answers, label_required, QUESTIONS, starts=starts, impossible=impossible)
+
+
+def example_of(row: Row, columns: Columns, where: str) -> Example:
+    """What the columns of a row hold. Raises CorpusError for a bad value, naming its place `where`."""
+    text = columns.shape.text(row, columns.text, where)
+    pair = None if columns.pair is None else _string(row, columns.pair, where)
+    group = None if columns.group is None else _group(row, columns.group, where)
+    return Example(text, pair, columns.shape.label(row, columns, text, where), group)

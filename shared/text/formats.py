@@ -9,7 +9,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -18,66 +17,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import CorpusError, UsageError
-from shared.text.columns import TEXT
+from shared.errors import CorpusError
+from shared.text.examples import Columns, Row
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 csv.field_size_limit(2**31 - 1)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of the files hold what.
-
-    `words` says that `text` holds a list of words (and `label` a list of tags, one a word) in place of one string;
-    `chats` that it holds a conversation, a list of messages. Of questions, `text` is the question, `pair` the context,
-    `label` a list of answers; `starts` then names the list of their first characters and `impossible` what says that
-    there is no answer (a column that may be absent). An optional label column may be absent from every file
-    (then nothing is labelled); a required one may not. `group` holds what rows are scored apart by, a language perhaps.
-    """
-
-    text: str
-    pair: str | None = None
-    label: str | None = None
-    label_required: bool = False
-    words: bool = False
-    chats: bool = False
-    group: str | None = None
-    starts: str | None = None
-    impossible: str | None = None
-
-    @property
-    def named(self) -> list[str]:
-        """The columns that are read, of which some may be absent."""
-        every = (self.text, self.pair, self.label, self.group, self.starts, self.impossible)
-        return [name for name in every if name is not None]
-
-    @classmethod
-    def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
-        """Those of a corpus of chats. Raises UsageError where a column of texts was named as well."""
-        if text != TEXT or pair is not None:
-            beside = f"text column {text!r}" if pair is None else f"pair column {pair!r}"
-            raise UsageError(
-                f"the messages column {messages!r} holds the whole row, so there is nothing to do for a {beside}; "
-                "name one or the other."
-            )
-        return cls(messages, chats=True)
-
-    @classmethod
-    def of_questions(
-        cls,
-        question: str,
-        context: str,
-        answers: str | None,
-        starts: str,
-        impossible: str | None,
-        label_required: bool,
-    ) -> "Columns":
-        """Those of a corpus of questions, each about a context."""
-        return cls(question, context, answers, label_required, starts=starts, impossible=impossible)
-
-
-Row = dict[str, Any]
 # A row, or a function that parses it.
 RawRow = Row | Callable[[], Row]
 LocatedRows = Iterator[tuple[str, RawRow]]
@@ -136,7 +82,7 @@ def _read_txt(file: str, columns: Columns) -> LocatedRows:
     """One row a line; blank lines are no rows."""
     for number, line in _lines(file):
         if text := line.rstrip("\r\n"):
-            yield f"{file}, line {number}", {columns.text: text.split() if columns.words else text}
+            yield f"{file}, line {number}", {columns.text: columns.shape.of_line(text)}
 
 
 def _read_json(file: str, columns: Columns) -> LocatedRows:

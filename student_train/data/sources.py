@@ -20,8 +20,7 @@ from shared.errors import RecipeError
 from shared.storage import Folder, Place
 from shared.storage.on_disk import on_disk
 from shared.text.corpus import Corpus
-from shared.text.examples import Example
-from shared.text.formats import Columns
+from shared.text.examples import Columns, Example
 from shared.text.labels import names_from_values
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.predictions import LostWords
@@ -180,7 +179,7 @@ class TextSource(Source):
         position = task.check_positions(positions)
         if task.has_labels and label_names is None:
             label_names = names_from_values(Corpus(paths, columns, limit).survey().label_values)
-        how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.chats, stride)
+        how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.shape.is_chat, stride)
         task.check_tokenizing(how)
         self._corpus = corpus = task.corpus(how, paths, columns, limit)
         survey = corpus.survey(check=lambda example: task.check_row(how, example))

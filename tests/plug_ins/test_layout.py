@@ -22,6 +22,7 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 from student_train import distill
 from student_train.data.batches import in_order
 from student_train.data.sources import DumpSource
+from student_train.scoring import evaluate as evaluation
 from student_train.scoring.evaluate import evaluate
 from tests.student_train.runs import GOLD, KL, TRANSFORMER, recipe
 
@@ -70,6 +71,7 @@ class EverySecondLM(CausalLM):
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LATENCY_SECONDS", 0.0)
     monkeypatch.setitem(LAYOUTS, "every-second", EverySecond())
     monkeypatch.setitem(TASKS, TASK, EverySecondLM())
 

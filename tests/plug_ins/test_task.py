@@ -16,13 +16,13 @@ from shared.dump.layouts import BatchIndex
 from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError, RecipeError, UsageError
 from shared.text.columns import ColumnNames, ScoredColumns, gold_column
-from shared.text.examples import Example
-from shared.text.formats import Columns
+from shared.text.examples import Columns, Example
 from shared.text.predictions import Predictions
 from shared.text.tasks import TASKS, Task
 from shared.text.tasks.base import encode
 from shared.text.tokenized import TokenizedRow, Tokenizing
 from student_train import distill
+from student_train.scoring import evaluate as evaluation
 from student_train.scoring.evaluate import evaluate
 from tests.student_train.runs import GOLD, KL, TRANSFORMER, recipe
 
@@ -42,7 +42,7 @@ class Rating(Task):
     needs_examples = True
     scoring_columns = ("characters",)
 
-    def _columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
+    def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
         return Columns("review", None, *gold_column(None, "stars", labels_required))
 
     def check_row(self, how: Tokenizing, example: Example) -> None:
@@ -80,6 +80,7 @@ class Rating(Task):
 
 @pytest.fixture(autouse=True)
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LATENCY_SECONDS", 0.0)
     monkeypatch.setitem(TASKS, "rating", Rating())
 
 

@@ -15,9 +15,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import CorpusError, UsageError
+from shared.text import examples
 from shared.text.chat import tokens_of
 from shared.text.corpus import Corpus, Example
-from shared.text.formats import Columns
+from shared.text.examples import Columns
 from shared.text.tasks import TASKS
 from shared.text.tokenized import TokenizedRow, Tokenizing
 
@@ -49,7 +50,7 @@ THINKS = CHATML.replace(ASK, ASK.replace("assistant\\n", "assistant\\n(thinks) "
 STRICT = "{% if messages[0]['role'] == 'bot' %}{{ raise_exception('no bots. Ever') }}{% endif %}" + CHATML
 BOS = "{{ bos_token }}" + CHATML
 
-CHATS = Columns("messages", chats=True)
+CHATS = Columns("messages", shape=examples.CHATS)
 
 
 def chat(*turns: str) -> list[dict[str, Any]]:

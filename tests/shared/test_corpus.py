@@ -13,7 +13,7 @@ import pytest
 
 from shared.errors import CorpusError
 from shared.text.corpus import Corpus, Example, Survey
-from shared.text.formats import Columns
+from shared.text.examples import WORDS, Columns
 
 
 def zstd(content: bytes) -> bytes:
@@ -287,7 +287,7 @@ def test_words_carry_a_tag_each_and_missing_tags_are_allowed(tmp_path: Path) -> 
         {"tokens": ["a", "b"], "tags": [None, "O"]},
     ]
     expected = [Example(["New", "York"], None, ["B", "I"]), Example(["now"]), Example(["a", "b"], None, [None, "O"])]
-    columns = Columns("tokens", label="tags", words=True)
+    columns = Columns("tokens", label="tags", shape=WORDS)
     for kind in ("jsonl", "json", "parquet"):
         assert read(write(tmp_path / f"a.{kind}", serialise(rows, kind)), columns) == expected
     found = survey(write(tmp_path / "a.jsonl", serialise(rows, "jsonl")), columns)
@@ -295,7 +295,7 @@ def test_words_carry_a_tag_each_and_missing_tags_are_allowed(tmp_path: Path) -> 
 
 
 def test_a_text_file_of_words_is_split_at_blanks(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.txt", "New  York\n"), Columns("tokens", words=True)) == [Example(["New", "York"])]
+    assert read(write(tmp_path / "a.txt", "New  York\n"), Columns("tokens", shape=WORDS)) == [Example(["New", "York"])]
 
 
 # ---------------------------------------------------------------- bad input
@@ -418,25 +418,25 @@ BAD_FILES: dict[str, tuple[str, bytes, Columns, str]] = {
     "a string for words": (
         "a.jsonl",
         b'{"tokens": "a b"}\n',
-        Columns("tokens", words=True),
+        Columns("tokens", shape=WORDS),
         r"a\.jsonl, line 1: column 'tokens' must hold a list of words, but holds 'a b'",
     ),
     "a number among words": (
         "a.jsonl",
         b'{"tokens": ["a", 1]}\n',
-        Columns("tokens", words=True),
+        Columns("tokens", shape=WORDS),
         r"line 1: .*list of words",
     ),
     "fewer tags than words": (
         "a.jsonl",
         b'{"tokens": ["a", "b"], "tags": ["O"]}\n',
-        Columns("tokens", label="tags", words=True),
+        Columns("tokens", label="tags", shape=WORDS),
         r"a\.jsonl, line 1: column 'tags' must hold one tag for each of the 2 words",
     ),
     "one tag for all words": (
         "a.jsonl",
         b'{"tokens": ["a"], "tags": "O"}\n',
-        Columns("tokens", label="tags", words=True),
+        Columns("tokens", label="tags", shape=WORDS),
         r"line 1: column 'tags' must hold one tag",
     ),
     "unknown kind": (

@@ -8,8 +8,7 @@ import pytest
 
 from shared.errors import CorpusError
 from shared.text.corpus import Corpus
-from shared.text.examples import Answers, Example
-from shared.text.formats import Columns
+from shared.text.examples import Answers, Columns, Example
 from shared.text.tasks import task_named
 from shared.text.tokenized import TokenizedRow, Tokenizing
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from shared import Dump
 from shared.errors import UsageError
+from shared.text import examples
 from shared.text.columns import ScoredColumns
-from shared.text.formats import Columns
+from shared.text.examples import Columns
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.cli import app
@@ -54,7 +55,7 @@ def row_by_row(source: Source) -> dict[int, dict[str, Any]]:
 def test_a_dump_and_its_files_give_the_same_positions_and_labels(chat_dump: Path, teacher: Path, corpus: Path) -> None:
     dump = DumpSource(chat_dump)
     tokenizer = sources.load_tokenizer(str(teacher))
-    columns = Columns("messages", chats=True)
+    columns = Columns("messages", shape=examples.CHATS)
     files = TextSource(TASKS["causal-lm"], [str(corpus)], columns, tokenizer, 64, positions="completion")
     assert (files.has_gold, files.positions, files.layout.name) == (True, "completion", "listed-next-token")
     assert (dump.has_gold, dump.positions, dump.layout.name) == (True, "completion", "listed-next-token")
@@ -171,4 +172,4 @@ def test_a_data_section_needs_chats_for_their_positions(teacher: Path, corpus: P
 
 def test_columns_of_a_recipe_are_those_of_chats() -> None:
     names = ScoredColumns(messages_column="talk")
-    assert TASKS["causal-lm"].columns(names, True) == Columns("talk", chats=True)
+    assert TASKS["causal-lm"].columns(names, True) == Columns("talk", shape=examples.CHATS)

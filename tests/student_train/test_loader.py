@@ -23,7 +23,7 @@ from shared.dump.rowgroup import to_flat
 from shared.errors import DumpError
 from shared.storage import Folder
 from shared.storage.on_disk import save_into
-from shared.text.formats import Columns
+from shared.text.examples import Columns
 from shared.text.tasks import TASKS
 from student_train.data import gather, order, sources
 from student_train.data.batch import Batch

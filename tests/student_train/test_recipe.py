@@ -8,7 +8,7 @@ import pytest
 from shared.errors import RecipeError
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
-from shared.text.formats import Columns
+from shared.text.examples import WORDS, Columns
 from shared.text.tasks import TASKS
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss
@@ -117,7 +117,7 @@ def test_columns_are_those_that_the_task_reads() -> None:
     names = ColumnNames(text_column="a", pair_column="b", label_column="c", tokens_column="d", tags_column="e")
     assert TASKS["sequence-classification"].columns(names, True) == Columns("a", "b", "c", label_required=True)
     assert TASKS["sequence-classification"].columns(names, False) == Columns("a", "b", "c")
-    assert TASKS["token-classification"].columns(names, True) == Columns("d", None, "e", True, words=True)
+    assert TASKS["token-classification"].columns(names, True) == Columns("d", None, "e", True, WORDS)
     assert TASKS["causal-lm"].columns(names, True) == Columns("a", "b", None)
 
 

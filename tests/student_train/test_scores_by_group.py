@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from shared.errors import CorpusError, UsageError
 from shared.text.columns import ScoredColumns
 from shared.text.corpus import Corpus
-from shared.text.formats import Columns
+from shared.text.examples import Columns
 from student_train import distill
 from student_train.cli import app
 from student_train.recipe.recipe import Recipe

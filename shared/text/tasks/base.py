@@ -23,8 +23,7 @@ from shared.errors import UsageError
 from shared.registry import Registry
 from shared.text.columns import LABEL, ColumnNames, ScoredColumns, gold_column
 from shared.text.corpus import Corpus
-from shared.text.examples import Answers, Example
-from shared.text.formats import Columns
+from shared.text.examples import Answers, Columns, Example
 from shared.text.labels import label_index
 from shared.text.predictions import Predictions
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
@@ -85,9 +84,10 @@ class Task(ABC):
         if names.messages_column is not None:
             self._check_reads_chats()
             return Columns.of_chats(names.messages_column, names.text_column, names.pair_column)
-        return self._columns_of_texts(names, labels_required)
+        return self.columns_of_texts(names, labels_required)
 
-    def _columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
+    def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
+        """Those of rows that are no chats: a text, perhaps a second one, and where classes are labels, a label."""
         gold: tuple[str | None, bool] = (None, False)
         if self.has_labels:
             gold = gold_column(names.label_column, LABEL, labels_required)

@@ -21,8 +21,7 @@ from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError
 from shared.text.answers import BestSpan, answer_scores, best_span
 from shared.text.columns import ANSWERS, ColumnNames, gold_column
-from shared.text.examples import Answers, Example
-from shared.text.formats import Columns
+from shared.text.examples import Answers, Columns, Example
 from shared.text.predictions import Predictions
 from shared.text.tasks.base import Task
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
@@ -45,7 +44,7 @@ class QuestionAnswering(Task):
     scoring_columns = (OFFSETS,)
     splits_examples = True
 
-    def _columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
+    def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
         answers, required = gold_column(names.answers_column, ANSWERS, labels_required)
         impossible = None if answers is None else names.impossible_column
         named = names.question_column, names.context_column, answers, names.starts_column, impossible

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shared.text.columns import TAGS, ColumnNames, gold_column
-from shared.text.examples import Example
-from shared.text.formats import Columns
+from shared.text.examples import WORDS, Columns, Example
 from shared.text.labels import label_index
 from shared.text.metrics import entity_f1
 from shared.text.predictions import LostWords, Predictions
@@ -24,9 +23,9 @@ class TokenClassification(Task):
     has_labels = True
     scores_rows = True
 
-    def _columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
+    def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
         tags, required = gold_column(names.tags_column, TAGS, labels_required)
-        return Columns(names.tokens_column, None, tags, required, words=True)
+        return Columns(names.tokens_column, None, tags, required, WORDS)
 
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
         encoded = encode(how, examples, is_split_into_words=True)
