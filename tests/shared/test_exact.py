@@ -108,8 +108,8 @@ def test_logits_come_back_but_for_the_rounding_of_the_states(states_as: str, aft
 @pytest.mark.parametrize("after", STEPS, ids=lambda step: step.step)
 def test_the_formula_in_words_is_the_one_that_is_computed(after: LogitStep) -> None:
     logits = torch.linspace(-9, 9, 19)
-    said = eval(after.formula("x + 1"), {"tanh": torch.tanh, "x": logits})
-    assert torch.allclose(said, after(logits + 1))
+    outputs = eval(after.formula("x + 1"), {"tanh": torch.tanh, "x": logits})
+    assert torch.allclose(outputs, after(logits + 1))
 
 
 @pytest.mark.parametrize("states_as", STATES)
@@ -290,9 +290,9 @@ def test_a_whole_dump_holds_transformers_own_logits(
     divergence = []
     for row, ids, *listed in rows.iter_rows():
         with torch.no_grad():
-            said = model(input_ids=torch.tensor([ids], dtype=torch.long)).logits[0]
+            outputs = model(input_ids=torch.tensor([ids], dtype=torch.long)).logits[0]
         where = listed[0] if listed else range(len(ids) - 1)
-        states, expected = caught.pop()[0, list(where)], said[list(where)]
+        states, expected = caught.pop()[0, list(where)], outputs[list(where)]
         size = states.abs() if states_as == "float16" else states.abs().amax(-1, keepdim=True).expand_as(states)
         assert ((found[row] - expected).abs() <= (ROUNDING[states_as] * size) @ weight.abs().T + 1e-4).all()
         p, q = expected.double().log_softmax(-1), found[row].double().log_softmax(-1)
@@ -465,8 +465,8 @@ def loss_and_gradient(source: DumpSource, spec: Any) -> tuple[float, Tensor]:
         ),
     ).eval()
     batch = first_batch(source)
-    said = outputs_of(student, batch, source, wants_hidden=False)
-    loss, _ = total_loss((spec,), said, targets_of(batch, source), nn.ModuleDict())
+    outputs = outputs_of(student, batch, source, wants_hidden=False)
+    loss, _ = total_loss((spec,), outputs, targets_of(batch, source), nn.ModuleDict())
     loss.backward()
     gradients = [parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None]
     return loss.item(), torch.cat(gradients)

@@ -154,13 +154,13 @@ def test_token_types_are_read(make_model: Callable[..., Path], tmp_path: Path) -
     write(folder, tmp_path / "model.onnx")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids, mask = rows_of_unequal_length(100)
-    said = []
+    outputs = []
     for types in (np.zeros_like(ids), mask):
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        said += session(tmp_path / "model.onnx").run(None, feed)
+        outputs += session(tmp_path / "model.onnx").run(None, feed)
         expected = model(**{name: torch.from_numpy(value) for name, value in feed.items()}).logits.numpy()
-        np.testing.assert_allclose(said[-1], expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(said[0] - said[1]).max() > 0.01
+        np.testing.assert_allclose(outputs[-1], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.01
 
 
 @torch.no_grad()

@@ -63,8 +63,8 @@ def batch_of(source: DumpSource, rows: list[int] = ROWS) -> Batch:
 
 
 def loss_of(spec: Any, model: nn.Module, projections: nn.ModuleDict, source: DumpSource, batch: Batch) -> Tensor:
-    said = outputs_of(model, batch, source, bool(spec.student_layers), attention_layers=spec.attention_layers)
-    return total_loss((spec,), said, targets_of(batch, source), projections)[0]
+    outputs = outputs_of(model, batch, source, bool(spec.student_layers), attention_layers=spec.attention_layers)
+    return total_loss((spec,), outputs, targets_of(batch, source), projections)[0]
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def test_the_last_layers_meet_each_through_its_own_projection(
     projections = make_projections((spec,), source, model)
     parameters = [*model.parameters(), *projections.parameters()]
     shown = AutoModel.from_pretrained(teacher).eval()(**inputs_of(batch), output_hidden_states=True).hidden_states
-    said = model(**inputs_of(batch), output_hidden_states=True).hidden_states
+    outputs = model(**inputs_of(batch), output_hidden_states=True).hidden_states
     is_token_BL = batch.attention_mask.bool()
     compare = {"mse": formulas.hidden_mse, "cosine": formulas.hidden_cosine, "kl": formulas.hidden_kl}[metric]
 
@@ -98,7 +98,7 @@ def test_the_last_layers_meet_each_through_its_own_projection(
     own: Any = projections["0"]
     assert list(own) == ["1", "2", "3"]
     # The student's embeddings and two layers, the teacher's three layers.
-    expected = sum(compare(places(own[str(layer)](said[layer - 1])), places(shown[layer])) for layer in (1, 2, 3))
+    expected = sum(compare(places(own[str(layer)](outputs[layer - 1])), places(shown[layer])) for layer in (1, 2, 3))
     value = loss_of(spec, model, projections, source, batch)
     assert value.item() == pytest.approx(expected.item(), rel=1e-3)
     found = torch.autograd.grad(value, parameters, allow_unused=True)

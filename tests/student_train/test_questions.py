@@ -68,8 +68,8 @@ def recipe(output: Path, student: dict[str, Any], *losses: dict[str, Any], **sec
 
 
 @pytest.fixture(scope="module")
-def judged(dump: Path) -> tuple[Outputs, BatchTargets, list[tuple[np.ndarray, np.ndarray, int]]]:
-    """A batch: (what some student says, what it should have said, and the same as plain lists of float64: the
+def observed(dump: Path) -> tuple[Outputs, BatchTargets, list[tuple[np.ndarray, np.ndarray, int]]]:
+    """A batch: (a student's outputs, their targets, and the same as plain lists of float64: the
     student's logits, the teacher's, the gold place or -100, of the start and then the end of each row)."""
     source, column = DumpSource(dump), "distribution.logits"
     groups = {number: source.load(number, [column]) for number in range(len(source.group_rows))}
@@ -98,29 +98,31 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return logits / temperature - np.log(np.exp(logits / temperature).sum())
 
 
-def test_a_batch_has_rows_of_different_lengths_and_some_without_gold(judged: Any) -> None:
-    _, batch_targets, plain = judged
-    assert len({len(said) for said, _, _ in plain}) > 1
+def test_a_batch_has_rows_of_different_lengths_and_some_without_gold(observed: Any) -> None:
+    _, batch_targets, plain = observed
+    assert len({len(own) for own, _, _ in plain}) > 1
     assert [gold for _, _, gold in plain] == batch_targets.labels_N.tolist()
     assert {gold == -100 for _, _, gold in plain} == {True, False}
 
 
-def test_gold_is_the_cross_entropy_of_start_and_end_over_the_rows_positions(judged: Any) -> None:
-    said, batch_targets, plain = judged
+def test_gold_is_the_cross_entropy_of_start_and_end_over_the_rows_positions(observed: Any) -> None:
+    outputs, batch_targets, plain = observed
     expected = np.mean([-log_softmax(logits)[gold] for logits, _, gold in plain if gold >= 0])
-    assert float(GoldLoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(GoldLoss().value(outputs, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_kl_is_over_the_rows_positions(judged: Any, temperature: float) -> None:
-    said, batch_targets, plain = judged
+def test_kl_is_over_the_rows_positions(observed: Any, temperature: float) -> None:
+    outputs, batch_targets, plain = observed
     pairs = [(log_softmax(teacher, temperature), log_softmax(own, temperature)) for own, teacher, _ in plain]
     expected = np.mean([(np.exp(p) * (p - q)).sum() for p, q in pairs]) * temperature**2
-    assert float(KLLoss(temperature=temperature).value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-4)
+    assert float(KLLoss(temperature=temperature).value(outputs, batch_targets, None)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
-def test_reverse_and_jensen_shannon_know_no_padding(judged: Any) -> None:
-    said, batch_targets, plain = judged
+def test_reverse_and_jensen_shannon_know_no_padding(observed: Any) -> None:
+    outputs, batch_targets, plain = observed
     pairs = [(log_softmax(teacher), log_softmax(own)) for own, teacher, _ in plain]
     reverse = np.mean([(np.exp(q) * (q - p)).sum() for p, q in pairs])
     middle = [np.log((np.exp(p) + np.exp(q)) / 2) for p, q in pairs]
@@ -130,25 +132,25 @@ def test_reverse_and_jensen_shannon_know_no_padding(judged: Any) -> None:
             for (p, q), m in zip(pairs, middle, strict=True)
         ]
     )
-    assert float(KLLoss(divergence="reverse").value(said, batch_targets, None)) == pytest.approx(reverse, rel=1e-4)
-    assert float(KLLoss(divergence="js").value(said, batch_targets, None)) == pytest.approx(shannon, rel=1e-4)
+    assert float(KLLoss(divergence="reverse").value(outputs, batch_targets, None)) == pytest.approx(reverse, rel=1e-4)
+    assert float(KLLoss(divergence="js").value(outputs, batch_targets, None)) == pytest.approx(shannon, rel=1e-4)
 
 
-def test_logits_mse_is_the_mean_over_rows_of_the_mean_over_their_positions(judged: Any) -> None:
-    said, batch_targets, plain = judged
+def test_logits_mse_is_the_mean_over_rows_of_the_mean_over_their_positions(observed: Any) -> None:
+    outputs, batch_targets, plain = observed
     expected = np.mean([((own - teacher) ** 2).mean() for own, teacher, _ in plain])
-    assert float(LogitsMSELoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(LogitsMSELoss().value(outputs, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_teacher_label_is_the_teachers_best_position(judged: Any) -> None:
-    said, batch_targets, plain = judged
+def test_teacher_label_is_the_teachers_best_position(observed: Any) -> None:
+    outputs, batch_targets, plain = observed
     expected = np.mean([-log_softmax(own)[teacher.argmax()] for own, teacher, _ in plain])
-    assert float(TeacherLabelLoss().value(said, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(TeacherLabelLoss().value(outputs, batch_targets, None)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [GoldLoss(), KLLoss(), KLLoss(divergence="js"), LogitsMSELoss(), TeacherLabelLoss()])
-def test_gradients_are_finite_and_none_goes_to_padding(judged: Any, loss: Any) -> None:
-    _, batch_targets, _ = judged
+def test_gradients_are_finite_and_none_goes_to_padding(observed: Any, loss: Any) -> None:
+    _, batch_targets, _ = observed
     places_BM = torch.tensor([[True, True, True], [True, False, False]])
     logits_N2 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
     logits_SM: Tensor = over_places(logits_N2, places_BM)

@@ -99,12 +99,12 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
 
 def test_a_student_of_the_teachers_own_queries_is_punished_for_nothing() -> None:
     teacher = teacher_part(0)
-    said = teacher.codec.decode(teacher.columns).requires_grad_()
-    value = relation_loss((said, said), (teacher, teacher), LENGTHS, 12)
+    decoded = teacher.codec.decode(teacher.columns).requires_grad_()
+    value = relation_loss((decoded, decoded), (teacher, teacher), LENGTHS, 12)
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-6)
-    assert said.grad is not None
-    assert float(said.grad.abs().max()) < 1e-7
+    assert decoded.grad is not None
+    assert float(decoded.grad.abs().max()) < 1e-7
 
 
 def test_the_order_of_rows_changes_nothing() -> None:

@@ -66,8 +66,8 @@ def batch_of(source: DumpSource, rows: list[int]) -> Batch:
 
 def loss_of(spec: RelationLoss, model: nn.Module, source: DumpSource, rows: list[int]) -> torch.Tensor:
     batch = batch_of(source, rows)
-    said = outputs_of(model, batch, source, wants_hidden=False, attention_layers=spec.attention_layers)
-    return total_loss((spec,), said, targets_of(batch, source), nn.ModuleDict())[0]
+    outputs = outputs_of(model, batch, source, wants_hidden=False, attention_layers=spec.attention_layers)
+    return total_loss((spec,), outputs, targets_of(batch, source), nn.ModuleDict())[0]
 
 
 # ---------------------------------------------------------------- the loss of a batch

@@ -48,9 +48,9 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def encoded(codec: VectorCodec, tokens: int = TOKENS) -> TeacherVectors:
     torch.manual_seed(1)
-    said = torch.randn(tokens, WIDTH)
-    said[:, 3] += 30
-    return TeacherVectors(codec, codec.encode(said))
+    vectors = torch.randn(tokens, WIDTH)
+    vectors[:, 3] += 30
+    return TeacherVectors(codec, codec.encode(vectors))
 
 
 def value_and_gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
