@@ -1,1 +1,1 @@
-"""Recipes: TOML -> a frozen, checked description of one student and how it learns."""
+"""Recipes: a TOML file becomes a frozen, checked description of one student and its training."""

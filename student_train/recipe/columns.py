@@ -1,6 +1,6 @@
-"""A recipe's sections about files: which they are, and which of their columns hold what.
+"""The sections of a recipe about files, [data] and [eval]: paths, columns, positions and lengths.
 
-The keys that are options of `dump` and `distill eval` as well come from where those are declared.
+Keys that are also options of `dump` and `distill eval` are declared once, in `shared.text`.
 """
 
 from typing import Annotated, Self
@@ -19,17 +19,18 @@ _ONLY_THESE_KEYS = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=_ONLY_THESE_KEYS)
 class DataSection(Lengths, Positions, ColumnNames):
-    """[data]: files with gold labels to learn from, in place of a dump.
+    """[data]: files with gold labels to train on, instead of a dump.
 
-    `labels` are the label names in order (by default those that occur, sorted); `tokenizer` is a folder or hub id, by
-    default that of a pretrained student.
+    Attributes:
+        labels: the label names in order; by default those that occur, sorted.
+        tokenizer: a folder or hub id; by default the tokenizer of a pretrained student.
     """
 
     task: str
     train: tuple[str, ...] = Field(min_length=1)
     labels: tuple[str, ...] | None = None
     tokenizer: str | None = None
-    max_length: Annotated[int, Ge(2)] = 512  # of a single token nothing can be learnt
+    max_length: Annotated[int, Ge(2)] = 512  # a row of a single token cannot be trained on
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:
@@ -41,7 +42,7 @@ class DataSection(Lengths, Positions, ColumnNames):
 
 @dataclass(frozen=True, kw_only=True, config=_ONLY_THESE_KEYS)
 class EvalSection(Positions, ScoredColumns):
-    """[eval]: a held-out file to score the finished student on, and a dump of held-out rows for its agreement."""
+    """[eval]: held-out files to score the finished student on, and a dump of held-out rows to measure agreement."""
 
     data: tuple[str, ...] = Field(min_length=1)
     dump: Folder | None = None

@@ -1,4 +1,4 @@
-"""Recipes: one TOML file that describes one student and how it learns, checked key by key before anything runs."""
+"""Recipes: one TOML file describes one student and its training, and is checked key by key before anything runs."""
 
 import tomllib
 from pathlib import Path
@@ -16,9 +16,11 @@ from student_train.students import StudentSpec
 
 
 class Recipe(Section):
-    """One student and how it learns. With `dump` it learns from a teacher's record, with `data` from gold labels.
+    """One student and its training.
 
-    `loss` is for a single stage of training, `stage` for several.
+    Attributes:
+        dump, data: exactly one is given: a teacher's dump, or files with gold labels.
+        loss, stage: exactly one is given: the losses of a single stage, or several stages with losses of their own.
     """
 
     output: Path
@@ -40,7 +42,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _losses_or_stages(self) -> Self:
         if not self.loss and not self.stage:
-            raise ValueError("the key 'loss' is missing (or 'stage', for several phases with losses of their own)")
+            raise ValueError("the key 'loss' is missing (or 'stage', for several stages with losses of their own)")
         if self.loss and self.stage:
             raise ValueError("give either [[loss]] or [[stage]], each with its own loss")
         names = [stage.name for stage in self.stage]
@@ -62,17 +64,19 @@ class Recipe(Section):
 
 
 def read_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """The recipe in a TOML file, with `key=value` overrides (dotted keys; list items by number: loss.0.weight=0.5).
+    """Read a recipe from a TOML file and apply `key=value` overrides.
+
+    Keys are dotted, with the items of a list by number: loss.0.weight=0.5.
 
     Raises:
-        RecipeError: for a missing file, invalid TOML, or an invalid key or value, naming the key, its value and the
-            valid ones.
+        RecipeError: for a missing file, invalid TOML, or an invalid key or value; the message names the key, its value
+            and the valid ones.
     """
     return _checked(read_toml(path, "recipe"), overrides, f"{path}: ")
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file. Raises RecipeError, which calls it a `what`, where it cannot be read."""
+    """Return the content of a TOML file, a `what` in messages. Raises RecipeError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +88,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """The recipe with `key=value` overrides. Raises RecipeError for an invalid key or value."""
+    """Return the recipe with `key=value` overrides applied. Raises RecipeError for an invalid key or value."""
     return _checked(recipe.model_dump(mode="json", exclude_unset=True), overrides, "") if overrides else recipe
 
 
@@ -104,7 +108,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value  # A bare word is meant as text.
+        parsed = value  # a word without quotes is a string
     *parents, last = key.split(".")
     place: Any = content
     try:
@@ -112,4 +116,4 @@ def _override(content: dict[str, Any], override: str) -> None:
             place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
         place[int(last) if isinstance(place, list) else last] = parsed
     except (IndexError, ValueError, TypeError, AttributeError):
-        raise RecipeError(f"--set {override!r}: the recipe has no place {key!r}.") from None
+        raise RecipeError(f"--set {override!r}: the recipe has no key {key!r}.") from None

@@ -1,4 +1,4 @@
-"""How a recipe's sections say when what is learnt: [training] for all stages, [[stage]] for one, [validation]."""
+"""The sections of a recipe about training: [training] for all stages, [[stage]] for one of them, [validation]."""
 
 from typing import Any, Literal, Self
 
@@ -8,25 +8,29 @@ from student_train.data.subsets import Kind
 from student_train.losses.specs import LossSpec
 from student_train.students.unfreezing import Trainable
 
-# Of each pair one is given; a stage that gives one does without the other of [training].
+# Pairs of which one key is given; if a stage gives one, the other one of [training] does not apply to it.
 _EITHER = (("epochs", "max_steps"), ("batch_size", "batch_tokens"))
 EPOCHS_BETWEEN_SCORES = 0.5
 
 
 class Section(BaseModel):
-    """A section of a recipe: no key but these, none of them changed later."""
+    """A section of a recipe; unknown keys are errors, and values cannot be changed later."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Schedule(Section):
-    """What [training] says for all stages and a [[stage]] for itself: either `epochs` over the rows or `max_steps`; a
-    batch has `batch_size` rows (32 where nothing is said) or about `batch_tokens` tokens, on all ranks together."""
+    """The schedule, which [training] gives for all stages and a [[stage]] for itself.
+
+    Attributes:
+        epochs, max_steps: the length, in passes over the rows or in optimizer steps; one of them is given.
+        batch_size, batch_tokens: rows of a batch (by default 32), or about how many tokens it has, over all ranks.
+    """
 
     epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
-    batch_tokens: int | None = Field(default=None, ge=1, description="tokens of a batch, padding not counted")
+    batch_tokens: int | None = Field(default=None, ge=1, description="tokens of a batch, without padding")
     gradient_accumulation: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -50,9 +54,9 @@ class Schedule(Section):
 
 
 class TrainingSection(Schedule):
-    """[training]: the schedule of all stages, and what is the same in all of them.
+    """[training]: the schedule of all stages, and the settings that are the same for all of them.
 
-    `report_to` names trackers that the Trainer knows and that are installed: "tensorboard", "wandb", ...
+    `report_to` names installed trackers that the Trainer supports: "tensorboard", "wandb", ...
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -60,7 +64,7 @@ class TrainingSection(Schedule):
     seed: int = Field(default=0, ge=0)
     log_steps: int = Field(default=50, ge=1)
     report_to: tuple[str, ...] = ()
-    save_steps: int = Field(default=500, ge=1, description="a checkpoint to resume from, every so many steps")
+    save_steps: int = Field(default=500, ge=1, description="steps between two checkpoints to resume from")
 
     @model_validator(mode="before")
     @classmethod
@@ -71,16 +75,19 @@ class TrainingSection(Schedule):
 
     @property
     def has_length(self) -> bool:
-        """Whether it says when to end."""
+        """Whether the length of the training is given."""
         return self.epochs is not None or self.max_steps is not None
 
 
 class ValidationSection(Section):
-    """[validation]: a slice of the rows that is never trained on, by whose score a stage's best weights are chosen.
+    """[validation]: hold out some rows, and keep the weights of each stage that score best on them.
 
-    `share` of the rows, drawn by training.seed. A score every so many epochs (0.5 where nothing is said) or steps, and
-    at a stage's end. A stage ends when `patience` scores in a row were no better. `metric` is "loss" (the stage's own),
-    "agreement" (with the teacher's first choice), or one of the task's by its name, against gold labels.
+    Attributes:
+        share: the share of the rows that is held out, drawn from training.seed.
+        every, every_steps: epochs (by default 0.5) or steps between two scores; a stage is also scored at its end.
+        patience: a stage ends after this many scores in a row that were no better than the best.
+        metric: "loss" (the stage's own), "agreement" (with the teacher's most probable class), or the name of one of
+            the task's metrics, which compare with gold labels.
     """
 
     share: float = Field(default=0.05, gt=0, lt=1)
@@ -90,18 +97,20 @@ class ValidationSection(Section):
     metric: str = "loss"
 
     @model_validator(mode="after")
-    def _one_distance(self) -> Self:
+    def _one_interval(self) -> Self:
         if self.every is not None and self.every_steps is not None:
             raise ValueError("give either every (epochs) or every_steps")
         return self
 
 
 class StageSection(Schedule):
-    """[[stage]]: one phase of the training; what it says of its schedule goes before what [training] says.
+    """[[stage]]: one phase of the training. Its schedule takes precedence over that of [training].
 
-    `rows` are those with a gold label, those without, or all; `trainable` is "all", the "head", or the head and so many
-    groups below it; `unfreeze = "gradual"` makes it several stages, each with one group more; `metric` and `patience`
-    go before those of [validation].
+    Attributes:
+        rows: which rows to train on: those with a gold label, those without, or all.
+        trainable: "all" parameters, the "head", or the head and this number of groups of parameters below it.
+        unfreeze: "gradual" splits the stage into several, each of which unfreezes one more group.
+        metric, patience: take precedence over those of [validation].
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -117,26 +126,26 @@ class StageSection(Schedule):
     def _all_head_or_groups(cls, value: Any) -> Any:
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if value not in ("all", "head") and not is_number:
-            raise ValueError('give "all", "head", or how many groups below the head (1 or more)')
+            raise ValueError('give "all", "head", or the number of groups below the head (1 or more)')
         return value
 
     @model_validator(mode="after")
-    def _unfrozen_one_way(self) -> Self:
+    def _trainable_or_unfreeze(self) -> Self:
         if self.unfreeze is not None and self.trainable != "all":
             raise ValueError("give either trainable or unfreeze")
         return self
 
     @model_serializer(mode="wrap")
-    def _what_is_said(self, handler: Any) -> dict[str, Any]:
-        """Without the schedule's defaults, which do not count here."""
-        return {key: value for key, value in handler(self).items() if key not in self._unsaid()}
+    def _without_default_schedule(self, handler: Any) -> dict[str, Any]:
+        """Leave out the schedule's defaults: a key that the stage does not give is that of [training]."""
+        return {key: value for key, value in handler(self).items() if key not in self._inherited_keys()}
 
-    def _unsaid(self) -> set[str]:
+    def _inherited_keys(self) -> set[str]:
         return set(Schedule.model_fields) - self.model_fields_set
 
     def of(self, shared: TrainingSection) -> TrainingSection:
-        """What [training] says, with this stage's own in its place."""
-        own = self.model_dump(include=set(Schedule.model_fields) - self._unsaid())
+        """Return the values of [training], replaced by this stage's own where it has some."""
+        own = self.model_dump(include=set(Schedule.model_fields) - self._inherited_keys())
         values = shared.model_dump()
         for pair in _EITHER:
             if any(own.get(key) is not None for key in pair):

@@ -1,1 +1,1 @@
-"""Predictions, reports, latency, export and model cards."""
+"""Scores of finished models: predictions, agreement, latency, reports and model cards; export to ONNX."""

@@ -1,4 +1,4 @@
-"""How a model agrees with a dumped teacher: its first choices, and the divergence of its distributions.
+"""Agreement of a model with the teacher of a dump: equal most probable classes, and the divergence of distributions.
 
 Shapes: N recorded positions, V vocabulary or classes.
 """
@@ -22,11 +22,12 @@ from student_train.scoring.predictions import EVAL_ROWS
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sums over recorded positions.
+    """Sums over recorded positions, and their means.
 
     Attributes:
-        agreed: positions where the model's first choice is the teacher's.
-        nats: KL(teacher || model).
+        agreed: number of positions where model and teacher have the same most probable class.
+        positions: number of all positions.
+        nats: sum of KL(teacher || model).
     """
 
     agreed: int = 0
@@ -35,7 +36,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Of the positions, those where both have the same first choice."""
+        """The share of positions where both have the same most probable class."""
         return self.agreed / max(self.positions, 1)
 
     @property
@@ -48,15 +49,15 @@ class Agreement:
 
 
 def is_agreed(logits_NV: Tensor, teacher: Targets) -> Tensor:
-    """Whether the first choice of these logits is that of the teacher, whose distributions are as wide, bool [N]."""
+    """Whether the most probable class of the logits is that of the teacher's distributions [N, V], as bool [N]."""
     return logits_NV.argmax(-1) == teacher.argmax()
 
 
 @torch.inference_mode()
 def agreement_of(model: PreTrainedModel, source: Source, with_divergence: bool = True) -> Agreement:
-    """Over all rows of a source with distributions, by a model in evaluation mode."""
+    """Return the agreement of a model, in evaluation mode, over all rows of a source with distributions."""
     assert source.distribution is not None
-    # The value of a loss against sampled ids is no divergence.
+    # For targets of sampled ids alone, the value of the loss is not a divergence.
     measure = KLLoss(tail="class" if source.distribution.has_exact_ids else None)
     head = plain_head(model) if source.task.predicts_vocabulary else None
     columns = source.columns_of({SignalKey(DISTRIBUTION)})

@@ -1,4 +1,4 @@
-"""The student's model card: what it is, what it learnt from, how, and its scores."""
+"""The model card of a student: what it was trained on, with which losses, and its scores."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from student_train.scoring.report import Report
 
 
 def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report: Report | None) -> None:
-    """Write README.md into the student's folder."""
-    learnt_from = "a teacher's record (a Lectern dump)" if recipe.dump else "gold labels"
-    phases = {"": recipe.loss} if recipe.loss else {f"{stage.name}: ": stage.loss for stage in recipe.stage}
-    losses = "; ".join(name + ", ".join(_weighed(spec) for spec in specs) for name, specs in phases.items())
+    """Write the model card, README.md, into the student's folder."""
+    trained_on = "a teacher's recorded outputs (a Lectern dump)" if recipe.dump else "gold labels"
+    stages = {"": recipe.loss} if recipe.loss else {f"{stage.name}: ": stage.loss for stage in recipe.stage}
+    losses = "; ".join(name + ", ".join(_with_weight(spec) for spec in specs) for name, specs in stages.items())
     training = recipe.training
     batch = f"{training.batch_size} rows" if training.batch_size else f"about {training.batch_tokens:,} tokens"
     scores = "".join(f"| {name} | {value} |\n" for name, value in report.table()) if report else "| not scored | |\n"
@@ -25,7 +25,7 @@ tags: [knowledge-distillation, lectern, {source.task.name}]
 ---
 # {recipe.output.name}
 
-Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} steps of
+Trained by Lectern on {trained_on}: {sum(source.group_rows):,} rows, {steps:,} steps of
 {batch}, losses {losses}. The whole recipe is in `recipe.json`.
 
 | | |
@@ -34,5 +34,5 @@ Trained by Lectern on {learnt_from}: {sum(source.group_rows):,} rows, {steps:,} 
     )
 
 
-def _weighed(spec: Loss) -> str:
+def _with_weight(spec: Loss) -> str:
     return f"{spec.label} x {spec.weight:g}"

@@ -1,4 +1,4 @@
-"""Scores of any model folder: the task's metrics on held-out files, agreement with a dumped teacher, size, latency."""
+"""Scores of any model folder: metrics on held-out files, agreement with the teacher of a dump, size and latency."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,17 +37,18 @@ def evaluate(
     positions: str | None = None,
     stride: int = DEFAULT_STRIDE,
 ) -> Report:
-    """Score the model in a folder on files with gold labels, and against a dump where one is given.
+    """Score the model in a folder on files with gold labels, and its agreement with a dump's teacher if one is given.
 
     Raises:
-        RecipeError: when the folder holds no model of the task, or its labels are not those of the data or dump.
+        RecipeError: if the folder holds no model for the task, or the model's labels are not those of the files or the
+            dump.
     """
     model, task = load_model(model_path, task_name)
     where = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     try:
         model.to(torch.device(where))
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r}: not to be used here ({str(error).splitlines()[0]}).") from None
+        raise UsageError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from None
     tokenizer = load_tokenizer(str(model_path))
     label_names = task.label_names_of(model.config)
     length = max_length or longest_row(model, tokenizer)
@@ -83,27 +84,27 @@ def evaluate(
 
 
 def _latencies(model: PreTrainedModel, onnx_file: Path, source: Source) -> list[dict[int, float]]:
-    """Latencies in torch and, where they can be compared (on the CPU), by onnxruntime from the exported file."""
+    """Return latencies in torch and, on the CPU if the model has been exported, in onnxruntime."""
     runtimes: list[Runtime] = [TorchRuntime(model)]
     if onnx_file.exists() and has_onnxruntime() and model.device.type == "cpu":
         exported = OnnxRuntime(onnx_file)
         largest, is_close = difference(runtimes[0], exported, first_batches(source, EVAL_ROWS, 1)[0].inputs)
         if not is_close:
             raise LecternError(
-                f"{onnx_file}: its logits differ from those of the weights beside it by up to {largest:.2g}, so it is "
-                "of another model; export it again, or delete it."
+                f"{onnx_file}: its logits differ from those of the weights beside it by up to {largest:.2g}, so it "
+                "belongs to another model; export it again, or delete it."
             )
         runtimes.append(exported)
     return latencies([(runtime, source) for runtime in runtimes], LATENCY_SECONDS)
 
 
 def open_held_out(dump: Place, task: Task, label_names: tuple[str, ...] | None) -> DumpSource:
-    """A dump to measure agreement on. Raises RecipeError when it is of another task or has other labels."""
+    """Open a dump to measure agreement on. Raises RecipeError for another task, other labels or no distribution."""
     source = DumpSource(dump)
     if source.task.name != task.name:
         raise RecipeError(f"{dump}: a dump of {source.task.name}, but the model is one for {task.name}.")
     if source.label_names != label_names:
         raise RecipeError(f"{dump}: its labels are {source.label_names}, but the model's are {label_names}.")
     if source.distribution is None:
-        raise RecipeError(f"{dump}: no distribution is recorded there, so there is nothing to agree with.")
+        raise RecipeError(f"{dump}: the dump has no distribution, so the agreement with its teacher is not known.")
     return source

@@ -1,7 +1,7 @@
-"""`distill export`: a model folder as one ONNX file, for which onnxruntime's logits have been found to be torch's.
+"""`distill export`: write a model folder as one ONNX file, after checking that onnxruntime gives the logits of torch.
 
-Batch and length are free. The inputs are input_ids and attention_mask, and token_type_ids where the model knows more
-than one type; all are int64 [B, L], padded on the right.
+Batch size and length are dynamic. The inputs are input_ids, attention_mask and, if the model has more than one token
+type, token_type_ids; all are int64 [B, L], padded on the right.
 
 Shapes: B rows, L tokens of the longest.
 """
@@ -27,26 +27,26 @@ from student_train.scoring.latency import first_batches
 from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
 
-# Protocol buffers, of which an ONNX file is one, end at 2 GiB.
+# An ONNX file is a protocol buffer, which holds at most 2 GiB.
 LARGEST_BYTES = 2**31
-# What a model is given, by the name of its argument.
+# Name of an argument of a model -> its value.
 Inputs = dict[str, Tensor]
 
-# (rows, longest) of the batches that the file is checked with; none is the one that was traced.
+# (rows, longest row) of the batches that the file is checked with; all differ from the traced one.
 CHECKED_SHAPES = ((1, 1), (1, 9), (2, 512), (5, 33), (32, 17))
 TRACED_SHAPE = (3, 6)
-# Rows to a batch of those that --data gives, and batches of each.
+# Batch sizes for the rows that --data gives, and the number of batches of each size.
 CHECKED_SIZES = (1, 5, 32)
 BATCHES_OF_DATA = 4
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished file and what its check has found.
+    """An exported file and the result of its check.
 
     Attributes:
-        difference: the largest between a logit of torch's and of onnxruntime's.
-        rows, batches: what was compared.
+        difference: the largest difference between a logit in torch and in onnxruntime.
+        rows, batches: how many were compared.
     """
 
     path: Path
@@ -58,24 +58,24 @@ class Exported:
 
 
 def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence[str], names: ColumnNames) -> Exported:
-    """Write the model of a folder to `out` (by default model.onnx in the folder), whole or not at all.
+    """Write the model of a folder to `out` (by default model.onnx in the folder), completely or not at all.
 
-    The check compares rows of ids that are drawn over the whole vocabulary, and the first rows of `data`.
+    The check compares rows of ids drawn from the whole vocabulary, and the first rows of `data`.
 
     Raises:
-        UsageError, RecipeError: without the extra, for a task without logits, or where no model is.
-        LecternError: when the model cannot be translated, or its logits come out otherwise.
+        UsageError, RecipeError: if the extra is not installed, the task has no logits, or the folder holds no model.
+        LecternError: if the model cannot be translated, or the logits of the file differ from those in torch.
     """
     _check_extra()
     if task_name is not None and not task_named(task_name).is_scored:
-        raise UsageError(f"the task {task_name} has no logits to export; the others have.")
+        raise UsageError(f"the task {task_name} has no logits to export; choose another task.")
     model, task = load_model(folder, task_name)
     tokenizer = load_tokenizer(str(folder))
     path = out or folder / MODEL_FILE
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: there is no such folder to write into; make it first.")
+        raise UsageError(f"{path.parent}: there is no such folder to write to; create it first.")
     if (size := sum(weight.numel() * weight.element_size() for weight in model.parameters())) >= LARGEST_BYTES:
-        raise LecternError(f"{folder}: {size / 1e9:.1f} GB of weights are more than the 2.1 GB of one ONNX file.")
+        raise LecternError(f"{folder}: {size / 1e9:.1f} GB of weights are more than one ONNX file can hold (2.1 GB).")
     batches = _drawn_batches(model, tokenizer)
     if data:
         batches += _batches_of(data, model, task, tokenizer, names)
@@ -101,7 +101,7 @@ def _check_extra() -> None:
 
 
 class _Logits(nn.Module):
-    """A model whose inputs come in order and whose outputs are logits alone."""
+    """A model with positional inputs that returns nothing but its logits."""
 
     def __init__(self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class _Logits(nn.Module):
 def _translate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, folder: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the file. -> names of its inputs and outputs."""
+    """Write the file, and return the names of its inputs and outputs."""
     model.config.use_cache = False
     sample = _drawn(model, tokenizer, *TRACED_SHAPE, generator=torch.Generator().manual_seed(0))
     inputs = tuple(name for name in INPUTS if name in sample)
@@ -143,7 +143,7 @@ def _translate(
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what torch's exporter stumbled over, which it wraps in advice."""
+    """Return the first line of the original error, which torch's exporter wraps in advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0]
@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not there and on what it does not fold."""
+    """Silence the exporter's warnings about missing packages and constants that it does not fold."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -163,7 +163,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Inputs]) -> float:
-    """The largest difference between logits. Raises LecternError where one is outside the tolerance."""
+    """Return the largest difference between logits. Raises LecternError if one exceeds the tolerance."""
     torch_runtime, exported = TorchRuntime(model), OnnxRuntime(file)
     largest = 0.0
     for batch in batches:
@@ -172,14 +172,14 @@ def _check(model: PreTrainedModel, file: Path, path: Path, batches: Sequence[Inp
             rows, length = batch["input_ids"].shape
             raise LecternError(
                 f"{path}: not written, because onnxruntime's logits differ from torch's by up to {apart:.2g} on "
-                f"{rows} rows of up to {length} tokens; {type(model).__name__} is not translated faithfully."
+                f"{rows} rows of up to {length} tokens; {type(model).__name__} is not translated correctly."
             )
         largest = max(largest, apart)
     return largest
 
 
 def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Inputs]:
-    """Rows of random ids: every part of the vocabulary, every kind of padding, the longest row there may be."""
+    """Return batches of random ids from the whole vocabulary, with varied padding, up to the longest possible row."""
     generator = torch.Generator().manual_seed(1)
     limit = longest_row(model, tokenizer)
     return [_drawn(model, tokenizer, rows, min(longest, limit), generator) for rows, longest in CHECKED_SHAPES]
@@ -188,7 +188,7 @@ def _drawn_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _drawn(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, longest: int, generator: torch.Generator
 ) -> Inputs:
-    """Inputs [rows, longest] that the model reads: lengths from 1 on, the last row the longest."""
+    """Return random inputs [rows, longest] for the model; rows have 1 to `longest` tokens, the last one the most."""
     padding = tokenizer.pad_token_id or 0
     lengths_B = torch.randint(1, longest + 1, (rows,), generator=generator)
     lengths_B[-1] = longest

@@ -1,8 +1,9 @@
-"""How long a forward pass takes, measured so that models and runtimes can be compared.
+"""Latencies of forward passes, measured so that models and runtimes can be compared.
 
-All get the same inputs: the first rows of the data in file order, in batches of exactly the size named, each padded to
-its own longest row. They take turns, because machines are noisy; a turn is one pass over all batches, so that every
-batch counts equally often for everyone, and nobody finds the cache full of another's weights at each call.
+All runtimes get the same inputs: the first rows of the data in file order, in batches of exactly the given size, each
+padded to its own longest row. They run in turns, because the speed of a machine varies over time. A turn is one pass
+over all batches, so that every batch counts equally often for each runtime, and the cache does not hold another
+model's weights at each call.
 """
 
 import statistics
@@ -17,15 +18,15 @@ from student_train.data.batches import collate
 from student_train.data.sources import Source
 from student_train.scoring.runtimes import Runtime
 
-# Batch size -> number of batches, so that both sizes see as many lengths as one turn can afford.
+# Batch size -> number of batches: as many different lengths as one turn has time for.
 LATENCY_BATCHES = {1: 16, 32: 2}
 LEAST_TURNS = 5
 
 
 def latencies(runners: Sequence[tuple[Runtime, Source]], seconds: float) -> list[dict[int, float]]:
-    """Batch size -> median milliseconds of a forward pass, for each runtime and the source of its inputs.
+    """Return, for each runtime and the source of its inputs, batch size -> median milliseconds of a forward pass.
 
-    After a turn of warming up, all of them take turns for about `seconds` times their number, and at least five.
+    After one turn to warm up, the runtimes take turns for about `seconds` times their number, at least five turns each.
     """
     medians: list[dict[int, float]] = [{} for _ in runners]
     for size, number in LATENCY_BATCHES.items():
@@ -56,8 +57,8 @@ def _turn(runtime: Runtime, inputs: Sequence[Any]) -> list[float]:
 
 
 def first_batches(source: Source, size: int, number: int) -> list[Batch]:
-    """`number` batches of exactly `size` rows each: the source's first rows in order, from the start again where it has
-    too few."""
+    """Return `number` batches of exactly `size` rows each: the first rows of the source in order, repeated from the
+    start if there are too few."""
     rows = [(group, row) for group, count in enumerate(source.group_rows) for row in range(count)]
     chosen = np.asarray([rows[at % len(rows)] for at in range(size * number)])
     loaded = {group: source.load(group, []) for group in np.unique(chosen[:, 0]).tolist()}

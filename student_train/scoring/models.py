@@ -1,4 +1,4 @@
-"""Model folders, opened for scoring: the task is what the architecture says."""
+"""Loading model folders for scoring; the task follows from the architecture unless it is given."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ DEFAULT_LENGTH = 512
 
 
 def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a model takes at most, and no more than 512."""
+    """Return the largest number of tokens that a model accepts, but at most 512."""
     # The tokenizer's limit, because some architectures (RoBERTa) take fewer tokens than they have positions.
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
     return min(reach, tokenizer.model_max_length, DEFAULT_LENGTH)
 
 
 def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel, Task]:
-    """A model folder as the task's class, in evaluation mode. Raises RecipeError where it holds no such model."""
+    """Load a model folder with the task's class, in evaluation mode. Raises RecipeError if it holds no such model."""
     try:
         config = AutoConfig.from_pretrained(path)
         task = task_named(task_name or _task_of(config, path))
@@ -45,4 +45,4 @@ def _task_of(config: Any, path: Path | str) -> str:
     for name, task in TASKS.items():
         if task.is_scored and task.fits([architecture]):
             return name
-    raise RecipeError(f"{path}: its architecture {architecture!r} does not tell the task; name it with --task.")
+    raise RecipeError(f"{path}: the task cannot be determined from its architecture {architecture!r}; give --task.")

@@ -19,8 +19,10 @@ EVAL_ROWS = 32
 
 @torch.inference_mode()
 def predictions_of(model: PreTrainedModel, source: Source, columns: Sequence[str] = ()) -> Predictions:
-    """What the model, in evaluation mode, predicts for every row; with the task's `scoring_columns`, all that its
-    metrics need."""
+    """Return the predictions of a model, in evaluation mode, for every row of a source.
+
+    With `columns`, the task's `scoring_columns`, they include everything that the task's metrics need.
+    """
     predictions = Predictions(source.label_names or ())
     task = source.task
     head = plain_head(model) if task.predicts_vocabulary else None

@@ -1,4 +1,4 @@
-"""The scores of one model, as plain values and as a table for people."""
+"""The scores of one model, as plain values for JSON and as a table for people."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,15 +11,16 @@ class Report:
     """Scores of one model.
 
     Attributes:
-        rows: of the data; of questions, windows of their contexts.
-        questions: how many questions these are of, where they are of any.
-        metrics: the task's, the main one first.
-        agreement: share of a dump's recorded positions where its first choice is the teacher's; None without a dump.
-        divergence: mean KL(teacher || student) there, in nats.
-        groups: the scores of each group of rows, where a column names groups.
-        latency_ms: batch size -> median milliseconds of a forward pass in torch over so many rows of the data.
-        onnxruntime_latency_ms: the same by onnxruntime, from the folder's model.onnx; empty where there is none.
-        threads: of both.
+        rows: number of rows of the data; for question answering, windows of contexts.
+        questions: number of questions that the rows belong to; None for other tasks.
+        metrics: name -> value of the task's metrics, the main one first.
+        agreement: share of a dump's recorded positions where the model's most probable class is the teacher's; None
+            without a dump.
+        divergence: mean KL(teacher || student) over these positions, in nats.
+        groups: the scores of each group of rows, if a column names groups.
+        latency_ms: batch size -> median milliseconds of a forward pass in torch for so many rows of the data.
+        onnxruntime_latency_ms: the same in onnxruntime, from the folder's model.onnx; empty if there is none.
+        threads: number of threads for both latencies.
     """
 
     model: str
@@ -38,12 +39,12 @@ class Report:
 
     @property
     def counted(self) -> str:
-        """How many rows it was scored on, of what."""
+        """The number of rows that the model was scored on, in words."""
         of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
         return f"{self.rows:,} rows{of}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         latencies = {
             name: {str(size): value for size, value in getattr(self, name).items()}
             for name in ("latency_ms", "onnxruntime_latency_ms")
@@ -52,7 +53,7 @@ class Report:
         return {**self.__dict__, **latencies, "groups": groups}
 
     def table(self) -> list[tuple[str, str]]:
-        """(name, value) of everything, written out for people."""
+        """Return (name, value) of all scores, formatted for people."""
         lines = [(name.replace("_", " "), f"{value:.4g}") for name, value in self.metrics.items()]
         if self.groups is not None:
             over = f"over {len(self.groups.metrics)} {self.groups.column}"

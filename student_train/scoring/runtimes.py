@@ -1,4 +1,4 @@
-"""A model as something that turns a batch into logits: in torch, or by onnxruntime from an exported file.
+"""Runtimes, which compute a model's logits for a batch: torch, or onnxruntime with an exported file.
 
 Shapes: B rows, L tokens of the longest, padded on the right.
 """
@@ -17,26 +17,26 @@ from shared.errors import LecternError, UsageError
 MODEL_FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("logits", "start_logits", "end_logits")
-# Logits differ by float32 sums in another order. Measured: 1e-6 at usual scales, 3e-4 on random ids through a random
-# head whose logits reach 40. A graph that reads padding is wrong by 1e-2 and more.
+# Logits differ because float32 sums are taken in another order. Measured: 1e-6 at usual scales, 3e-4 for random ids and
+# a random head whose logits reach 40. A wrong graph that attends to padding differs by 1e-2 and more.
 ABSOLUTE_TOLERANCE = 1e-3
 RELATIVE_TOLERANCE = 1e-3
 
 
 class Runtime(Protocol):
-    """What runs a model. `inputs` is what may be done ahead, so that `run` alone is timed."""
+    """Something that runs a model. `inputs` prepares a batch in advance, so that only `run` is timed."""
 
     name: str
 
     def inputs(self, tensors: Mapping[str, Tensor]) -> Any:
-        """input_ids, attention_mask and perhaps token_type_ids [B, L] as `run` takes them."""
+        """Return input_ids, attention_mask and perhaps token_type_ids [B, L] in the form that `run` takes."""
 
     def run(self, inputs: Any) -> dict[str, Tensor]:
-        """One forward pass, finished when this returns: those of `OUTPUTS` that the model has, by name."""
+        """Run one forward pass to its end, and return those of `OUTPUTS` that the model has, by name."""
 
 
 class TorchRuntime:
-    """A model of transformers' as it is, on its own device."""
+    """A transformers model in torch, on its own device."""
 
     name = "torch"
 
@@ -58,8 +58,8 @@ class OnnxRuntime:
     """An exported file on the CPU, with as many threads as torch has.
 
     Raises:
-        UsageError: without the package onnxruntime.
-        LecternError: when the file is no model that onnxruntime can load.
+        UsageError: if the package onnxruntime is not installed.
+        LecternError: if onnxruntime cannot load the file.
     """
 
     name = "onnxruntime"
@@ -71,19 +71,19 @@ class OnnxRuntime:
             raise UsageError("running ONNX files needs onnxruntime: pip install 'lectern[onnx]'.") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # As the command line sets it for torch: threads that spin while they wait take the core from others.
+        # No spinning, as the command line sets it for torch: threads that spin while they wait slow down others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().split("\n")[0]
             raise LecternError(f"{path}: onnxruntime cannot load it ({reason}).") from None
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def inputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        # Rows of a single text come without token types; torch's models take zeros then.
+        # Rows of a single text come without token types; models in torch then use zeros.
         absent = torch.zeros_like(tensors["input_ids"])
         return {name: tensors.get(name, absent).numpy() for name in self._inputs}
 
@@ -93,14 +93,14 @@ class OnnxRuntime:
 
 
 def has_onnxruntime() -> bool:
-    """Whether the package is installed."""
+    """Whether the package onnxruntime is installed."""
     return find_spec("onnxruntime") is not None
 
 
 def difference(reference: Runtime, other: Runtime, tensors: Mapping[str, Tensor]) -> tuple[float, bool]:
-    """(largest absolute difference between the logits of two runtimes, whether all are within the tolerance).
+    """Return (the largest absolute difference between the logits of two runtimes, whether all are within tolerance).
 
-    Padding counts: there, too, both must say the same.
+    Logits at padding are compared as well.
     """
     expected, found = reference.run(reference.inputs(tensors)), other.run(other.inputs(tensors))
     largest, is_close = 0.0, expected.keys() == found.keys()
@@ -108,7 +108,7 @@ def difference(reference: Runtime, other: Runtime, tensors: Mapping[str, Tensor]
         wanted = expected[name].cpu()
         if wanted.shape != found[name].shape:
             return float("inf"), False
-        # Where both say -inf, their difference would be NaN.
+        # If both are -inf, their difference would be NaN.
         apart = torch.where(wanted == found[name], 0.0, (wanted - found[name]).abs())
         largest = max(largest, float(apart.max()))
         is_close &= torch.allclose(found[name], wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)

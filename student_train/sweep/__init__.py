@@ -1,4 +1,4 @@
-"""Many students from one dump: a grid of recipes, its runs, and what they scored."""
+"""Sweeps: many students from one dump, described as a grid of recipes, and compared."""
 
 from student_train.sweep.plan import Run, Sweep, read_sweep
 from student_train.sweep.sweep import Outcome, check_outcome, describe, run

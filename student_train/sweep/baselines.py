@@ -1,4 +1,4 @@
-"""Models from elsewhere that a sweep is compared with: their own scores where these are comparable, or new ones."""
+"""Baselines: models that a sweep is compared with, by their own scores if these are comparable, or by new ones."""
 
 import json
 from functools import partial
@@ -22,14 +22,14 @@ CONDITIONS = ("task", "rows", "device", "threads")
 
 
 def check_baselines(sweep: Sweep) -> None:
-    """Raises RecipeError where there is no model."""
+    """Check the folders of all baselines. Raises RecipeError for one that holds no model."""
     for name, folder in sweep.spec.baselines.items():
         if not is_finished(folder):
             raise RecipeError(f"baselines.{name} = '{folder}': there is no model in this folder; check the path.")
 
 
 def baseline_jobs(sweep: Sweep, reference: Metrics) -> list[Job]:
-    """What is left to score, as `reference`, a run's scores, was."""
+    """Return jobs that score the remaining baselines under the conditions of `reference`, the scores of a run."""
     section = sweep.runs[0].recipe.eval
     assert section is not None
     jobs = []
@@ -43,13 +43,13 @@ def baseline_jobs(sweep: Sweep, reference: Metrics) -> list[Job]:
 
 
 def scored_baselines(sweep: Sweep, reference: Metrics) -> list[Scored]:
-    """Those that have comparable scores."""
+    """Return the baselines that have comparable scores."""
     found = {name: _found(sweep, name, reference) for name in sweep.spec.baselines}
     return [Scored(name, name, "baseline", metrics) for name, metrics in found.items() if metrics is not None]
 
 
 def _found(sweep: Sweep, name: str, reference: Metrics) -> Metrics | None:
-    """Scores of the same data under the same conditions: the model's own, or what we have measured."""
+    """Return scores on the same data under the same conditions: the model's own, or those measured by the sweep."""
     folder, section = sweep.spec.baselines[name], sweep.runs[0].recipe.eval
     own, recipe = metrics_of(folder), recipe_of(folder)
     if own is not None and recipe is not None and recipe.eval == section and _is_comparable(own, reference):
@@ -66,7 +66,7 @@ def _is_comparable(metrics: Metrics, reference: Metrics) -> bool:
 
 
 def _options(section: EvalSection) -> list[str]:
-    """What differs from the defaults of [eval], as options of `distill eval`, which has them all by the same names."""
+    """Return the keys of [eval] that are not at their defaults, as the options of `distill eval` of the same names."""
     options = [argument for file in section.data for argument in ("--data", file)]
     given = TypeAdapter(EvalSection).dump_python(section, mode="json", exclude={"data"}, exclude_defaults=True)
     for key, value in given.items():

@@ -1,8 +1,8 @@
-"""Commands that run side by side as child processes, each with a log of its own, and none of which outlives us.
+"""Commands that run at the same time as child processes, each with its own log; none runs on after this process ends.
 
-A child leads a process group of its own, so that Ctrl-C at a terminal reaches us alone, and we end the children: first
-with SIGTERM, which loses nothing but the steps since a checkpoint. Where we are killed ourselves and can end nobody,
-Linux does it (PR_SET_PDEATHSIG).
+Each child leads a process group of its own, so that Ctrl-C at a terminal reaches only this process. It then ends the
+children, first with SIGTERM, after which a run can be resumed from its last checkpoint. If this process is killed,
+Linux ends the children (PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _KIBIBYTES = sys.platform != "darwin"  # ru_maxrss is in bytes there
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended, and what it took: its exit code (negative: the signal), wall and CPU time, peak memory."""
+    """How a child ended: its exit code (negative: the signal that killed it), wall and CPU time, peak memory."""
 
     code: int
     seconds: float
@@ -35,7 +35,7 @@ class Ended:
 
 
 class Child:
-    """A command that has been started; both of its outputs are appended to `log`, after the command itself."""
+    """A started command; the command line and then its stdout and stderr are appended to `log`."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.log, self._start = log, time.monotonic()
@@ -53,16 +53,16 @@ class Child:
             )
 
     def poll(self) -> Ended | None:
-        """How it ended, or None while it is at work."""
+        """Return how it ended, or None while it is running."""
         return self._wait(os.WNOHANG)
 
     def send(self, number: int) -> None:
-        """Send a signal to it and whatever it has started."""
-        if self._process.returncode is None:  # else the number may be another process's by now
+        """Send a signal to the child and all processes that it has started."""
+        if self._process.returncode is None:  # afterwards the id may belong to another process
             os.killpg(self._process.pid, number)
 
     def end(self, deadline: float) -> Ended:
-        """Wait for its end until `deadline` (time.monotonic), then kill it."""
+        """Wait for its end until `deadline` (as of time.monotonic), then kill it. Return how it ended."""
         while time.monotonic() < deadline:
             if (ended := self.poll()) is not None:
                 return ended
@@ -76,7 +76,7 @@ class Child:
         pid, status, usage = os.wait4(self._process.pid, options)
         if not pid:
             return None
-        self._process.returncode = os.waitstatus_to_exitcode(status)  # Popen is not to wait for it once more
+        self._process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
         return Ended(
             self._process.returncode,
             time.monotonic() - self._start,
@@ -86,13 +86,13 @@ class Child:
 
 
 def end_all(children: Sequence[Child]) -> list[Ended]:
-    """Ask all of them to end, and see to it that they do."""
+    """End all children: ask them to, and kill those that take too long."""
     for child in children:
         child.send(signal.SIGTERM)
     deadline = time.monotonic() + SECONDS_TO_END
     try:
         return [child.end(deadline) for child in children]
-    except BaseException:  # asked to hurry up
+    except BaseException:  # for instance a second Ctrl-C
         for child in children:
             child.send(signal.SIGKILL)
         raise
@@ -100,7 +100,7 @@ def end_all(children: Sequence[Child]) -> list[Ended]:
 
 @contextmanager
 def stopped_like_ctrl_c() -> Iterator[None]:
-    """While it is open, SIGTERM and SIGHUP interrupt like Ctrl-C, so that children are ended on the way out."""
+    """While open, handle SIGTERM and SIGHUP like Ctrl-C, so that the children are ended before this process is."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -114,9 +114,9 @@ def stopped_like_ctrl_c() -> Iterator[None]:
 
 
 def reason(ended: Ended, log: Path) -> str:
-    """Why a child failed, in one sentence: the error that ends its log, or the signal that killed it."""
+    """Return in one sentence why a child failed: the error at the end of its log, or the signal that killed it."""
     if ended.code < 0:
-        cause = " (out of memory, perhaps)" if ended.code == -signal.SIGKILL else ""
+        cause = " (perhaps out of memory)" if ended.code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-ended.code).name}{cause}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last_command = max(index for index, line in enumerate(lines) if line.startswith("$ "))
@@ -124,7 +124,7 @@ def reason(ended: Ended, log: Path) -> str:
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith("error: "):
             return " ".join(lines[index:]).removeprefix("error: ")
-    return lines[-1] if lines else f"it ended with code {ended.code} and said nothing"
+    return lines[-1] if lines else f"it ended with code {ended.code} and printed nothing"
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,7 @@
-"""A sweep's folder: which runs are finished, by which recipe, and what every attempt at them has cost.
+"""The folder of a sweep: which runs are finished, with which recipe, and the cost of all attempts.
 
-OUTPUT/runs/NAME/       the student, as `distill run` leaves it
-OUTPUT/logs/NAME.log    what its attempts said; NAME.json: what they cost, together
+OUTPUT/runs/NAME/       the student, as `distill run` saves it
+OUTPUT/logs/NAME.log    the output of all attempts; NAME.json: their total cost
 OUTPUT/baselines/       scores of the baselines that had none of their own
 OUTPUT/results.csv, results.parquet, pareto.png
 """
@@ -28,7 +28,7 @@ BASELINES = "baselines"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all attempts at a run together, but for one that was killed along with the sweep."""
+    """The total cost of all attempts at a run, except one that was killed together with the sweep."""
 
     attempts: int = 0
     seconds: float = 0.0
@@ -36,7 +36,7 @@ class Cost:
     peak_bytes: int = 0
 
     def plus(self, ended: Ended) -> "Cost":
-        """With one more attempt."""
+        """Return the cost including one more attempt."""
         return Cost(
             self.attempts + 1,
             self.seconds + ended.seconds,
@@ -46,35 +46,35 @@ class Cost:
 
 
 def log_of(output: Path, name: str) -> Path:
-    """Where a run's log is."""
+    """Return the path of a run's log."""
     return output / LOGS / f"{name}.log"
 
 
 def cost_of(output: Path, name: str) -> Cost:
-    """What a run has cost so far."""
+    """Return the cost of a run so far."""
     path = log_of(output, name).with_suffix(".json")
     return Cost(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Cost()
 
 
 def add_cost(output: Path, name: str, ended: Ended) -> None:
-    """Add an attempt to what a run has cost."""
+    """Add an attempt to the cost of a run."""
     cost = cost_of(output, name).plus(ended)
     write_text_atomically(log_of(output, name).with_suffix(".json"), json.dumps(asdict(cost), indent=2) + "\n")
 
 
 def is_done(run: Run) -> bool:
-    """Whether its student is finished."""
+    """Whether the student of a run is finished."""
     return is_finished(run.recipe.output)
 
 
 def metrics_of(folder: Path) -> dict[str, Any] | None:
-    """The scores beside a model, if there are any."""
+    """Return the scores in a model's folder, if there are any."""
     path = folder / METRICS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def recipe_of(folder: Path) -> Recipe | None:
-    """The recipe beside a model; None where there is none, or none that this version knows."""
+    """Return the recipe in a model's folder; None if there is none, or this version cannot read it."""
     try:
         return Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
@@ -82,7 +82,7 @@ def recipe_of(folder: Path) -> Recipe | None:
 
 
 def check_same_recipe(run: Run) -> None:
-    """Raises RecipeError where a run's folder holds another recipe's student, finished or not."""
+    """Raise RecipeError if a run's folder holds a student of another recipe, finished or not."""
     folder = run.recipe.output
     if not (folder / RECIPE).exists():
         return

@@ -1,4 +1,4 @@
-"""What the machine allows: how many runs side by side, on which device each, with how many threads."""
+"""How a sweep uses the machine: the number of runs at the same time, their devices and their threads."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 
 from student_train.recipe.recipe import Recipe
 
-# Before the first run has ended, one is taken to need this much: torch and transformers alone are half of it.
+# Assumed memory of a run until the first one has ended: torch and transformers alone take half of it.
 BYTES_OF_A_RUN = 1_000_000_000
 THREADS = "OMP_NUM_THREADS"
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -17,14 +17,14 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Machine:
-    """How a sweep uses this machine: so many `jobs` at once, each with `threads`, on `devices` in turn (none: CPU)."""
+    """How a sweep uses this machine: `jobs` at the same time, each with `threads`, on `devices` in turn (none: CPU)."""
 
     jobs: int
     threads: int
     devices: tuple[str, ...] = ()
 
     def environment(self, slot: int) -> dict[str, str]:
-        """What the job in a slot (0 to jobs - 1) is to find in its environment."""
+        """Return the environment variables for the job in a slot (0 to jobs - 1)."""
         chosen = {THREADS: str(self.threads)}
         if self.devices:
             chosen[DEVICES] = self.devices[slot % len(self.devices)]
@@ -32,10 +32,10 @@ class Machine:
 
 
 def machine_for(recipes: Sequence[Recipe], jobs: int | None) -> Machine:
-    """The machine for these recipes. Without `jobs`, one a CUDA device, or one a CPU core.
+    """Return the machine for these recipes; by default one job per CUDA device or CPU core.
 
-    The threads of a job depend on the number of all recipes, and not on how many of them are left to do: latencies of a
-    sweep are all of as many threads. OMP_NUM_THREADS, where it is set, stays as it is.
+    The number of threads of a job depends on the number of all recipes, finished or not, so that all latencies of a
+    sweep are measured with the same number of threads. OMP_NUM_THREADS takes precedence if it is set.
     """
     devices = _devices() if any(recipe.training.device != "cpu" for recipe in recipes) else ()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -44,7 +44,7 @@ def machine_for(recipes: Sequence[Recipe], jobs: int | None) -> Machine:
 
 
 def has_room(peak_bytes: int) -> bool:
-    """Whether one more run fits into memory beside those at work, if it takes what the largest has taken so far."""
+    """Whether one more run fits into memory, assuming that it needs as much as the largest run so far."""
     return psutil.virtual_memory().available > max(peak_bytes, BYTES_OF_A_RUN)
 
 

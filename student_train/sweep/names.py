@@ -1,4 +1,4 @@
-"""What runs of a sweep are called, and how keys and values of recipes are written on a command line."""
+"""Names of a sweep's runs, and keys and values of recipes as command-line overrides."""
 
 import hashlib
 import json
@@ -6,12 +6,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# With the key before it, a name of three or four of them is still one that a person reads and a file system takes.
+# Characters of a value in a name; names of three or four keys and values stay readable and valid in file systems.
 LONGEST_VALUE = 40
 
 
 def toml(value: Any) -> str:
-    """A value as TOML on one line, as `--set key=value` reads it."""
+    """Return a value as TOML on one line, as `--set key=value` reads it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(str(key))} = {toml(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -22,12 +22,12 @@ def toml(value: Any) -> str:
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value`, as `distill run --set` takes it."""
+    """Return `key=value`, as `distill run --set` takes it."""
     return f"{key}={toml(value)}"
 
 
 def flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Nested tables and lists as one table, whose dotted keys are those of `--set`.
+    """Flatten nested tables and lists into one table with dotted keys, as in `--set`.
 
     >>> flat({"loss": [{"kind": "kl"}]})
     {'loss.0.kind': 'kl'}
@@ -45,8 +45,9 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
 
 
 def name_of(variant: str | None, point: Mapping[str, Any], keys: Collection[str]) -> str:
-    """The name of a run by its variant and its values, which is all that it depends on: more values of a key, or more
-    runs, change no name. `keys` are those of the whole grid; where their last parts tell them apart, these will do.
+    """Return the name of a run. It depends on its variant and values alone, so that adding runs changes no other name.
+
+    `keys` are all keys of the grid; a key is shortened to its last part if no other key ends in the same part.
 
     >>> name_of("soft", {"student.hidden_size": 64, "training.seed": 0}, ["student.hidden_size", "training.seed"])
     'soft_hidden_size=64_seed=0'
@@ -61,8 +62,10 @@ def _short(key: str, keys: Collection[str]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Letters, digits and a few signs that no shell or file system minds. What had to be cut ends in a checksum; of a
-    path its last part will do."""
+    """Return a value with characters that are safe in shells and file systems; of a path, the last part alone.
+
+    A value that is too long is cut and ends in a checksum.
+    """
     text = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else toml(value)
     plain = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")
     if len(plain) <= LONGEST_VALUE:

@@ -1,6 +1,6 @@
 """The Pareto plot of a sweep: score against parameters, score against latency.
 
-A number in a mark is the model's in the table; a list beside the plot says what the numbers are.
+The number in a mark is the number of the model in the table; a list beside the plot gives their names.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from shared.storage.files import write_atomically
 from student_train.sweep.front import BATCH, fronts
 from student_train.sweep.results import Kind, Summary
 
-# Kind -> (mark, its colour, what the legend calls it).
+# Kind -> (mark, colour, name in the legend).
 MARKS: dict[Kind, tuple[str, str, str]] = {
     "dump": ("o", "#0b6e99", "learnt from the dump"),
     "labels": ("s", "#c8553d", "learnt from labels alone, no teacher"),
     "baseline": ("*", "#444444", "baseline"),
 }
 MARK_SIZE, STAR_SIZE = 190.0, 430.0  # points squared
-LONGEST_LIST = 26  # of names that fit beside the plot
+LONGEST_LIST = 26  # number of names that fit beside the plot
 LONGEST_NAME = 44
 
 
 def plot(found: Sequence[Summary], title: str, file: Path) -> None:
-    """Draw the models of a table into a PNG. Raises UsageError without matplotlib."""
+    """Plot the models of a table into a PNG file. Raises UsageError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -38,7 +38,7 @@ def plot(found: Sequence[Summary], title: str, file: Path) -> None:
     left.set(xlabel="parameters", ylabel=f"{found[0].metric} (mean, standard deviation over seeds)")
     right.set(xlabel="milliseconds for one row")
     if found[0].score * found[0].merit < 0:
-        left.invert_yaxis()  # less is better: the best stays on top
+        left.invert_yaxis()  # lower scores are better: the best stays on top
     _list(beside, found, {*on_front.by_size, *on_front.by_speed})
     figure.suptitle(title, x=0.01, ha="left")
     write_atomically(file, lambda path: figure.savefig(path, dpi=130, format="png"))
@@ -49,7 +49,7 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
     members = [found[index] for index in on_front]
     axes.step([*map(cost, members)], [one.score for one in members], where="post", color="#7fb2c9", lw=2, zorder=1)
     for number, one in enumerate(found, 1):
-        layer = 3 - number / len(found)  # the best on top, and each number on its own mark alone
+        layer = 3 - number / len(found)  # the best in front, and each number in front of its own mark only
         mark, colour, _ = MARKS[one.kind]
         is_on_front, is_baseline = number - 1 in on_front, one.kind == "baseline"
         axes.errorbar(cost(one), one.score, yerr=one.deviation, color=colour, capsize=3, lw=1, zorder=1.5)
@@ -75,7 +75,7 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
 
 
 def _widen(axes: Any, costs: list[float]) -> None:
-    """Room around the outermost marks, and few round numbers under them, however near each other they are."""
+    """Add space around the outermost marks, and label the axis with a few round numbers for any range of costs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = min(costs) / 1.3, max(costs) * 1.3
@@ -87,7 +87,7 @@ def _widen(axes: Any, costs: list[float]) -> None:
 
 
 def _short(value: float) -> str:
-    """12, 3.5 K, 20 M."""
+    """Format a number: 12, 3.5 K, 20 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " K")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -95,8 +95,10 @@ def _short(value: float) -> str:
 
 
 def _list(axes: Any, found: Sequence[Summary], on_front: set[int]) -> None:
-    """What the numbers mean: of all models, or where they are too many, of those on a front and the best of the rest.
-    Above it, what the marks mean."""
+    """Draw the list of numbers and names, with the legend of the marks above it.
+
+    If there are too many models, the list has those on a front and the best of the others.
+    """
     axes.set_axis_off()
     students = [index for index, one in enumerate(found) if one.kind != "baseline"]
     named = sorted(sorted(students, key=lambda index: index not in on_front)[:LONGEST_LIST])

@@ -1,4 +1,4 @@
-"""A sweep file becomes runs: the product of variants, grid and seeds, each a recipe that is checked like any other."""
+"""From a sweep file to its runs: the product of variants, grid and seeds, each of which is a checked recipe."""
 
 import itertools
 from collections.abc import Iterator
@@ -21,8 +21,13 @@ Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class Variant(Section):
-    """[[variant]]: a named alternative. `recipe` replaces the sweep's, `set` overrides keys of it, and keys of the grid
-    in `skip` mean nothing to it (the temperature, where it learns from labels alone)."""
+    """[[variant]]: a named alternative.
+
+    Attributes:
+        recipe: replaces the recipe of the sweep.
+        set: overrides keys of the recipe.
+        skip: keys of the grid that do not vary here (for instance the temperature, for a student of labels alone).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
     recipe: Path | None = None
@@ -31,8 +36,11 @@ class Variant(Section):
 
 
 class SweepSpec(Section):
-    """A sweep file. Its paths, like those of recipes, are seen from where the command runs. `set` overrides keys of the
-    recipes of all runs; what a variant sets goes before it."""
+    """A sweep file. Its paths, like those of recipes, are relative to the current directory of the command.
+
+    Attributes:
+        set: overrides keys of the recipes of all runs; what a variant sets takes precedence.
+    """
 
     output: Path
     recipe: Path | None = None
@@ -47,7 +55,7 @@ class SweepSpec(Section):
     @classmethod
     def _a_number_of_jobs(cls, jobs: Any) -> Any:
         if jobs != "auto" and not (type(jobs) is int and jobs > 0):
-            raise ValueError('write "auto", or how many runs may be at work at once')
+            raise ValueError('give "auto", or the number of runs at the same time')
         return jobs
 
     @field_validator("grid", mode="before")
@@ -65,12 +73,12 @@ class SweepSpec(Section):
             raise ValueError(f'give either seeds or "{SEED}" in [grid]')
         for keys in (grid, self.set, *(variant.set for variant in self.variant)):
             if "output" in keys:
-                raise ValueError("'output' cannot vary: every run has a folder of its own in the sweep's")
+                raise ValueError("'output' cannot vary: every run has a folder of its own in the sweep's; leave it out")
         for variant in self.variant:
             if names.count(variant.name) > 1:
-                raise ValueError(f"two variants are called {variant.name!r}")
+                raise ValueError(f"two variants have the name {variant.name!r}; choose another name")
             if unknown := set(variant.skip) - {*grid, SEED}:
-                raise ValueError(f"variant {variant.name!r} skips {min(unknown)!r}, which is no key of the grid")
+                raise ValueError(f"variant {variant.name!r} skips {min(unknown)!r}, which is not a key of the grid")
             if both := set(variant.set) & (set(grid) - set(variant.skip)):
                 raise ValueError(f"variant {variant.name!r} sets {min(both)!r}, which the grid varies; skip it there")
         if self.recipe is None and not (self.variant and all(variant.recipe for variant in self.variant)):
@@ -85,8 +93,10 @@ class Run:
     """One student of a sweep.
 
     Attributes:
-        name: of its folder; `group` is the same without the seed.
-        overrides: of the recipe in `path`, as `distill run --set` takes them; `recipe` is what comes of them.
+        name: the name of the run and of its folder; `group` is the same without the seed.
+        variant: the name of its variant, if the sweep has variants.
+        path, overrides: a recipe file, and overrides as `distill run --set` takes them.
+        recipe: the recipe with the overrides applied.
     """
 
     name: str
@@ -105,7 +115,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep file. `keys` are the recipe's keys in which they may differ."""
+    """All runs of a sweep file; `keys` are the keys of the recipe in which they may differ."""
 
     spec: SweepSpec
     runs: tuple[Run, ...]
@@ -113,11 +123,11 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The runs of a sweep file, in the file's order, every recipe of them valid.
+    """Read a sweep file and return its runs, in the order of the file, each with a valid recipe.
 
     Raises:
-        RecipeError: for a missing or invalid file, an invalid recipe of a run, two runs that are the same, runs that
-            are scored on different files or on none.
+        RecipeError: for a missing or invalid file, an invalid recipe of a run, two equal runs, or runs that are scored
+            on different files or on none.
     """
     try:
         spec = SweepSpec.model_validate(read_toml(path, "sweep"))
@@ -161,17 +171,19 @@ def _check_differ(path: Path, sweep: Sweep) -> None:
         if content in seen:
             raise RecipeError(f"{path}: the runs {seen[content]} and {run.name} are the same; leave one of them out.")
         seen[content] = run.name
-    names = [run.name.lower() for run in sweep.runs]  # folders of some systems do not know upper from lower case
+    names = [run.name.lower() for run in sweep.runs]  # some file systems ignore case
     for run in sweep.runs:
         if names.count(run.name.lower()) > 1:
-            raise RecipeError(f"{path}: two runs would both be called {run.name}; make them variants with names.")
+            raise RecipeError(f"{path}: two runs would have the name {run.name}; make them variants with names.")
 
 
 def _check_scored_alike(path: Path, sweep: Sweep) -> None:
     first = sweep.runs[0]
     for run in sweep.runs:
         if run.recipe.eval is None:
-            raise RecipeError(f"run {run.name}: {run.path} has no section [eval], so there is no score to compare.")
+            raise RecipeError(
+                f"run {run.name}: {run.path} has no section [eval], so there is no score to compare; add one."
+            )
         if run.recipe.eval != first.recipe.eval:
             raise RecipeError(
                 f"{path}: the runs {first.name} and {run.name} are scored on different data; give their recipes the "

@@ -1,4 +1,4 @@
-"""What the runs of a sweep scored: one flat row a run, for CSV and Parquet, and a summary over the seeds."""
+"""Results of a sweep: a table with one row per run, for CSV and Parquet, and summaries over the seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run or a baseline: its metrics.json, and what making it took (a baseline: None)."""
+    """A finished run or a baseline: the content of its metrics.json, and the time of its training (baseline: None)."""
 
     name: str
     group: str
@@ -32,11 +32,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs that differ in their seed only. Scores, agreement and cost are means over them, latencies medians.
+    """A summary of the runs that differ in their seed only: means of scores, agreement and cost, medians of latencies.
 
     Attributes:
-        kind: what it learnt from: the dump, labels alone; or "baseline", a model from elsewhere.
-        metric: the main metric, of which `score` is the mean and `deviation` the standard deviation (one seed: None).
+        kind: what the students were trained on: "dump" or "labels" (alone); or "baseline", another model.
+        metric: the main metric; `score` is its mean, and `deviation` its standard deviation (None for one seed).
         latency_ms: batch size -> milliseconds.
     """
 
@@ -54,12 +54,12 @@ class Summary:
 
     @property
     def merit(self) -> float:
-        """The score where more is better, its negative where less is."""
+        """The score, or its negative if lower scores are better."""
         return -self.score if self.metric in LOWER_IS_BETTER else self.score
 
 
 def scored(run: Run, output: Path) -> Scored | None:
-    """A run's scores, if it is finished."""
+    """Return a run's scores if it is finished, else None."""
     metrics = metrics_of(run.recipe.output) if is_done(run) else None
     if metrics is None:
         return None
@@ -68,12 +68,12 @@ def scored(run: Run, output: Path) -> Scored | None:
 
 
 def main_metric(metrics: Metrics) -> tuple[str, float]:
-    """The first of the metrics, which is the task's main one."""
+    """Return (name, value) of the task's main metric, which is the first one."""
     return next(iter(metrics["metrics"].items()))
 
 
 def summaries(found: Sequence[Scored]) -> list[Summary]:
-    """One for each group, the best first."""
+    """Return a summary of each group, the best first."""
     groups: dict[tuple[str, str], list[Scored]] = {}
     for one in found:
         groups.setdefault((one.kind, one.group), []).append(one)
@@ -107,7 +107,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def frame(sweep: Sweep, baselines: Sequence[Scored], failed: dict[str, str]) -> pl.DataFrame:
-    """One row a run, the unfinished ones too, and one a baseline; every key that varies and every metric a column."""
+    """Return a table with one row per run, finished or not, and one per baseline; columns are keys and metrics."""
     output = sweep.spec.output
     rows: list[dict[str, Any]] = []
     for run in sweep.runs:
@@ -133,24 +133,25 @@ def frame(sweep: Sweep, baselines: Sequence[Scored], failed: dict[str, str]) -> 
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     table = pl.DataFrame({name: _column([row.get(name) for row in rows]) for name in columns})
-    return table.with_columns(pl.col(pl.Null).cast(pl.String))  # a column of nothing has a type that few know
+    # Many readers do not know the type Null of an empty column.
+    return table.with_columns(pl.col(pl.Null).cast(pl.String))
 
 
 def write_results(table: pl.DataFrame, output: Path) -> None:
-    """results.csv and results.parquet."""
+    """Write results.csv and results.parquet."""
     write_atomically(output / "results.csv", table.write_csv)
     write_atomically(output / "results.parquet", table.write_parquet)
 
 
 def _flat_metrics(metrics: Metrics) -> dict[str, Any]:
-    """The task's metrics by their names, then everything else that was measured, latencies as latency_ms.32."""
+    """Return the task's metrics by name, then all other measurements, with flat names such as latency_ms.32."""
     rest = {key: value for key, value in metrics.items() if key not in ("metrics", "model", "task")}
     name, value = main_metric(metrics)
     return {"metric": name, "score": value, **metrics["metrics"], **flat(rest)}
 
 
 def _value_at(content: Any, key: str) -> Any:
-    """What a recipe has at a dotted key, set there or by default; None where it has no such place."""
+    """Return the value of a recipe at a dotted key, given or by default; None if it has no such key."""
     for part in key.split("."):
         try:
             content = content[int(part) if isinstance(content, list) else part]
@@ -160,7 +161,7 @@ def _value_at(content: Any, key: str) -> Any:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one kind: numbers, truth values or texts; anything else as TOML."""
+    """Return values of one type for a column: numbers, booleans or strings; values of mixed types become TOML."""
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]

@@ -1,4 +1,4 @@
-"""The main path of `distill sweep`: check every run, train what is left, score the baselines, compare."""
+"""The main path of `distill sweep`: check all runs, train those that are not finished, score the baselines, compare."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ PLOT = "pareto.png"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep ends in: lines to print, and the reason of each run that failed, by its name."""
+    """The outcome of a sweep: lines to print, and the name of each failed run -> the reason."""
 
     lines: list[str]
     failed: dict[str, str]
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that is to come, or has been: its student's parameters, and whether it is finished."""
+    """A run, the number of its student's parameters, and whether it is finished."""
 
     run: Run
     parameters: int
@@ -37,7 +37,7 @@ class Planned:
 
 
 def describe(sweep: Sweep, jobs: int | None) -> list[str]:
-    """Lines about every run: its name, its student's parameters, whether it is finished. Nothing is started.
+    """Return a line about every run: its name, its student's parameters, whether it is finished. Starts nothing.
 
     Raises:
         LecternError: as for `run`.
@@ -52,16 +52,16 @@ def describe(sweep: Sweep, jobs: int | None) -> list[str]:
     left = sum(not one.is_done for one in planned)
     where = f"on {len(machine.devices)} CUDA devices" if machine.devices else "on the CPU"
     lines.append(
-        f"{len(planned)} runs, {left} to do: {machine.jobs} at once {where}, threads for each: {machine.threads}"
+        f"{len(planned)} runs, {left} to do: {machine.jobs} at a time {where}, threads for each: {machine.threads}"
     )
     return lines
 
 
 def run(sweep: Sweep, jobs: int | None) -> Outcome:
-    """Train what is not finished, and compare all students. A run that fails does not stop the others.
+    """Train the students that are not finished, and compare all of them. A run that fails does not stop the others.
 
     Raises:
-        LecternError: when something does not fit, before the first run; when another sweep is at work in the folder.
+        LecternError: before the first run, if a recipe, dump or file is not valid; if another sweep uses the folder.
     """
     output = sweep.spec.output
     check_baselines(sweep)
@@ -74,19 +74,19 @@ def run(sweep: Sweep, jobs: int | None) -> Outcome:
         reference = _reference(sweep)
         if reference is None:
             raise LecternError(f"no run of {output} is finished, so there is nothing to compare; {_failures(failed)}")
-        # Alone, as a teacher may be large, and so that its latency is its own.
+        # One at a time, because a teacher may be large, and so that its latency is not disturbed.
         failed |= work_through(baseline_jobs(sweep, reference), output, replace(machine, jobs=1))
         return Outcome(_compare(sweep, reference, failed), failed)
 
 
 def check_outcome(outcome: Outcome) -> None:
-    """Raises LecternError where a run failed, so that the command ends with 1."""
+    """Raise LecternError if a run failed, so that the command ends with exit code 1."""
     if outcome.failed:
         raise LecternError(_failures(outcome.failed))
 
 
 def _planned(sweep: Sweep) -> list[Planned]:
-    """Every run with its parameters, after all that can be known before its first step has been looked at."""
+    """Return every run with its number of parameters, after all checks that are possible before its first step."""
     parameters: dict[str, int] = {}
     planned = []
     for one in sweep.runs:
@@ -95,7 +95,7 @@ def _planned(sweep: Sweep) -> list[Planned]:
         if metrics is not None:
             planned.append(Planned(one, metrics["parameters"], True))
             continue
-        # A seed changes neither what fits nor the number of parameters.
+        # Runs that differ in the seed alone need one check: it changes neither the result nor the parameters.
         content = _without_seed(one)
         if content not in parameters:
             try:
@@ -129,7 +129,7 @@ def _job(one: Run) -> Job:
 
 
 def _reference(sweep: Sweep) -> Metrics | None:
-    """The scores of the first run that is finished."""
+    """Return the scores of the first finished run."""
     return next((one.metrics for run in sweep.runs if (one := scored(run, sweep.spec.output))), None)
 
 
@@ -150,17 +150,17 @@ def _compare(sweep: Sweep, reference: Metrics, failed: dict[str, str]) -> list[s
 
 
 def _remarks(runs: list[Scored], reference: Metrics) -> list[str]:
-    """Under which conditions it was measured, and which of the figures cannot be compared for that."""
+    """Return lines about the conditions of the measurements; latencies of different conditions cannot be compared."""
     conditions = {(one.metrics["device"], one.metrics["threads"]) for one in runs}
     if len(conditions) == 1:
         lines = [f"Latencies: medians, on {reference['device']} with {reference['threads']} threads."]
     else:
         names = ", ".join(sorted(f"{device} with {threads} threads" for device, threads in conditions))
-        lines = [f"Latencies are of different conditions and not to be compared: {names}."]
+        lines = [f"Latencies cannot be compared, because they were measured under different conditions: {names}."]
     return lines
 
 
 def _failures(failed: dict[str, str]) -> str:
-    """Every failure, in a paragraph."""
+    """Return a paragraph about all failures."""
     reasons = "; ".join(f"{name} ({reason.rstrip('.')})" for name, reason in failed.items())
-    return f"{len(failed)} failed: {reasons}. Their logs are in the folder's logs/; the same command tries them again."
+    return f"{len(failed)} failed: {reasons}. Their logs are in the sweep's logs/; the same command tries them again."

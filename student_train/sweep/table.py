@@ -1,4 +1,4 @@
-"""The table that a sweep prints: the best first, and which of them are on a front."""
+"""The table that a sweep prints: all models, the best first, and which of them are on a front."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ LEARNT_FROM = {"dump": "dump", "labels": "labels alone", "baseline": "(baseline)
 
 
 def table(found: Sequence[Summary]) -> list[str]:
-    """Lines of the table; the numbers are those of the plot."""
+    """Return the lines of the table; models have the same numbers as in the plot."""
     header = ["", "model", "learnt from", found[0].metric, "seeds", "parameters", "agreement"]
     header += ["ms, 1 row", "ms, 32 rows", "s a run", "CPU s a run", "front"]
     on_front = fronts(found)
@@ -33,7 +33,7 @@ def table(found: Sequence[Summary]) -> list[str]:
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = {1, 2, len(header) - 1}  # to the left, numbers to the right
+    texts = {1, 2, len(header) - 1}  # aligned to the left; numbers to the right
     lines = [
         "  ".join(cell.ljust(width) if at in texts else cell.rjust(width) for at, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)

@@ -1,4 +1,4 @@
-"""The runs of a sweep, side by side as the machine allows. One that fails does not stop the others."""
+"""The jobs of a sweep, run at the same time as the machine allows; one that fails does not stop the others."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ LONGEST_NOTE = 60
 
 @dataclass(frozen=True)
 class Job:
-    """A command of Lectern's to run, under a name; `result` tells in a few words what came of it."""
+    """A `distill` command to run, with a name; `result` returns its result in a few words once it has succeeded."""
 
     name: str
     arguments: tuple[str, ...]
@@ -24,9 +24,9 @@ class Job:
 
 
 def work_through(jobs: Sequence[Job], output: Path, machine: Machine, done: int = 0) -> dict[str, str]:
-    """Do all jobs; the reason of each that failed, by its name. `done` more are finished already.
+    """Run all jobs, and return the name of each failed one -> the reason. `done` more jobs are already finished.
 
-    However this ends, no child is left at work.
+    No child process is left running, whether this returns or raises.
     """
     if not jobs:
         return {}

@@ -259,7 +259,7 @@ def test_the_command_says_what_it_wrote(bilstm_folder: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(cli.app, call)
     assert result.exit_code == 0, result.output
     assert "small.onnx: 0.1 MB of onnx" in result.output
-    assert "input_ids, attention_mask -> logits: within" in result.output
+    assert "input_ids, attention_mask -> logits: differ from torch's by at most" in result.output
     assert (tmp_path / "small.onnx").exists()
 
 

@@ -71,9 +71,9 @@ def test_the_reason_is_the_error_of_the_last_attempt(tmp_path: Path) -> None:
     paragraph = "import sys; print('step 1', flush=True); print('error: the dump is\\ndamaged.'); sys.exit(2)"
     assert finish(child(paragraph, log)) == (2, "the dump is damaged.")
     assert finish(child("1 / 0", log)) == (1, "ZeroDivisionError: division by zero")
-    assert finish(child("raise SystemExit(3)", log)) == (3, "it ended with code 3 and said nothing")
+    assert finish(child("raise SystemExit(3)", log)) == (3, "it ended with code 3 and printed nothing")
     deadly = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert finish(child(deadly, log)) == (-9, "killed by SIGKILL (out of memory, perhaps)")
+    assert finish(child(deadly, log)) == (-9, "killed by SIGKILL (perhaps out of memory)")
 
 
 def test_children_end_when_asked_and_stubborn_ones_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_the_dry_run_lists_runs_with_their_parameters(folder: Path) -> None:
     assert small.endswith("parameters  to do")
     parameters = [int(line.split()[1].replace(",", "")) for line in (small, again, large)]
     assert parameters[0] == parameters[1] < parameters[2]
-    assert last.startswith("4 runs, 4 to do: 1 at once on the CPU")
+    assert last.startswith("4 runs, 4 to do: 1 at a time on the CPU")
     assert not (folder / "listed").exists()
 
 
