@@ -165,7 +165,7 @@ def test_a_name_depends_on_the_values_of_its_own_run_alone() -> None:
         ('[grid]\n"loss.0.weight" = [1, 1.0]', r"the runs weight=1 and weight=1\.0 are the same"),
         ('[grid]\noutput = ["a"]', "'output' cannot vary"),
         ('seeds = [1]\n[grid]\n"training.seed" = [1]', "either seeds or"),
-        ("jobs = 0\nseeds = [1]", r"jobs = 0: write \"auto\", or how many runs"),
+        ("jobs = 0\nseeds = [1]", r"jobs = 0: give \"auto\", or the number of runs"),
         ('[grid]\n"eval.data" = [["a"], ["b"]]', "scored on different data"),
         ('[[variant]]\nname = "a"\n[[variant]]\nname = "a"', "two variants have the name 'a'"),
         ('[[variant]]\nname = "a/b"', r"variant\.0\.name = 'a/b'"),
