@@ -36,7 +36,7 @@ from teacher_dump import annotate as _annotate
 from teacher_dump import estimate as _estimate
 from teacher_dump.engines.callable import CallableTeacher
 from teacher_dump.estimate import Estimate
-from teacher_dump.request import Request, TeacherObject
+from teacher_dump.request import Request, SignalRequest, TeacherObject
 
 __all__ = [
     "ColumnNames",
@@ -52,6 +52,7 @@ __all__ = [
     "Report",
     "Result",
     "ScoredColumns",
+    "SignalRequest",
     "TeacherError",
     "UsageError",
     "distill",
@@ -92,6 +93,7 @@ def dump(teacher: str | Path | TeacherObject, task: str, data: Files, out: Place
         data: files, globs or URLs of text.
         out: where the dump is kept: a folder, or a URL that fsspec knows ("s3://bucket/dump").
         options: those of the command line `dump`, with `_` in place of `-`: hidden="last", top_k=64, max_length=256.
+            And `signals`: what else of the teacher is kept, each as a `SignalRequest`.
 
     Returns:
         The finished dump.
@@ -107,6 +109,11 @@ def dump(teacher: str | Path | TeacherObject, task: str, data: Files, out: Place
         (40, [])
         >>> reviews.positions().select("row", "label").head(2).collect().shape
         (2, 2)
+
+        >>> layer_1 = SignalRequest("hidden", 1, "low-rank", {"rank": 4, "coefficients": "int8"})
+        >>> asked = {"hidden": "last", "signals": (layer_1,)}
+        >>> list(dump("models/teacher", "sequence-classification", "reviews.jsonl", "both", **asked).manifest.vectors)
+        ['hidden.2', 'hidden.1']
 
         >>> from transformers import AutoModelForSequenceClassification, AutoTokenizer
         >>> model = AutoModelForSequenceClassification.from_pretrained("models/teacher")
