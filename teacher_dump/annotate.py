@@ -237,11 +237,11 @@ def _missing(plan: Plan) -> list[int]:
 
 def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:
     """Until every shard is there, or one is free because who was at work on it has died."""
-    said = False
+    announced = False
     while (missing := claims.mine(_missing(plan))) and not any(claims.is_free(index) for index in missing):
-        if not said:
+        if not announced:
             progress.say(f"waiting for other processes, which are at work on {len(missing)} more of the shards")
-            said = True
+            announced = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

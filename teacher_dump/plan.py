@@ -41,9 +41,9 @@ class Plan:
         """(row numbers, rows) of the survey's sample. Empty texts, which some tasks refuse, are refused where their row
         number is known."""
         sample = zip(self.survey.sample_numbers, self.survey.sample, strict=True)
-        told = [(number, example) for number, example in sample if example.text or example.pair]
-        rows = self.task.tokenize(self.how, [example for _, example in told], 0) if told else []
-        return [number for number, _ in told], list(rows)
+        filled = [(number, example) for number, example in sample if example.text or example.pair]
+        rows = self.task.tokenize(self.how, [example for _, example in filled], 0) if filled else []
+        return [number for number, _ in filled], list(rows)
 
     @property
     def sampled_tokens(self) -> int:

@@ -3,8 +3,6 @@ not."""
 
 from collections.abc import Callable, Iterator
 
-import torch
-
 from shared.dump.manifest import Manifest
 from shared.errors import TeacherError
 from shared.text.tokenized import TokenizedRow
@@ -44,8 +42,9 @@ class Budget:
 
         try:
             self.tokens = largest_batch(peak_bytes, usable_bytes, row_tokens)
-        except torch.OutOfMemoryError:
-            pass  # then batches are halved as they come
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):  # where it has, batches are halved as they come
+                raise
         finally:
             memory.release()
 

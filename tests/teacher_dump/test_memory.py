@@ -283,6 +283,22 @@ def test_a_gpu_too_small_for_the_probe_keeps_the_default(monkeypatch: pytest.Mon
     assert budget() == DEFAULT_TOKENS["cuda"]
 
 
+@pytest.mark.parametrize("device", WORDS)
+def test_whatever_a_device_calls_it_the_default_is_kept(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(1000, monkeypatch)
+    monkeypatch.setattr(memory, "extract", lambda *_: (_ for _ in ()).throw(WORDS[device]()))
+    budget = Budget(None, teacher_on("cuda"))
+    budget.fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
+    assert budget() == DEFAULT_TOKENS["cuda"]
+
+
+def test_another_error_of_the_probe_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(1000, monkeypatch)
+    monkeypatch.setattr(memory, "extract", lambda *_: (_ for _ in ()).throw(RuntimeError("device-side assert")))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        Budget(None, teacher_on("cuda")).fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
+
+
 def test_each_batch_is_cut_by_the_budget_as_it_is_then() -> None:
     """Of a shard of a million tokens only what lay ready already is too large."""
     budgets = iter([40, 10, 20])
