@@ -79,7 +79,7 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
         rows = plan.task.tokenize(plan.how, examples, first_row)
     with clock("batches"):
         shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-        batches = list(batches_of(engine, shard, Budget(plan.request.batch_tokens, engine)))
+        batches = list(batches_of(engine, manifest.layout, shard, Budget(plan.request.batch_tokens, engine)))
     pieces: list[tuple[int, Columns]] = []
     wanted = Wanted.of(codec.takes if codec else None, manifest.vector_signals)
     for batch in batches:

@@ -173,7 +173,7 @@ def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
             if len(rows) != len(plan.manifest.rows_of_shard(index)):
                 break
             shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
-            for batch in batches_of(plan.engine, shard, budget):
+            for batch in batches_of(plan.engine, plan.manifest.layout, shard, budget):
                 yield _Piece(shard, batch)
         if index >= mine.last:  # what is left of the corpus may take hours to pass over
             return

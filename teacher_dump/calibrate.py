@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shared.dump.codecs import Codec, DistributionCodec, VectorCodec
 from shared.dump.codecs.base import Sample
+from shared.dump.layouts import Layout
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
 from shared.dump.signals import Signal
@@ -47,6 +48,7 @@ def calibrate(
         return draft
     sample = _Sample(
         engine,
+        draft.layout,
         ShardRows.in_order([rows[index] for index in chosen], [numbers[index] for index in chosen]),
         batch_tokens,
     )
@@ -79,12 +81,12 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
 class _Sample:
     """Rows in the order of a shard, and the teacher to run over them."""
 
-    def __init__(self, engine: Engine, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
-        self.engine, self.rows, self.batch_tokens = engine, rows, batch_tokens
+    def __init__(self, engine: Engine, layout: Layout, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
+        self.engine, self.layout, self.rows, self.batch_tokens = engine, layout, rows, batch_tokens
 
     def outputs(self, wanted: Wanted) -> Iterator[tuple[Batch, TeacherOutputs]]:
         """What the teacher gives for the sample, batch by batch."""
-        for batch in batches_of(self.engine, self.rows, self.batch_tokens):
+        for batch in batches_of(self.engine, self.layout, self.rows, self.batch_tokens):
             yield batch, self.engine.run(batch.to(self.engine.device), wanted)
 
     @torch.inference_mode()
@@ -126,7 +128,7 @@ class _Sample:
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """Bytes of each signal in a shard of this sample, for each of its positions."""
         with Progress("calibrate", "tokens", self.rows.tokens) as progress:
-            batches = batches_of(self.engine, self.rows, self.batch_tokens)
+            batches = batches_of(self.engine, self.layout, self.rows, self.batch_tokens)
             groups = annotate_rows(self.engine, manifest, self.rows, batches, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {

@@ -65,10 +65,10 @@ def estimate(plan: Plan) -> Estimate:
     with Progress("dry run", "tokens", 2 * shard.tokens) as progress:
         # The first batch also pays for warming up; a few rows ahead of the clock keep that out of the figure.
         few = ShardRows.in_order(rows[:4], numbers[:4])
-        for batch in batches_of(engine, few, budget):
+        for batch in batches_of(engine, manifest.layout, few, budget):
             extract(engine, manifest, batch)
         begun = time.monotonic()
-        with ahead(batches_of(engine, shard, budget), 4) as batches:
+        with ahead(batches_of(engine, manifest.layout, shard, budget), 4) as batches:
             write_groups(sink, manifest, annotate_rows(engine, manifest, shard, batches, progress))
         seconds = time.monotonic() - begun
         teacher_seconds = _bare_seconds(engine, manifest, shard, budget, progress)
@@ -110,7 +110,7 @@ def _bare_seconds(engine: Engine, manifest: Manifest, shard: ShardRows, budget: 
     """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
     wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vector_signals)
     begun = time.monotonic()
-    for batch in batches_of(engine, shard, budget):
+    for batch in batches_of(engine, manifest.layout, shard, budget):
         outputs = engine.run(batch.to(engine.device), wanted)
         for _ in distributions(manifest, batch, outputs) if wanted.distribution else ():
             pass

@@ -10,7 +10,7 @@ from shared.text.tokenized import TokenizedRow
 
 
 def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
-    """`numbers` are the rows' numbers in the corpus. The codecs' columns are left empty."""
+    """`numbers` are the rows' numbers in the corpus. The columns are those of the rows, and none of a codec yet."""
     questions = [row.question for row in rows if row.question is not None]
     types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
     return RowGroup(
@@ -21,6 +21,7 @@ def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
         position_offsets=_offsets([len(row.positions) for row in rows]),
         positions=np.concatenate([row.positions for row in rows]),
         labels=np.concatenate([row.labels for row in rows]),
+        columns={name: np.concatenate([row.columns[name] for row in rows]) for name in rows[0].columns},
         questions=np.asarray(questions, np.int64) if questions else None,
     )
 

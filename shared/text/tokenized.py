@@ -1,6 +1,7 @@
 """What tokenizing needs to know, and what it gives: rows as token ids, recorded positions and gold labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ class TokenizedRow:
         labels: int32 [P], gold labels, -100 where missing.
         lost: the words with a gold tag that were cut off, or that the tokenizer makes nothing of; None for none.
         question: where the row is a window of a question's context, the question's number in the files.
-        offsets: int32 [P, 2], then: the characters of the context that each position stands for, (-1, -1) for none.
+        columns: what else there is of each recorded position, by name, [P, ...]: what the layout keeps (its `columns`)
+            and what the task's metrics need (its `scoring_columns`).
     """
 
     input_ids: Int32
@@ -32,7 +34,7 @@ class TokenizedRow:
     labels: Int32
     lost: LostWords | None = None
     question: int | None = None
-    offsets: Int32 | None = None
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

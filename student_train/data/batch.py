@@ -49,8 +49,8 @@ class Batch:
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What a model takes, by the name of its argument."""
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
+        types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **types, **self.index.inputs}
 
     @property
     def is_token_BL(self) -> Tensor:
@@ -71,12 +71,15 @@ class Batch:
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        index = replace(self.index, **_changed(self.index, change))
-        columns = {name: change(column) for name, column in self.columns.items()}
-        return replace(self, **_changed(self, change), index=index, columns=columns)
+        return _with_each(self, change)
 
 
-def _changed(holder: Any, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """The tensors of a dataclass, changed, by the names of its fields."""
-    values = {each.name: getattr(holder, each.name) for each in fields(holder)}
-    return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+def _with_each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The value with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _with_each(each, change) for name, each in value.items()}
+    if isinstance(value, Batch | BatchIndex):
+        return replace(value, **{each.name: _with_each(getattr(value, each.name), change) for each in fields(value)})
+    return value

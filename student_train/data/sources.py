@@ -193,7 +193,6 @@ class TextSource(Source):
             rows = task.tokenize(how, examples, first_row)
             self.lost_words |= {first_row + at: row.lost for at, row in enumerate(rows) if row.lost is not None}
             group = row_group(rows, range(first_row, first_row + len(rows)))
-            group.columns.update(task.row_columns(rows))
             self._groups.append(group)
         super().__init__(
             name=", ".join(paths),
@@ -210,7 +209,7 @@ class TextSource(Source):
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         loaded = self._groups[group]
-        return replace(loaded, columns={name: loaded.columns[name] for name in columns})
+        return replace(loaded, columns={name: loaded.columns[name] for name in (*self.layout.columns, *columns)})
 
     def examples(self) -> Iterator[Example]:
         """What each row was made from, in order."""

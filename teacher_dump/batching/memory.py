@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from shared.dump.manifest import Manifest
 from shared.errors import TeacherError
 from shared.text.tokenized import TokenizedRow
+from teacher_dump.batching.rows import batch_of
 from teacher_dump.engines.base import Engine
 from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Encoded, extract
@@ -38,7 +39,9 @@ class Budget:
 
         def peak_bytes(tokens: int) -> int:
             rows = [longest] * (tokens // row_tokens)
-            return memory.peak_bytes(lambda: extract(engine, manifest, engine.batch(rows, range(len(rows)))))
+            return memory.peak_bytes(
+                lambda: extract(engine, manifest, batch_of(engine, manifest.layout, rows, range(len(rows))))
+            )
 
         try:
             self.tokens = largest_batch(peak_bytes, usable_bytes, row_tokens)
@@ -84,7 +87,7 @@ def extract_within_memory(
     say(f"memory ran out at {batch.tokens:,} tokens a batch; going on with {budget.tokens:,}")
     half = len(batch.rows) // 2
     for part in (slice(half), slice(half, None)):
-        smaller = engine.batch(batch.rows[part], batch.numbers[part])
+        smaller = batch_of(engine, manifest.layout, batch.rows[part], batch.numbers[part])
         yield from extract_within_memory(engine, manifest, smaller, budget, say)
 
 

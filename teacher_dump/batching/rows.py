@@ -4,8 +4,9 @@ Batches never decide anything that is written: row groups are cut from the rows'
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shared.dump.layouts import Layout
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, join
 from shared.dump.shards import row_group_sizes
@@ -60,10 +61,20 @@ def cut_batches(
         start = stop
 
 
-def batches_of(engine: Engine, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
+def batches_of(engine: Engine, layout: Layout, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
     """The shard's batches, on the host."""
     for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if engine.one_row_a_batch else None):
-        yield engine.batch(shard.rows[part], shard.numbers[part])
+        yield batch_of(engine, layout, shard.rows[part], shard.numbers[part])
+
+
+def batch_of(engine: Engine, layout: Layout, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
+    """Rows (`numbers` in the corpus) as one batch on the host, with what the layout gives a model beside tokens."""
+    batch = engine.batch(rows, numbers)
+    if not layout.columns:
+        return batch
+    index = layout.index(row_group(rows, numbers), batch.width)
+    inputs = {**batch.inputs, **index.inputs}
+    return engine.on_host(replace(batch, inputs=inputs, positions=index.positions.numpy()))
 
 
 def annotate_rows(
@@ -91,7 +102,8 @@ def row_groups(manifest: Manifest, shard: ShardRows, pieces: Iterable[tuple[int,
             held_rows += count
             held.append(columns)
         group = row_group(shard.rows[start : start + size], shard.numbers[start : start + size])
-        group.columns, rest = _split(held, manifest, group)
+        columns, rest = _split(held, manifest, group)
+        group.columns |= columns
         yield group
         held, held_rows, start = [rest], held_rows - size, start + size
 

@@ -27,12 +27,15 @@ class Batch:
         inputs: padded on the right, input_ids and attention_mask [B, L]; or packed, input_ids and position_ids [1, T],
             one row after the other. Also token_type_ids for pairs.
         packed: which of the two.
+        positions: where the recorded positions are in what the model gives, flattened, int64 [N], where the layout says
+            so; None where they are tokens of the inputs.
     """
 
     rows: Sequence[TokenizedRow]
     numbers: Sequence[int]
     inputs: dict[str, Tensor]
     packed: bool = False
+    positions: Int64 | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -48,11 +51,13 @@ class Batch:
         """Where the rows' tokens are in the flattened inputs, int64 [T]."""
         if self.packed:
             return np.arange(self.tokens)
-        return np.flatnonzero(np.arange(self._width) < np.array(self.lengths)[:, None])
+        return np.flatnonzero(np.arange(self.width) < np.array(self.lengths)[:, None])
 
     def position_index(self) -> Int64:
-        """Where the recorded positions are in the flattened inputs, int64 [N]."""
-        starts_B = np.cumsum([0, *self.lengths])[:-1] if self.packed else np.arange(len(self.rows)) * self._width
+        """Where the recorded positions are in what the model gives, flattened, int64 [N]."""
+        if self.positions is not None:
+            return self.positions
+        starts_B = np.cumsum([0, *self.lengths])[:-1] if self.packed else np.arange(len(self.rows)) * self.width
         return np.concatenate([row.positions for row in self.rows]) + np.repeat(starts_B, self._recorded)
 
     def owners(self, per: Per) -> Int64:
@@ -65,7 +70,8 @@ class Batch:
         return [len(row.positions) for row in self.rows]
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Tokens of the longest row; of a packed batch, of all rows."""
         return self.inputs["input_ids"].shape[1]
 
     def pinned(self) -> "Batch":

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -40,7 +39,7 @@ class Rating(Task):
     label_names = STARS
     scores_rows = True
     needs_examples = True
-    scoring_columns = ("characters",)
+    scoring_columns = ("tokens",)
 
     def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
         return Columns("review", None, *gold_column(None, "stars", labels_required))
@@ -53,12 +52,10 @@ class Rating(Task):
         labels = [MISSING if example.label is None else int(str(example.label)) - 1 for example in examples]
         position = np.zeros(1, np.int32)
         return [
-            TokenizedRow(np.asarray(ids, np.int32), None, position, np.asarray([label], np.int32))
+            TokenizedRow(np.asarray(ids, np.int32), None, position, np.asarray([label], np.int32), columns=length)
             for ids, label in zip(encode(how, examples)["input_ids"], labels, strict=True)
+            for length in [{"tokens": np.asarray([len(ids)])}]
         ]
-
-    def row_columns(self, rows: Sequence[TokenizedRow]) -> dict[str, NDArray[Any]]:
-        return {"characters": np.asarray([len(row.input_ids) for row in rows])}
 
     def logits_of(self, output: Any) -> Tensor:
         return 2 * output.logits
@@ -66,7 +63,7 @@ class Rating(Task):
     def notes(
         self, rows: Sequence[int], logits: Tensor, index: BatchIndex, columns: Mapping[str, Tensor]
     ) -> dict[int, int]:
-        return dict(zip(rows, columns["characters"].tolist(), strict=True))
+        return dict(zip(rows, columns["tokens"].tolist(), strict=True))
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         off, weights = 0, 0

@@ -39,12 +39,11 @@ def answered(how: Tokenizing, answer: str, context: str = CONTEXT) -> list[str |
     example = Example(QUESTION, context, Answers((answer,), (context.index(answer),)))
     found: list[str | None] = []
     for row in rows_of(how, example):
-        assert row.offsets is not None
         (start,) = [at for at, label in enumerate(row.labels) if label & 1]
         (end,) = [at for at, label in enumerate(row.labels) if label & 2]
-        is_none = row.offsets[start][0] < 0
+        is_none = row.columns["offsets"][start][0] < 0
         assert not is_none or (start == end and row.positions[start] == 0)
-        found.append(None if is_none else context[row.offsets[start][0] : row.offsets[end][1]])
+        found.append(None if is_none else context[row.columns["offsets"][start][0] : row.columns["offsets"][end][1]])
     return found
 
 
@@ -73,9 +72,8 @@ def test_recorded_are_cls_and_every_context_token_of_the_window(tiny_tokenizer: 
         tokens = tiny_tokenizer.convert_ids_to_tokens(row.input_ids)
         first_context = tokens.index("[SEP]") + 1
         assert row.positions.tolist() == [0, *range(first_context, len(tokens) - 1)]
-        assert row.offsets is not None
-        assert row.offsets[0].tolist() == [-1, -1]
-        for position, (first, last) in zip(row.positions[1:], row.offsets[1:], strict=True):
+        assert row.columns["offsets"][0].tolist() == [-1, -1]
+        for position, (first, last) in zip(row.positions[1:], row.columns["offsets"][1:], strict=True):
             assert CONTEXT[first:last] == tokens[position].removeprefix("##")
 
 
@@ -85,11 +83,16 @@ def test_windows_cover_every_token_of_the_context_and_overlap_by_the_stride_or_h
 ) -> None:
     rows = rows_of(Tokenizing(tiny_tokenizer, 24, stride=stride), Example(QUESTION, CONTEXT))
     whole = rows_of(Tokenizing(tiny_tokenizer, 500), Example(QUESTION, CONTEXT))
-    spans = [[tuple(offset) for offset in row.offsets[1:].tolist()] for row in rows if row.offsets is not None]
+    spans = [
+        [tuple(offset) for offset in row.columns["offsets"][1:].tolist()]
+        for row in rows
+        if row.columns["offsets"] is not None
+    ]
     assert len(whole) == 1
-    assert whole[0].offsets is not None
 
-    assert sorted({span for window in spans for span in window}) == [tuple(o) for o in whole[0].offsets[1:].tolist()]
+    assert sorted({span for window in spans for span in window}) == [
+        tuple(o) for o in whole[0].columns["offsets"][1:].tolist()
+    ]
     assert all(len(row.input_ids) <= 24 for row in rows)
     overlaps = [len(set(one) & set(other)) for one, other in pairwise(spans)]
     assert set(overlaps) == {min(stride, len(spans[0]) // 2)}
@@ -102,8 +105,7 @@ def test_the_gold_answer_is_marked_in_every_window_that_holds_all_of_it(tiny_tok
 
     assert set(found) == {None, "lazy dog"}
     for window, row in zip(found, rows_of(how, Example(QUESTION, CONTEXT)), strict=True):
-        assert row.offsets is not None
-        held = CONTEXT[row.offsets[1][0] : row.offsets[-1][1]]
+        held = CONTEXT[row.columns["offsets"][1][0] : row.columns["offsets"][-1][1]]
         assert (window == "lazy dog") == ("lazy dog" in held)
 
 

@@ -23,7 +23,7 @@ from shared.dump.rowgroup import to_flat
 from shared.errors import DumpError
 from shared.storage import Folder
 from shared.storage.on_disk import save_into
-from shared.text.examples import Columns
+from shared.text.examples import WORDS, Columns
 from shared.text.tasks import TASKS
 from student_train.data import gather, order, sources
 from student_train.data.batch import Batch
@@ -176,7 +176,7 @@ def test_files_and_a_dump_of_them_give_the_same_batches(
     text = TextSource(
         TASKS[task],
         [str(data)],
-        Columns("tokens" if words else "text", label="tags" if words else "label", words=words),
+        Columns("tokens", label="tags", shape=WORDS) if words else Columns("text", label="label"),
         sources.load_tokenizer(str(teacher)),
         20,
         dump.label_names,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.dump.layouts import LAYOUTS
 from shared.dump.reader import GroupSizes
 from shared.dump.rowgroup import RowGroup
 from shared.errors import DumpError
@@ -28,7 +29,7 @@ class Numbers:
     """A source whose rows are sequences of one number, from 1 on, that no other row has."""
 
     per_column: dict[str, Any] = {}  # noqa: RUF012
-    recorded = "listed"
+    layout = LAYOUTS["listed"]
 
     class tokenizer:
         pad_token_id = 0

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shared import Dump
+from shared.dump.layouts import LAYOUTS
 from shared.dump.shards import read_receipt
 from shared.errors import TeacherError
 from shared.storage import Folder
@@ -39,6 +40,9 @@ WORDS: dict[str, Callable[[], BaseException]] = {
     "mps": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
     "host": MemoryError,
 }
+
+# All that the budget asks a manifest.
+A_MANIFEST: Any = SimpleNamespace(layout=LAYOUTS["row"])
 
 
 class Run(NamedTuple):
@@ -271,14 +275,14 @@ def test_the_budget_is_fitted_to_a_gpu_whatever_the_length_of_rows(
     """A probe that rounds to the same one row twice would find that tokens take nothing."""
     Gpu(50_000, monkeypatch)
     budget = Budget(None, teacher_on("cuda"))
-    budget.fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * length))  # type: ignore[arg-type]
+    budget.fit(teacher_on("cuda"), A_MANIFEST, SimpleNamespace(input_ids=[0] * length))  # type: ignore[arg-type]
     assert budget() == pytest.approx(USED_SHARE * 50_000, rel=0.01)
 
 
 def test_a_gpu_too_small_for_the_probe_keeps_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(1000, monkeypatch)
     budget = Budget(None, teacher_on("cuda"))
-    budget.fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
+    budget.fit(teacher_on("cuda"), A_MANIFEST, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
     assert gpu.tried
     assert budget() == DEFAULT_TOKENS["cuda"]
 

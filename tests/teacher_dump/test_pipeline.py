@@ -201,6 +201,7 @@ def batches_by_shard(plan: Plan) -> list[list[Any]]:
         list(
             annotate_module.batches_of(
                 plan.engine,
+                plan.manifest.layout,
                 annotate_module.ShardRows.in_order(plan.task.tokenize(plan.how, parse(), first), range(SHARD_ROWS)),
                 lambda: 100,
             )

@@ -11,8 +11,9 @@ positions of all rows, C classes, S distributions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -54,11 +55,13 @@ class Places(NamedTuple):
         offsets: int64 [R + 1]; row r's positions are positions[offsets[r]:offsets[r + 1]].
         positions: int32 [P], indices into the row's own tokens.
         labels: int32 [P], gold labels, MISSING where unknown.
+        columns: the layout's `columns`.
     """
 
     offsets: Offsets
     positions: Int32
     labels: Int32
+    columns: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +73,13 @@ class BatchIndex:
         positions: int64 [N], indices into the flattened [B * L].
         labels: int64 [S], the gold class of each distribution, MISSING where unknown.
         counts: int64 [B], how many of the distributions are each row's.
+        inputs: what a model is given beside the rows' tokens, by the names of its arguments.
     """
 
     positions: Tensor
     labels: Tensor
     counts: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Layout(ABC):
@@ -85,6 +90,8 @@ class Layout(ABC):
         place: of what a distribution's columns hold one, for people: "one for the row".
         has_distributions: whether there are any.
         by_row: whether a distribution is about the whole row, so that a model's logits are [B, C] and not [B, L, C].
+        columns: what it keeps of each recorded position besides, [P, ...]: a task gives it by name in
+            `TokenizedRow.columns`, and it lies in `RowGroup.columns`.
         number: the column by whose value rows belong together: they are held out together or not at all.
         needs_all_logits: whether its distributions can be put together only where every logit is kept.
         is_ragged: whether distributions have different numbers of classes, filled up with logits of -inf.
@@ -94,6 +101,7 @@ class Layout(ABC):
     place: ClassVar[str]
     has_distributions: ClassVar[bool] = True
     by_row: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
     number: ClassVar[str] = "row"
     needs_all_logits: ClassVar[bool] = False
     is_ragged: ClassVar[bool] = False
@@ -164,7 +172,11 @@ class Layout(ABC):
     # ---------------------------------------------------------------- batches
 
     def index(self, rows: RowGroup, length: int) -> BatchIndex:
-        """Where something is recorded in a batch of these rows, padded on the right to `length` tokens, on the host."""
+        """Where something is recorded in a batch of these rows, padded on the right to `length` tokens, on the host.
+
+        A layout whose positions are not those of the rows' tokens (a decoder's, perhaps) has them point into what the
+        model gives for its `inputs`.
+        """
         counts_B = np.diff(rows.position_offsets)
         firsts = np.repeat(np.arange(len(counts_B)) * length, counts_B)
         return BatchIndex(

@@ -42,7 +42,7 @@ _LABELS = replace(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SpanIndex(BatchIndex):
     """With `places`, bool [B, M]: which of M places a row has a recorded position for. `labels` say for each row which
     of its places is the gold start, and which the gold end."""

@@ -56,7 +56,7 @@ def from_columns(manifest: Manifest, flat: Mapping[str, Flat], columns: Sequence
         position_offsets=places.offsets,
         positions=places.positions,
         labels=places.labels,
-        columns={name: flat[name].values for name in columns},
+        columns={**places.columns, **{name: flat[name].values for name in columns}},
     )
 
 

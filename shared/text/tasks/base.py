@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -43,7 +42,7 @@ class Task(ABC):
         label_names: those of every model of the task, where data and models have no say.
         scores_rows: whether predictions are kept row by row, so that groups of rows can be scored apart.
         needs_examples: whether its metrics look at what each row was made from.
-        scoring_columns: what they also need of each recorded position (see `row_columns`).
+        scoring_columns: what they also need of each recorded position (of `TokenizedRow.columns`).
         reads_chats: whether its rows may be lists of messages.
         splits_examples: whether an example of the files may become several rows, windows that overlap by `stride`.
         is_causal: whether its models must not see the tokens behind a position.
@@ -162,10 +161,6 @@ class Task(ABC):
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
         """Rows as token ids, recorded positions and gold labels; `first_row` is the number of the first of them."""
 
-    def row_columns(self, rows: Sequence[TokenizedRow]) -> dict[str, NDArray[Any]]:
-        """The `scoring_columns` of some rows, one entry for each recorded position."""
-        return {}
-
     # ---------------------------------------------------------------- models
 
     def fits(self, architectures: Sequence[str]) -> bool:
@@ -180,8 +175,10 @@ class Task(ABC):
 
     @property
     def packs(self) -> bool:
-        """Whether a model may read rows one after the other in a batch: not where it pools a whole row."""
-        return not any(LAYOUTS.named(name).by_row for name in self.layouts.values())
+        """Whether a model may read rows one after the other in a batch: not where it pools a whole row, or is given
+        more than its tokens."""
+        layouts = [LAYOUTS.named(name) for name in self.layouts.values()]
+        return not any(layout.by_row or layout.columns for layout in layouts)
 
     def logits_of(self, output: Any) -> Tensor | None:
         """What a model's output says: [B, L, C], or of a whole row [B, C]; None where it says nothing."""

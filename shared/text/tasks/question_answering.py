@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.dump.layouts import BatchIndex
@@ -86,9 +85,6 @@ class QuestionAnswering(Task):
             rows.append(_row(how, example, windows))
         return rows
 
-    def row_columns(self, rows: Sequence[TokenizedRow]) -> dict[str, NDArray[Any]]:
-        return {OFFSETS: np.concatenate([row.offsets for row in rows if row.offsets is not None])}
-
     def logits_of(self, output: Any) -> Tensor:
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
@@ -146,7 +142,7 @@ def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> Tokenized
         labels[start] += STARTS
         labels[end] += ENDS
     types = np.asarray(window.type_ids, np.int32)
-    return TokenizedRow(ids, types, positions, labels, question=example.number, offsets=offsets_P2)
+    return TokenizedRow(ids, types, positions, labels, question=example.number, columns={OFFSETS: offsets_P2})
 
 
 def _no_answer(how: Tokenizing, ids: Int32) -> int:
