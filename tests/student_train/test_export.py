@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -36,17 +37,19 @@ def make_model(
     make_teacher: Callable[..., Path],
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> Callable[..., Path]:
-    """make_model(kind, task, seed=0) -> a folder; "bilstm-2" has two layers. Its logits are far from zero."""
+    """make_model(kind, task, seed=0) -> a folder; "bert-2" has two layers. Its logits are far from zero."""
 
     def make(kind: str, task: str, seed: int = 0) -> Path:
-        if not kind.startswith("bilstm"):
-            return make_teacher(task, kind, seed=seed)
+        model_type, _, layers = kind.partition("-")
+        if model_type != "bilstm":
+            name = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+            return make_teacher(task, model_type, seed=seed, **{name: int(layers)})
         names = TAGS if task == "token-classification" else LABELS
         config = BiLSTMConfig(
             vocab_size=len(tiny_tokenizer),
             embedding_size=6,
             hidden_size=8,
-            num_hidden_layers=int(kind.removeprefix("bilstm-")),
+            num_hidden_layers=int(layers),
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
         )
@@ -64,11 +67,20 @@ def make_model(
 
 
 @pytest.fixture(scope="session")
-def bilstm_folder(make_model: Callable[..., Path]) -> Path:
+def exported(make_model: Callable[..., Path]) -> Callable[..., export.Exported]:
+    """exported(kind, task) -> what `export` makes of such a model, in its folder. Nobody changes the folder."""
+
+    @functools.cache
+    def made(kind: str, task: str) -> export.Exported:
+        return write(make_model(kind, task))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def bilstm_folder(exported: Callable[..., export.Exported]) -> Path:
     """A one-layer BiLSTM for sequences, exported."""
-    folder = make_model("bilstm-1", "sequence-classification")
-    write(folder)
-    return folder
+    return exported("bilstm-1", "sequence-classification").path.parent
 
 
 def write(folder: Path, out: Path | None = None, task: str | None = None, **names: Any) -> export.Exported:
@@ -95,33 +107,32 @@ def rows_of_unequal_length(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
         ("bilstm-2", "sequence-classification"),
         ("bilstm-1", "token-classification"),
         ("bilstm-2", "token-classification"),
-        ("bert", "sequence-classification"),
-        ("bert", "token-classification"),
-        ("distilbert", "sequence-classification"),
-        ("bert", "masked-lm"),
-        ("llama", "causal-lm"),
+        ("bert-2", "sequence-classification"),
+        ("bert-1", "token-classification"),
+        ("distilbert-1", "sequence-classification"),
+        ("bert-1", "masked-lm"),
+        ("llama-1", "causal-lm"),
     ],
 )
 @torch.no_grad()
 def test_a_row_in_a_padded_batch_gets_what_torch_says_of_it_alone(
-    kind: str, task: str, make_model: Callable[..., Path], tmp_path: Path
+    kind: str, task: str, exported: Callable[..., export.Exported]
 ) -> None:
-    folder = make_model(kind, task)
-    exported = write(folder, tmp_path / "model.onnx")
-    model = getattr(transformers, TASKS[task].auto_class).from_pretrained(folder).eval()
+    made = exported(kind, task)
+    model = getattr(transformers, TASKS[task].auto_class).from_pretrained(made.path.parent).eval()
     ids, mask = rows_of_unequal_length(100)
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    (logits,) = session(exported.path).run(["logits"], {name: feed[name] for name in exported.inputs})
+    (logits,) = session(made.path).run(["logits"], {name: feed[name] for name in made.inputs})
     for row, length in enumerate(LENGTHS):
         alone = model(torch.from_numpy(ids[row : row + 1, :length])).logits[0].numpy()
         found = logits[row] if task == "sequence-classification" else logits[row, :length]
         assert np.abs(alone).max() > 0.1
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
-    assert exported.difference < 1e-3
-    assert ("token_type_ids" in exported.inputs) == (kind == "bert")
+    assert made.difference < 1e-3
+    assert ("token_type_ids" in made.inputs) == kind.startswith("bert")
 
 
-@pytest.mark.parametrize("kind", ["bilstm-1", "bert"])
+@pytest.mark.parametrize("kind", ["bilstm-1", "bert-1"])
 @torch.no_grad()
 def test_starts_and_ends_of_answers_are_those_of_torch(
     kind: str,
@@ -149,15 +160,14 @@ def test_starts_and_ends_of_answers_are_those_of_torch(
 
 
 @torch.no_grad()
-def test_token_types_are_read(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_model("bert", "sequence-classification")
-    write(folder, tmp_path / "model.onnx")
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+def test_token_types_are_read(exported: Callable[..., export.Exported]) -> None:
+    made = exported("bert-2", "sequence-classification")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(made.path.parent).eval()
     ids, mask = rows_of_unequal_length(100)
     outputs = []
     for types in (np.zeros_like(ids), mask):
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        outputs += session(tmp_path / "model.onnx").run(None, feed)
+        outputs += session(made.path).run(None, feed)
         expected = model(**{name: torch.from_numpy(value) for name, value in feed.items()}).logits.numpy()
         np.testing.assert_allclose(outputs[-1], expected, rtol=1e-4, atol=1e-4)
     assert np.abs(outputs[0] - outputs[1]).max() > 0.01
