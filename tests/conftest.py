@@ -322,6 +322,15 @@ def make_dump(
 
 
 def pytest_collection_finish() -> None:
+    set_aside()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        set_aside()
+
+
+def set_aside() -> None:
     """What was imported by now stays: garbage collections, one a training run, need not look at it.
 
     Otherwise most of a tiny run's time goes there, and a forked process copies all the memory that it looks at.
