@@ -25,9 +25,9 @@ setup:
 demo: setup
     python recipes/docstrings/demo.py
 
-# Every test, some five minutes; `just test tests/shared -x` for some of them.
+# Every test, a process a core; `just test tests/shared -x` for some of them, `just test -n0 --pdb ...` in one process.
 test *arguments: setup
-    python -m pytest {{ arguments }}
+    python -m pytest -n logical --maxprocesses 4 --dist worksteal {{ arguments }}
 
 # Lint, types, and which package may import which.
 check: setup

@@ -18,6 +18,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that a test starts
 
 import polars as pl
 import pytest
@@ -71,6 +72,14 @@ PLACES = ("path", "file", "memory")
 MakeTeacher = Callable[..., Path]
 WriteCorpus = Callable[[Path, Sequence[Any]], Path]
 MakeDump = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A flush takes milliseconds, and nobody pulls the plug to see what it is for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -328,6 +337,10 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is not None and nextitem.path != item.path:
         set_aside()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what ends with the interpreter does so in its own order
 
 
 def set_aside() -> None:

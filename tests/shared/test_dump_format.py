@@ -1,8 +1,10 @@
 """The dump on disk: plain Parquet that anyone reads, a manifest that refuses what it does not know, found damages."""
 
 import json
+import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -630,6 +632,24 @@ def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", write)
     assert (tmp_path / "file").read_text() == "whole"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the power may fail and leave a name without its content; the name itself is flushed last."""
+    steps: list[str] = []
+    replace = os.replace
+
+    def flush(descriptor: int) -> None:
+        steps.append("name" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+
+    def rename(*names: Path) -> None:
+        steps.append("rename")
+        replace(*names)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    write_text_atomically(tmp_path / "file", "whole")
+    assert steps == ["content", "rename", "name"]
 
 
 def test_a_folder_is_kept_to_one_process_until_that_ends(tmp_path: Path) -> None:
