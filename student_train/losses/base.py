@@ -32,6 +32,8 @@ class Loss(BaseModel, ABC):
 
     # Whether it is a mean over positions that needs nothing but logits, so that they can come in slices.
     by_position: ClassVar[bool] = False
+    # Whether it needs the logits of all positions of a batch at once, so that no loss beside it gets them in slices.
+    needs_whole_logits: ClassVar[bool] = False
     # Whether it compares the student with a teacher. (A dump may hold gold labels as well.)
     has_teacher: ClassVar[bool] = True
 
@@ -103,6 +105,11 @@ def stored_layers(available: Collection[SignalKey], sites: Collection[str]) -> l
 def columns_of(losses: Sequence[Loss], source: Source) -> list[str]:
     """Return the codec columns that some losses read."""
     return source.columns_of({key for spec in losses for key in spec.signals(source.signals)})
+
+
+def can_slice(losses: Sequence[Loss], source: Source) -> bool:
+    """Whether the logits that these losses need are those of a vocabulary and may come in slices of positions."""
+    return source.task.predicts_vocabulary and not any(spec.needs_whole_logits for spec in losses)
 
 
 def outputs_for(

@@ -26,7 +26,7 @@ from student_train.data.batches import TrainingBatches
 from student_train.data.sources import Source
 from student_train.forward.head import plain_head
 from student_train.forward.observe import targets_of
-from student_train.losses.base import outputs_for
+from student_train.losses.base import can_slice, outputs_for
 from student_train.losses.projections import PROJECTIONS, make_projections
 from student_train.losses.total import total_loss
 from student_train.training.log import LOSS_PREFIX, SCORE_PREFIX, Account, compare
@@ -63,7 +63,7 @@ class DistillationTrainer(Trainer):
                 "the launcher asks for FSDP or DeepSpeed, which split a student's weights; here every rank trains a "
                 "whole student: start the run with torchrun."
             )
-        self._head = plain_head(student) if source.task.predicts_vocabulary else None
+        self._head = plain_head(student) if can_slice(stage.loss, source) else None
         # The shares already make the sum over accumulated batches a mean, so the Trainer must not divide again.
         self.loss_is_scaled_for_ga = True
         if arguments.process_index:

@@ -19,7 +19,7 @@ from student_train.data.subsets import Split, first_rows
 from student_train.forward.evaluating import evaluating
 from student_train.forward.head import plain_head
 from student_train.forward.observe import targets_of
-from student_train.losses.base import Loss, columns_of, outputs_for
+from student_train.losses.base import Loss, can_slice, columns_of, outputs_for
 from student_train.losses.projections import PROJECTIONS
 from student_train.losses.total import total_loss
 from student_train.recipe.sections import EPOCHS_BETWEEN_SCORES, ValidationSection
@@ -129,7 +129,7 @@ class Validation:
 
     def _losses(self, student: PreTrainedModel, rows: Source) -> tuple[list[float], list[int]]:
         """Return, for each loss, (the sum over its terms, the number of terms)."""
-        head = plain_head(student) if rows.task.predicts_vocabulary else None
+        head = plain_head(student) if can_slice(self.loss, rows) else None
         columns = columns_of(self.loss, rows)
         values, counts = np.zeros(len(self.loss)), np.zeros(len(self.loss), np.int64)
         for batch in in_order(rows, columns, EVAL_ROWS, by_length=True):

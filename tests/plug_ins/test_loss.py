@@ -21,7 +21,7 @@ from student_train.losses.base import Loss
 from student_train.losses.specs import LOSSES
 from student_train.recipe.recipe import read_recipe
 from student_train.scoring import evaluate
-from tests.student_train.runs import GOLD, TRANSFORMER, recipe
+from tests.student_train.runs import GOLD, KL, TRANSFORMER, recipe
 
 TASK = "sequence-classification"
 
@@ -81,12 +81,33 @@ class Confidence(Loss):
         return (1 - right_N).square().sum() / max(len(right_N), 1)
 
 
+class Variety(Loss):
+    """Negative entropy of the student's mean distribution over a batch, for which all of its positions are needed."""
+
+    needs_whole_logits: ClassVar[bool] = True
+    has_teacher: ClassVar[bool] = False
+    positions: ClassVar[list[int]] = []
+
+    kind: Literal["variety"] = "variety"
+
+    @property
+    def signal(self) -> None:
+        return None
+
+    def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
+        assert outputs.logits_NV is not None
+        self.positions.append(len(outputs.logits_NV))
+        mean_V = outputs.logits_NV.softmax(-1).mean(0)
+        return (mean_V * mean_V.log()).sum()
+
+
 @pytest.fixture(autouse=True)
 def _plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "mapped-logits", MappedLogits)
     monkeypatch.setitem(LOSSES, "confidence", Confidence)
+    monkeypatch.setitem(LOSSES, "variety", Variety)
     monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-    for seen in (MappedLogits.values, MappedLogits.projections):
+    for seen in (MappedLogits.values, MappedLogits.projections, Variety.positions):
         seen.clear()
 
 
@@ -155,6 +176,19 @@ def test_a_loss_by_position_gets_a_vocabularys_logits_in_slices(
     assert len(sizes) > result.steps
     assert max(sizes) == 64
     assert evaluate.evaluate(result.output, [str(data)], ScoredColumns(), device="cpu").metrics["perplexity"] > 1
+
+
+def test_a_loss_over_a_whole_batch_gets_a_vocabularys_logits_at_once(
+    make_dump: Callable[..., Path], write_corpus: Any, toy_rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do the losses beside it, in training as in validation."""
+    dump = make_dump("causal-lm", data=corpus(write_corpus, toy_rows, tmp_path, "causal-lm"))
+    monkeypatch.setattr("student_train.forward.sliced_logits.SLICE_VALUES", {"cpu": 1})
+    losses = {"kind": "variety"}, KL
+    sections = {"dump": dump, "validation": {"share": 0.3, "every_steps": 2}}
+    distill.run(recipe(tmp_path / "student", TRANSFORMER, *losses, **sections), resume=False)
+    assert len(Variety.positions) > 3
+    assert max(Variety.positions) > 64
 
 
 def test_its_keys_and_needs_are_checked_like_any_others(
