@@ -242,10 +242,13 @@ def test_without_the_codec_a_dump_names_what_it_lacks(
         (SignalRequest("hidden", 1, "dense"), r"signal 'hidden\.1': the codec 'dense' is not for vectors"),
         (SignalRequest("distribution", codec="signs"), r"'distribution': the codec 'signs' is not for distributions"),
         (SignalRequest("hidden", 1, "signs", {"bits": 3}), r"'hidden\.1': codec 'signs': unknown key 'bits'"),
-        (SignalRequest("hidden", 1, "low-rank", {"rank": 4, "coefficients": "x"}), r"'x' is none of float16, .*signs"),
+        (
+            SignalRequest("hidden", 1, "low-rank", {"rank": 4, "coefficients": "x"}),
+            r"'x' is not one of float16, .*signs",
+        ),
         (SignalRequest("hidden", 3), r"signal 'hidden\.3': this teacher has it in layers 0 to 2"),
         (SignalRequest("hidden"), r"signal 'hidden': this teacher has it in layers 0 to 2"),
-        (SignalRequest("distribution", codec="exact"), r"ask for them by `exact`"),
+        (SignalRequest("distribution", codec="exact"), r"request them with `exact`"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(

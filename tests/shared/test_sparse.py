@@ -175,7 +175,7 @@ def test_a_position_with_every_id_ruled_out_is_refused(codec: DistributionCodec)
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1.0, math.inf, math.nan])
 def test_temperatures_that_say_nothing_are_refused(temperature: float) -> None:
-    with pytest.raises(ValidationError, match="temperatures are positive numbers other than 1"):
+    with pytest.raises(ValidationError, match="temperatures must be positive and other than 1"):
         Sparse(name="d", selection=TopK(k=2), vocabulary=9, temperatures=(2.0, temperature))
 
 
@@ -204,7 +204,7 @@ def test_columns_declare_what_is_stored() -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if not isinstance(rule, TopK)], ids=str)
 def test_planes_are_for_rules_that_keep_as_many_ids_everywhere(rule: Selection) -> None:
-    with pytest.raises(ValidationError, match="same number of ids everywhere"):
+    with pytest.raises(ValidationError, match="same number of ids at every position"):
         Sparse(name="d", selection=rule, vocabulary=50, in_planes=True)
 
 

@@ -334,7 +334,7 @@ def test_outlier_channels_that_cannot_be_are_refused(channels: tuple[int, ...]) 
 
 @pytest.mark.parametrize("rank", [0, 7])
 def test_a_rank_that_cannot_be_is_refused(rank: int) -> None:
-    with pytest.raises(ValueError, match=f"rank {rank}: vectors 6 wide"):
+    with pytest.raises(ValueError, match=f"rank {rank}: vectors of width 6"):
         fit_vector_codec("int8", "h", random_vectors(0, 30, 6), rank=rank)
 
 

@@ -1,4 +1,4 @@
-"""Codecs: how a signal's tensors become plain Parquet columns and come back. The one table of them is CODECS."""
+"""Codecs encode a signal's tensors as plain Parquet columns and decode them. The table of codecs is CODECS."""
 
 from shared.dump.codecs.base import Codec, DistributionCodec, NotFiniteError, VectorCodec
 from shared.dump.codecs.columns import Column, counts_of

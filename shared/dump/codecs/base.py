@@ -1,7 +1,7 @@
-"""What every codec is: how a signal's tensors become plain Parquet columns and come back.
+"""The base classes of codecs, which encode a signal's tensors as plain Parquet columns and decode them.
 
-A codec is its own description: a frozen pydantic model whose fields are the parameters that the manifest keeps.
-`encode` runs on the teacher's device, `decode` on the student's, and its expressions in polars.
+A codec is a frozen pydantic model. Its fields are parameters, which the manifest stores. `encode` runs on the teacher's
+device, `decode` on the student's device, and the expressions run in polars.
 
 Shapes: N positions, M positions of a sample, V vocabulary or classes, D width.
 """
@@ -20,7 +20,7 @@ from shared.dump.codecs.vectors.reconstruction import Reconstruction
 
 
 class NotFiniteError(ValueError):
-    """NaN or infinity where a codec cannot have it; `position` is the first such position of the encoded batch."""
+    """NaN or infinity in values that a codec cannot encode; `position` is the first such position of the batch."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"NaN or infinity at position {position}")
@@ -28,19 +28,19 @@ class NotFiniteError(ValueError):
 
 
 def refuse_broken(is_broken_N: Tensor) -> None:
-    """Raises NotFiniteError for the first position marked."""
+    """Raise NotFiniteError for the first position that is marked, if any is."""
     if is_broken_N.any():
         raise NotFiniteError(int(is_broken_N.nonzero()[0, 0]))
 
 
 class Codec(BaseModel, ABC):
-    """What every codec offers; `name` is the head of its columns' names."""
+    """The base class of all codecs; the names of a codec's columns begin with `name`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether the columns are worth a general-purpose compressor's time.
+    # Whether general-purpose compression of the columns saves enough bytes to be worth its time.
     compresses: ClassVar[bool] = True
-    # Whether a sample of what it is given tells anything that is worth a teacher's forward pass.
+    # Whether the codec needs a sample of the signal to be fitted or measured, which costs a teacher's forward pass.
     needs_sample: ClassVar[bool] = True
 
     name: str
@@ -48,84 +48,91 @@ class Codec(BaseModel, ABC):
     @classmethod
     @abstractmethod
     def asked(cls, name: str, size: int, **parameters: Any) -> Self:
-        """The codec as it is asked for, before it is fitted to a sample, of distributions over `size` classes or of
-        vectors `size` wide.
+        """Return the requested codec, before it is fitted to a sample, for distributions over `size` classes or for
+        vectors of width `size`.
 
         Raises:
-            ValidationError: for a parameter that it cannot have.
+            ValidationError: for an invalid parameter.
         """
 
     @property
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:
-        """Its Parquet columns."""
+        """The codec's Parquet columns."""
 
     @abstractmethod
     def decode(self, columns: dict[str, Tensor]) -> Any:
-        """What the columns hold, on their device."""
+        """Decode the columns, on their device."""
 
     @abstractmethod
     def describe(self) -> str:
-        """A few words for people about how it keeps what."""
+        """Describe in a few words what is stored and how, for messages and reports."""
 
     @property
     def bytes_per_position(self) -> int:
-        """Bytes a position before compression, by which row groups are cut; a guess where positions differ."""
+        """Bytes per position before compression, which decide the size of row groups; an estimate if sizes vary."""
         return sum(column.bytes_per_position for column in self.columns)
 
     def explain(self) -> str:
-        """How to read the columns without Lectern, where their types do not say it."""
+        """Explain how to read the columns without Lectern; empty if their types are explanation enough."""
         return ""
 
     def as_begun(self, begun: "Codec", same_budget: bool) -> "Codec":
-        """What a dump that was begun with the codec `begun` goes on with where this one is asked for: this one, with
-        what was fitted to a sample then. `same_budget`: both were asked for with the same bytes a position.
+        """Return the codec with which a dump is continued: this one, with the parameters that were fitted to a sample
+        when the dump was begun.
+
+        Args:
+            begun: the codec with which the dump was begun.
+            same_budget: whether both were requested with the same number of bytes per position.
         """
         return self
 
     @property
     def constants_file(self) -> str | None:
-        """The file in the dump's `weights/` that holds the constants, or None where the manifest says everything."""
+        """Name of the file in the dump's `weights/` that holds the constants; None if the codec has none."""
         return None
 
     def constants(self) -> dict[str, Tensor]:
-        """Tensors too large for the manifest that `encode` or `decode` needs, to be kept in `constants_file`."""
+        """Return the tensors that `encode` or `decode` needs and that are too large for the manifest, by name.
+
+        A dump stores them in `constants_file`.
+        """
         return {}
 
     def with_constants(self, tensors: dict[str, Tensor]) -> Self:
-        """This codec with the tensors of `constants_file`.
+        """Return this codec with the tensors of `constants_file`.
 
         Raises:
-            DumpError: when they are not those that it was made with.
+            DumpError: if they differ from those that the dump was written with.
         """
         return self
 
 
 class Sample(Protocol):
-    """What a distribution codec is given of a sample of rows: it may be looked at more than once."""
+    """A sample of positions to which a distribution codec is fitted; it can be iterated over more than once."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Slice by slice what the codec `takes` (logits_NV or states_ND), and the positions' keys_N."""
+        """Yield slices of what the codec `takes` (logits_NV or states_ND), each with the keys_N of its positions."""
 
 
 class DistributionCodec(Codec):
-    """A codec of distributions over classes or a vocabulary.
+    """The base class of codecs for distributions over classes or a vocabulary.
 
-    `takes` says what `encode` is given: logits, or the states that the output projection makes logits of.
+    `takes` says what `encode` expects: logits, or the hidden states that are the input of the output projection.
     """
 
     takes: ClassVar[Literal["logits", "states"]] = "logits"
-    # Whether every logit comes back, but for rounding.
+    # Whether decoding gives every logit, up to rounding.
     keeps_all_logits: ClassVar[bool] = False
 
     @property
     def samples(self) -> bool:
-        """Whether sampled ids stand for the tail."""
+        """Whether sampled ids represent the tail."""
         return False
 
     @property
     def has_exact_ids(self) -> bool:
-        """Whether the probability of some ids is known."""
+        """Whether the probabilities of some ids are known exactly, up to rounding."""
         return True
 
     @classmethod
@@ -133,78 +140,88 @@ class DistributionCodec(Codec):
         return cls.model_validate({"name": name, "classes": size, **parameters})
 
     def fitted(self, sample: Sample) -> Self:
-        """This codec with the parameters that are fitted to a sample."""
+        """Return this codec with parameters that are fitted to a sample."""
         return self
 
     def within(self, budget: float, bytes_of: Callable[[Self], float]) -> Self:
-        """This codec with the parameters with which it takes about `budget` bytes a position, as `bytes_of` weighs it.
+        """Return this codec with parameters with which it takes about `budget` bytes per position.
+
+        Args:
+            budget: bytes per position.
+            bytes_of: measures the bytes per position of a codec.
 
         Raises:
-            ValueError: where no parameters do, or it has none that matter.
+            ValueError: if no parameters meet the budget, or if no parameter changes the size.
         """
-        raise ValueError(f"what is kept of {self.name!r} has no size to choose")
+        raise ValueError(f"the size of what is recorded as {self.name!r} cannot be chosen")
 
     def measured(self, sample: Sample) -> dict[str, float]:
-        """What it loses of a sample, by the names that the manifest has; empty where that is nothing."""
+        """Measure what encoding loses on a sample, by the names used in the manifest; empty if nothing is lost."""
         return {}
 
     @abstractmethod
     def encode(self, taken: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
-        """What it `takes` (float32 logits_NV, or states_ND of any floating type) -> the columns. `keys_N` (int64) name
-        the positions for what is drawn at random.
+        """Encode what the codec `takes` as its columns.
+
+        Args:
+            taken: float32 logits_NV, or states_ND of any floating-point type. A logit of -infinity means that the class
+                is ruled out.
+            keys_N: int64 keys of the positions, which determine what is drawn at random.
 
         Raises:
-            NotFiniteError: for NaN or +infinity, and where it takes states, for a value beyond what the columns can
-                hold. A logit of -infinity is a class ruled out.
+            NotFiniteError: for NaN or +infinity and, if the codec takes states, for a value that is too large for the
+                columns.
         """
 
     @abstractmethod
     def decode(self, columns: dict[str, Tensor]) -> Targets:
-        """What the columns hold, as float32 (and int64 for ids) on the columns' device."""
+        """Decode the columns to float32 (int64 for ids), on their device."""
 
     def ranked_expr(self) -> pl.Expr:
-        """What the next ones are made from: evaluated once, its column may be given to each of them."""
+        """Intermediate result of the following expressions; evaluate it once and pass its column to each of them."""
         return pl.lit(None)
 
     @abstractmethod
     def ids_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """list[i64] a position: the kept ids, most probable first (all classes in their order for a dense one)."""
+        """list[i64] per position: the kept ids, most probable first (a dense codec: all classes in their order)."""
 
     @abstractmethod
     def log_probs_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """list[f64] a position: log-probabilities of these ids (of a sampled one: the log of what it weighs)."""
+        """list[f64] per position: log-probabilities of these ids (of a sampled id, the log of its weight)."""
 
     @abstractmethod
     def exact_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """u32 a position: how many ids, counted from the list's first, are exact; the others are sampled."""
+        """u32 per position: how many ids at the start of the list are exact; the others are sampled."""
 
     @abstractmethod
     def tail_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """f64 a position: log of the mass outside the exact ids of the list, -inf where nothing is outside."""
+        """f64 per position: log of the mass outside the exact ids of the list, -inf if there is none."""
 
     def entropy_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """f64 a position, in nats, of a frame that has the last expressions as columns `log_probs` and `tail`: a lower
-        bound where the tail is one class."""
+        """f64 per position: the entropy in nats; a lower bound if the tail counts as one class.
+
+        The frame must have the previous expressions as columns `log_probs` and `tail`.
+        """
         log_p, tail = pl.element(), pl.col("tail")
         # 0 * log 0 is 0.
         inside = pl.col("log_probs").list.eval(pl.when(log_p.is_infinite()).then(0.0).otherwise(-log_p.exp() * log_p))
-        # Sampled ids stand for the tail themselves.
+        # Sampled ids represent the tail themselves.
         outside = 0.0 if self.samples else pl.when(tail.is_infinite()).then(0.0).otherwise(-tail.exp() * tail)
         return inside.list.sum() + outside
 
 
 class VectorCodec(Codec):
-    """A codec of vectors, such as the hidden states of a layer."""
+    """The base class of codecs for vectors, such as the hidden states of a layer."""
 
     compresses: ClassVar[bool] = False
-    # Whether some channels can be kept apart from the others, in a field `outlier_channels`.
+    # Whether some channels, listed in a field `outlier_channels`, can be stored separately.
     keeps_outliers: ClassVar[bool] = False
 
     width: int
 
     @property
     def outliers(self) -> tuple[int, ...]:
-        """The channels that are kept apart."""
+        """The channels that are stored separately."""
         return ()
 
     @classmethod
@@ -212,7 +229,7 @@ class VectorCodec(Codec):
         return cls.model_validate({"name": name, "width": size, **parameters})
 
     def explain(self) -> str:
-        """What a vector is, in terms of the columns."""
+        """Explain how to compute a vector from the columns."""
         return f"the vector in `{self.name}.*`, kept as {self.describe()}"
 
     def as_begun(self, begun: Codec, same_budget: bool) -> Codec:
@@ -221,25 +238,25 @@ class VectorCodec(Codec):
         return begun if is_alike else self
 
     def fitted(self, sample_MD: Tensor) -> Self:
-        """This codec with what is fitted to a sample of finite vectors [M, D], M >= 1."""
+        """Return this codec with parameters that are fitted to a sample of finite vectors [M, D], M >= 1."""
         return self
 
     def measured(self, sample_MD: Tensor) -> dict[str, float]:
-        """What it loses of a sample of vectors [M, D]."""
+        """Measure the reconstruction error on a sample of vectors [M, D], by the names used in the manifest."""
         return Reconstruction.of(sample_MD, self.decode(self.encode(sample_MD)))._asdict()
 
     @abstractmethod
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
-        """Vectors [N, D] of any floating type -> the columns.
+        """Encode vectors [N, D] of any floating-point type as the columns.
 
         Raises:
-            NotFiniteError: for NaN, infinity, or a value beyond what the columns can hold.
+            NotFiniteError: for NaN, infinity, or a value that is too large for the columns.
         """
 
     @abstractmethod
     def decode(self, columns: dict[str, Tensor]) -> Tensor:
-        """The columns -> float32 [N, D] on their device."""
+        """Decode the columns to float32 [N, D], on their device."""
 
     @abstractmethod
     def vector_expr(self) -> pl.Expr:
-        """list[f32] a position."""
+        """list[f32] per position: the vector."""

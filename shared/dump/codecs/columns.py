@@ -1,7 +1,8 @@
-"""The Parquet columns that a codec's tensors become.
+"""The Parquet columns of codecs.
 
 A column holds, for each position, one number, one fixed-size binary of `width` numbers, or a list of any length. In
-memory a list column is flat: its values under the column's name, and how many each position has under `counts_of` it.
+memory, a list column is two flat tensors: its values under the column's name, and the number of values of each position
+under the name that `counts_of` gives.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _POLARS_TYPES = {
 
 @dataclass(frozen=True)
 class Column:
-    """One Parquet column of a signal: its name, numpy type and how many numbers a position takes (None: a list)."""
+    """One Parquet column of a signal: its name, numpy type, and numbers per position (None: a list of any length)."""
 
     name: str
     dtype: str
@@ -30,28 +31,28 @@ class Column:
 
     @property
     def is_list(self) -> bool:
-        """Whether positions differ in how many numbers they take."""
+        """Whether the number of values varies between positions."""
         return self.width is None
 
     @property
     def bytes_per_position(self) -> int:
-        """Bytes a position, before compression; of a list, those of one value."""
+        """Bytes per position before compression; for a list, the bytes of one value."""
         return np.dtype(self.dtype).itemsize * (1 if self.width is None else self.width)
 
     def expr(self) -> pl.Expr:
-        """The exploded column (one value a position) as a number, an array of numbers, or a list of them."""
+        """The exploded column (one value per position) as a number, an array of numbers, or a list of numbers."""
         raw, dtype = pl.col(self.name), _POLARS_TYPES[self.dtype]
         if self.is_list:
             return raw
         return raw.cast(dtype) if self.width == 1 else raw.bin.reinterpret(dtype=pl.Array(dtype, self.width))
 
     def list_expr(self) -> pl.Expr:
-        """The same as a list, whatever the width."""
+        """The same as `expr`, but always as a list."""
         if self.is_list:
             return self.expr()
         return self.expr().arr.to_list() if self.width != 1 else pl.concat_list(self.expr())
 
 
 def counts_of(column: str) -> str:
-    """Under which name the counts of a list column lie beside its values."""
+    """Return the name under which the counts of a list column are kept in memory, beside its values."""
     return f"{column}#counts"

@@ -1,4 +1,7 @@
-"""Constants too large for the manifest, kept once a dump in `weights/`: a codec holds their hash among its fields."""
+"""Constants of codecs that are too large for the manifest.
+
+A dump stores them once, in `weights/`; a field of the codec holds their hash.
+"""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -11,29 +14,35 @@ from shared.errors import DumpError
 
 @dataclass
 class Constants:
-    """Tensors by name, where known. All are equal: which they are, a hash among the codec's fields says."""
+    """Tensors by name, or None if they are not loaded.
+
+    All instances compare as equal, because the codec's field with the hash already tells different constants apart.
+    """
 
     tensors: dict[str, Tensor] | None = field(default=None, compare=False)
 
     def known(self, missing: str) -> dict[str, Tensor]:
-        """The tensors. Raises DumpError with the sentence `missing` where they are not known."""
+        """Return the tensors. Raises DumpError with the message `missing` if they are not loaded."""
         if self.tensors is None:
             raise DumpError(missing)
         return self.tensors
 
     def on(self, device: torch.device, missing: str) -> dict[str, Tensor]:
-        """The same on a device, where they stay: the next batch comes from there too."""
+        """Return the tensors on a device, and keep them there, because the next batch will be there too.
+
+        Raises DumpError with the message `missing` if they are not loaded.
+        """
         if any(tensor.device != device for tensor in self.known(missing).values()):
             self.tensors = {name: tensor.to(device) for name, tensor in self.known(missing).items()}
         return self.known(missing)
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, whatever the file format that carries them."""
+    """Return the SHA-256 of the tensors' names, types, shapes and values; it does not depend on a file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}\n".encode())
-        # As bytes, because numpy has no bfloat16.
+        # Viewed as bytes, because numpy has no bfloat16.
         digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

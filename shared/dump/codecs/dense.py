@@ -1,4 +1,4 @@
-"""The codec of few classes: everything.
+"""The codec for few classes: it stores all logits.
 
 Shapes: N positions, V classes.
 """

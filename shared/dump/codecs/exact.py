@@ -1,16 +1,16 @@
-"""The codec of whole distributions over a large vocabulary: what goes into the output projection, and the projection.
+"""The codec for whole distributions over a large vocabulary: it stores the input of the output projection.
 
-All logits are a linear map of a vector some hundred or thousand numbers wide, so that this vector and the map, kept
-once, give all of them back: the softmax bottleneck (Finlayson et al. 2024, "Logits of API-Protected LLMs Leak
-Proprietary Information", arXiv 2403.09539, section 2). The vector is the one after the model's final norm (of BERT's
-kind: after the prediction head's transform).
+All logits are a linear map of a vector with some hundreds or thousands of channels. So this vector, and the map, which
+is stored once, give all logits: the softmax bottleneck (Finlayson et al. 2024, "Logits of API-Protected LLMs Leak
+Proprietary Information", arXiv 2403.09539, section 2). The vector is the output of the model's final norm (in models
+like BERT, of the prediction head's transform).
 
-What the vector's rounding costs, as mean KL to the distributions of the unrounded one (MiniLM's hidden states, 384
-wide, and a head tied to its embeddings, 30,522 ids, scaled to an entropy of 2.5 nats): float16 1e-7 at 768 bytes a
-position, int8 1.5e-4 at 391, int4 0.015 at 208; a sharper head costs more, and the manifest says how much. Float32
-states would bring 1e-12, for twice the bytes of what is negligible already.
+Cost of rounding the vector, as mean KL divergence from the distributions of the unrounded vector (MiniLM's hidden
+states of width 384, and a head tied to its embeddings, 30,522 ids, scaled to an entropy of 2.5 nats): float16 1e-7 at
+768 bytes per position, int8 1.5e-4 at 391, int4 0.015 at 208. A sharper head costs more; the manifest states how much.
+Float32 states would give 1e-12 and take twice the bytes, although the cost of float16 is already negligible.
 
-Shapes: N positions, V vocabulary, D width, K ids that are shown.
+Shapes: N positions, M positions of a sample, V vocabulary, D width, K ids that are shown.
 """
 
 from typing import Any, ClassVar, Literal, Self
@@ -29,12 +29,12 @@ from shared.dump.codecs.vectors.kinds import VectorKind, kept_by
 from shared.dump.codecs.vectors.outliers import OutlierChannels
 from shared.errors import DumpError, UsageError
 
-# To people a distribution is its most probable ids; all of a vocabulary's 30,000 to 250,000 would be megabytes a row.
+# In tables a distribution is its most probable ids; all 30,000 to 250,000 ids of a vocabulary take megabytes per row.
 SHOWN_IDS = 64
 # Positions over which the rounding of states is measured: each costs two products with the whole head.
 ROUNDING_POSITIONS = 1024
 ROUNDING_VALUES = 2**22
-# Where polars asks: few enough that their logits stay near the processor, enough to be worth the head's conversion.
+# For polars: few enough that their logits stay in the processor's caches, enough to make up for converting the head.
 SLICE_POSITIONS = 64
 
 
@@ -43,7 +43,7 @@ _CONFIG_ENTRIES = {"softcap": "final_logit_softcapping", "scale": "logit_scale",
 
 
 class LogitStep(BaseModel):
-    """What a few architectures do to their logits after the projection."""
+    """The step that a few architectures apply to their logits after the output projection."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,14 +52,14 @@ class LogitStep(BaseModel):
 
     @classmethod
     def of(cls, config: Any) -> Self:
-        """What a model with this configuration does."""
+        """Return the step of a model with this configuration."""
         for step, entry in _CONFIG_ENTRIES.items():
             if value := getattr(config, entry, None):
                 return cls.model_validate({"step": step, "value": value})
         return cls()
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Projected [..., V] -> logits [..., V]."""
+        """Apply the step: output of the projection [..., V] -> logits [..., V]."""
         if self.step == "softcap":
             return torch.tanh(logits / self.value) * self.value
         if self.step == "scale":
@@ -67,7 +67,7 @@ class LogitStep(BaseModel):
         return logits / self.value if self.step == "divisor" else logits
 
     def formula(self, projected: str) -> str:
-        """The same as text, of logits that are called `projected`."""
+        """Return the step as a formula; `projected` is the text for the output of the projection."""
         return {
             "none": projected,
             "softcap": f"tanh(({projected}) / {self.value:g}) * {self.value:g}",
@@ -77,15 +77,16 @@ class LogitStep(BaseModel):
 
 
 class Exact(DistributionCodec):
-    """All logits, as the state that goes into the output projection and the projection itself.
+    """All logits, stored as the input states of the output projection and the projection itself.
 
-    Constants in `constants_file`, known by `constants_sha256`: weight [V, D] and, where the head has one, bias [V], in
-    the teacher's own type. Logits are made in float32, whatever type the teacher computed in: a teacher in half
-    precision rounds its own logits further.
+    The constants in `constants_file`, identified by `constants_sha256`, are weight [V, D] and, if the head has one,
+    bias [V], in the teacher's dtype. Logits are computed in float32, whatever type the teacher computed in; a teacher
+    in half precision rounds its own logits further.
 
     Attributes:
-        states: the codec of vectors that keeps the states, with its outlier channels.
-        after: what follows the projection.
+        states: the vector codec that encodes the states.
+        outlier_channels: channels that this vector codec stores separately.
+        after: the step after the projection.
     """
 
     takes: ClassVar[Literal["logits", "states"]] = "states"
@@ -106,7 +107,7 @@ class Exact(DistributionCodec):
     def of_head(
         cls, name: str, weight_VD: Tensor, bias_V: Tensor | None, after: LogitStep, states: str = "float16"
     ) -> "Exact":
-        """The codec of a head's distributions, with its constants."""
+        """Return the codec for the distributions of an output projection, with its constants."""
         constants = {"weight": weight_VD.detach()} | ({} if bias_V is None else {"bias": bias_V.detach()})
         vocabulary, width = weight_VD.shape
         facts = {"name": name, "vocabulary": vocabulary, "width": width, "states": states, "after": after}
@@ -114,11 +115,11 @@ class Exact(DistributionCodec):
 
     @classmethod
     def asked(cls, name: str, size: int, **parameters: Any) -> Self:
-        raise UsageError("exact distributions come from a teacher's head; ask for them by `exact`.")
+        raise UsageError("exact distributions need a teacher's head; request them with `exact`.")
 
     @property
     def state_codec(self) -> VectorCodec:
-        """The codec of the states."""
+        """The vector codec that encodes the states."""
         return kept_by(self.states, f"{self.name}.state", self.width, self.outlier_channels)
 
     @property
@@ -134,9 +135,9 @@ class Exact(DistributionCodec):
         if self.outlier_channels:
             apart = f" Channels {list(self.outlier_channels)} are not in it but in `{self.name}.state.outliers`."
         return (
-            f"The state that goes into the teacher's output projection is {state}.{apart} The projection is in "
+            f"The state that is the input of the teacher's output projection is {state}.{apart} The projection is in "
             f"`weights/{self.constants_file}`. All logits of a position are "
-            f"`{self.after.formula('state @ weight.T + bias')}`, in float32; where the file has no bias, there is none."
+            f"`{self.after.formula('state @ weight.T + bias')}`, in float32; without the bias if the file has none."
         )
 
     def as_begun(self, begun: Codec, same_budget: bool) -> Codec:
@@ -151,7 +152,7 @@ class Exact(DistributionCodec):
 
     @torch.inference_mode()
     def measured(self, sample: Sample) -> dict[str, float]:
-        """The KL divergence that rounding the states costs, the mean over positions from all over the sample."""
+        """Measure the mean KL divergence caused by rounding the states, at positions spread over the sample."""
         states_MD = _states(sample)
         states_MD = states_MD[:: max(1, len(states_MD) // ROUNDING_POSITIONS)]
         divergence = 0.0
@@ -165,19 +166,19 @@ class Exact(DistributionCodec):
         return self.state_codec.encode(states_ND)
 
     def decode(self, columns: dict[str, Tensor]) -> DenseTargets:
-        """Targets whose logits are made only where they are looked at: of a batch they would be gigabytes."""
+        """Return targets that compute logits on demand, because those of a whole batch may take gigabytes."""
         return DenseTargets(self.state_codec.decode(columns), self.logits)
 
     def logits(self, states_ND: Tensor) -> Tensor:
-        """float32 logits_NV of states, on their device. Raises DumpError without the constants."""
+        """Return float32 logits_NV of states, on their device. Raises DumpError without the constants."""
         head = self._constants.on(states_ND.device, self._missing)
         bias_V = head["bias"].float() if "bias" in head else None
-        # Also where a training step has autocast on.
+        # In float32 also if autocast is on in a training step.
         with torch.autocast(states_ND.device.type, enabled=False):
             return self.after(functional.linear(states_ND.float(), head["weight"].float(), bias_V))
 
     def ranked_expr(self) -> pl.Expr:
-        """struct a position: the four columns that follow, from one pass over the vocabulary."""
+        """struct per position: ids, log_probs, tail and entropy, from one pass over the vocabulary."""
         types: dict[str, pl.DataType] = {
             "ids": pl.List(pl.Int64),
             "log_probs": pl.List(pl.Float64),
@@ -208,7 +209,7 @@ class Exact(DistributionCodec):
         return self._of_ranked(ranked, "tail")
 
     def entropy_expr(self, ranked: pl.Expr | None = None) -> pl.Expr:
-        """Over the whole vocabulary."""
+        """f64 per position: the entropy in nats over the whole vocabulary."""
         return self._of_ranked(ranked, "entropy")
 
     @property
@@ -229,10 +230,10 @@ class Exact(DistributionCodec):
         return copy
 
     def _shown(self, states_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(ids_NK, log_probs_NK, tail_N, entropy_N), in float64 from the logits on."""
+        """Return (ids_NK, log_probs_NK, tail_N, entropy_N), computed in float64 from the logits."""
         logits_NV = self.logits(states_ND)
         top_NK, ids_NK = logits_NV.topk(min(SHOWN_IDS, self.vocabulary))
-        # Logits are finite, as the projection's weights are, so that nothing here is 0 times infinity.
+        # Logits are finite, because the projection's weights are, so nothing here is 0 times infinity.
         shifted_NV = logits_NV.double() - top_NK[:, :1]
         mass_NV = shifted_NV.exp()
         total_N1 = mass_NV.sum(-1, keepdim=True)
@@ -253,5 +254,5 @@ class Exact(DistributionCodec):
 
 
 def _states(sample: Sample) -> Tensor:
-    """[M, D]."""
+    """Return all states of a sample, [M, D]."""
     return torch.cat([states_ND for states_ND, _ in sample])

@@ -1,10 +1,10 @@
-"""The codec of large vocabularies: some ids of each position, one whole number each.
+"""The codec for large vocabularies: it keeps some ids of each position, as one integer each.
 
-Every kept id is one entry: the id, and a code (see coding/entries.py). A code is the probability on a power scale (see
-coding/power.py). The entries are stored in byte planes, which ZSTD then finds easy: by Parquet where positions differ
-in how many they have, else by us. Where the tail is sampled, the sampled ids come after the exact ones.
+Each kept id is one entry, which holds the id and a code (see coding/entries.py). The code is the probability on a power
+scale (see coding/power.py). Entries are stored in byte planes, which ZSTD compresses well: in planes made by Parquet if
+the number of entries varies between positions, else in planes made here. Sampled ids come after the exact ones.
 
-Shapes: N positions, K most that a position keeps, E entries.
+Shapes: N positions, V vocabulary, K most ids of a position, E entries of all positions.
 """
 
 import math
@@ -29,21 +29,26 @@ from shared.dump.codecs.targets import SparseTargets
 
 DEFAULT_LEVELS = 130
 MOST_LEVELS = 65_000
-# 8 MB of float32, which bounds the memory. 2**24 at once saved nothing at 30,522 ids and up to a fifth at 152,064.
+# 8 MB of float32, which limits the memory. With 2**24 at once, 30,522 ids took the same time, and 152,064 ids up to a
+# fifth less.
 _RUN_VALUES = 2**21
 _TAIL_LEVELS = {8: 255, 16: 65_535}
 
 
 class Sparse(DistributionCodec):
-    """Ids by a rule, with their probabilities as codes, and the mass outside the exact ids.
+    """Ids chosen by a rule, with their probabilities as codes, and the mass outside the exact ids.
 
-    A probability p comes back as q with |p ** 0.4 - q ** 0.4| <= 0.5 / levels (the most probable one, which is kept
-    apart from the next, within 1.5 / levels); so does the mass outside, with 255 levels, or 65,535 where `levels` is
-    above 250. A sampled id weighs exactly the threshold, a drawn one exactly how often it was drawn.
+    A probability p decodes to q with |p ** 0.4 - q ** 0.4| <= 0.5 / levels (the largest one of a position within
+    1.5 / levels, because its code is kept above the others). The same holds for the mass outside, with 255 levels, or
+    65,535 if `levels` is above 250. A sampled id decodes to exactly the threshold, a drawn id to exactly its share of
+    the draws.
 
-    Columns: `entries`, or `entries_0`, `entries_1`, ... where they are `in_planes` (top-k alone); `tail`; `floor`, the
-    position's smallest code, where the rule does not bound it (top-k, top-p); `log_sums` where temperatures are
-    declared, float16; `entropy` of the whole distribution in nats where it is asked for, float16.
+    Columns:
+        entries: lists; instead `entries_0`, `entries_1`, ... if the entries are `in_planes` (top-k alone).
+        tail: the code of the mass outside the exact ids.
+        floor: the smallest code of the position, if the rule does not bound it (top-k, top-p).
+        log_sums: float16, one for each of `temperatures`, if there are any.
+        entropy: float16, of the whole distribution in nats, if `entropy` is set.
     """
 
     codec: Literal["sparse"] = "sparse"
@@ -57,14 +62,14 @@ class Sparse(DistributionCodec):
     @model_validator(mode="after")
     def _check(self) -> "Sparse":
         if self.in_planes and self._fixed_count is None:
-            raise ValueError("planes are for rules that keep the same number of ids everywhere")
+            raise ValueError("planes need a rule that keeps the same number of ids at every position")
         if any(not 0 < value < math.inf or value == 1 for value in self.temperatures):
-            raise ValueError("temperatures are positive numbers other than 1")
+            raise ValueError("temperatures must be positive and other than 1")
         return self
 
     @property
     def code_bits(self) -> int:
-        """Bits of an entry that hold its code."""
+        """The number of bits of an entry's code."""
         return 8 if self.levels <= 250 else 16
 
     @property
@@ -97,7 +102,7 @@ class Sparse(DistributionCodec):
 
     @property
     def entries(self) -> Entries:
-        """How the ids and codes are stored."""
+        """The storage of ids and codes."""
         return Entries(f"{self.name}.entries", self.vocabulary, self.code_bits, self._fixed_count, self.in_planes)
 
     @property
@@ -137,17 +142,16 @@ class Sparse(DistributionCodec):
         return f"{self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra}"
 
     def explain(self) -> str:
-        """How to read the columns without Lectern."""
         lines, rule = self.entries.explain(), self.selection
         if rule.most_times is not None:
-            lines.append(f"The code is how often it was drawn, out of {rule.most_times}.")
+            lines.append(f"The code is how often the id was drawn, out of {rule.most_times} draws.")
         else:
             floor = f" plus the position's `{self._floor.name}`" if self._floor else " minus 1" if self.samples else ""
             lines.append(
-                f"Its probability is `(c / {self.levels}) ** {1 / power.EXPONENT:g}` where c is the code{floor}."
+                f"The probability of an id is `(c / {self.levels}) ** {1 / power.EXPONENT:g}`: c is the code{floor}."
             )
         if rule.sampled_weight is not None:
-            lines.append(f"Code 0 is a sampled id: it weighs {rule.sampled_weight:g}.")
+            lines.append(f"Code 0 means that the id is sampled; its weight is {rule.sampled_weight:g}.")
         lines.append(
             f"The mass outside the exact ids is `({self._tail.name} / {_TAIL_LEVELS[self.code_bits]}) ** "
             f"{1 / power.EXPONENT:g}`."
@@ -179,7 +183,7 @@ class Sparse(DistributionCodec):
         return columns
 
     def pack(self, kept: Kept) -> dict[str, Tensor]:
-        """What a rule kept -> the columns `entries`, `tail` and `floor`."""
+        """Encode the ids that a rule kept as the columns `entries`, `tail` and `floor`."""
         counts_N = kept.counts_N
         owners_E, ranks_E = owners_and_ranks(counts_N)
         columns = {}
@@ -192,7 +196,7 @@ class Sparse(DistributionCodec):
                 codes_E = codes_E - floor_N.index_select(0, owners_E)
                 columns[self._floor.name] = floor_N.to(_torch_small(self.code_bits))
             elif self.samples:
-                # 0 says that an id is sampled.
+                # Code 0 means that an id is sampled.
                 codes_E = torch.where(ranks_E < kept.exact_N.index_select(0, owners_E), codes_E + 1, 0)
         columns |= self.entries.pack(kept.ids_E, codes_E, ranks_E, counts_N)
         tail_N = power.to_codes(kept.tail_N, _TAIL_LEVELS[self.code_bits])
@@ -217,12 +221,12 @@ class Sparse(DistributionCodec):
 
     @property
     def _fixed_count(self) -> int | None:
-        """How many ids every position keeps, where that is fixed."""
+        """The number of ids at every position; None if it varies."""
         fixed = self.selection.fixed_ids
         return None if fixed is None else min(fixed, self.vocabulary)
 
     def _log_probs(self, codes: Tensor) -> Tensor:
-        """Codes -> log-probabilities or, of sampled ids, log weights: a look-up."""
+        """Return the log-probabilities of codes (for sampled ids, log weights), by looking them up in a table."""
         if self.selection.most_times is not None:
             times = torch.arange(256, device=codes.device, dtype=torch.float64)
             values = (times / self.selection.most_times).log().float()
@@ -244,7 +248,7 @@ class Sparse(DistributionCodec):
         return {temperature: sums[:, index] for index, temperature in enumerate(self.temperatures)}
 
     def ranked_expr(self) -> pl.Expr:
-        """list[i64] a position, most probable first: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
+        """list[i64] per position, most probable first: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
         keys = self.entries.keys_expr()
         if self._floor is not None:
             keys = keys + self._floor.expr().cast(pl.Int64) * ID_LIMIT
@@ -285,7 +289,7 @@ class Sparse(DistributionCodec):
 
 
 def _run_positions(logits_NV: Tensor) -> int:
-    """How many positions to look at at a time: on a CPU a few megabytes, elsewhere all of them."""
+    """Return how many positions to encode at a time: a few megabytes on a CPU, all positions on other devices."""
     return max(1, _RUN_VALUES // logits_NV.shape[1] if logits_NV.device.type == "cpu" else len(logits_NV))
 
 

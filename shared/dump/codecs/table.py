@@ -1,4 +1,4 @@
-"""The table of codecs: what the `codec` of a signal may be. Adding one is a file in this folder and a line here."""
+"""The table of codecs: the valid values of a signal's `codec`. A new codec is a file in this folder and a line here."""
 
 from typing import Annotated
 

@@ -1,4 +1,7 @@
-"""What a distribution's columns decode to."""
+"""Decoded distributions: the targets of a student.
+
+Shapes: N positions, V vocabulary or classes, K most ids of a position, X anything.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +15,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The teacher's whole distributions: logits_NV, or what they are made of where they are asked for.
+    """Distributions with all logits, which are given or computed on demand.
 
     Attributes:
-        kept_NX: the logits, or the states from which `make` makes them.
+        kept_NX: the logits or, if `make` is given, the states from which it computes them.
+        make: states_ND -> logits_NV.
     """
 
     has_all_logits: ClassVar[Literal[True]] = True
@@ -25,34 +29,37 @@ class DenseTargets:
 
     @cached_property
     def logits_NV(self) -> Tensor:
-        """All logits. Of a large vocabulary, ask for those of a `part`."""
+        """All logits. For a large vocabulary, take a `part` first."""
         return self.kept_NX if self.make is None else self.make(self.kept_NX)
 
     def part(self, positions: slice) -> "DenseTargets":
-        """Those of some positions."""
+        """Return the targets of some positions."""
         return DenseTargets(self.kept_NX[positions], self.make)
 
     def argmax(self) -> Tensor:
-        """The teacher's most probable class at each position, [N]."""
+        """Return the teacher's most probable class at each position, [N]."""
         return self.logits_NV.argmax(-1)
 
     def resized(self, classes: int) -> "DenseTargets":
-        """For a student's head of another width: both heads are padded beyond the tokenizer's entries, and what is
-        beyond one of them has no mass."""
+        """Return the targets for a student's head with `classes` outputs.
+
+        Heads may be padded beyond the tokenizer's entries; a class that the teacher's head lacks gets no mass.
+        """
         missing = classes - self.logits_NV.shape[-1]
         return self if missing == 0 else DenseTargets(functional.pad(self.logits_NV, (0, missing), value=-torch.inf))
 
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """Some ids of each position, filled up to the same number with log-probability -inf.
+    """Distributions of which some ids are kept; positions with fewer ids are padded with log-probability -inf.
 
     Attributes:
-        ids_NK: int64, each at most once a position; a filling's id means nothing.
-        log_probs_NK: log-softmax values over the whole vocabulary; of a sampled id the log of what it weighs.
-        tail_N: log of the mass outside the ids that are exact.
-        sampled_NK: which ids stand for the tail, being drawn from it; None where the tail has no such ids.
-        log_sums_N: temperature T -> log of the sum over the vocabulary of p ** (1 / T), where the dump keeps it.
+        ids_NK: int64, each at most once per position; the ids of padding are meaningless.
+        log_probs_NK: log-softmax values over the whole vocabulary; for a sampled id, the log of its weight.
+        tail_N: log of the mass outside the exact ids.
+        sampled_NK: bool, which ids were sampled from the tail and represent it; None if no ids are sampled.
+        log_sums_N: temperature T -> log of the sum over the vocabulary of p ** (1 / T), for the temperatures that the
+            dump has.
     """
 
     has_all_logits: ClassVar[Literal[False]] = False
@@ -64,9 +71,9 @@ class SparseTargets:
     log_sums_N: dict[float, Tensor] = field(default_factory=dict)
 
     def argmax(self) -> Tensor:
-        """The teacher's most probable id at each position, [N] (where all are drawn, the one drawn most often)."""
+        """Return the teacher's most probable id at each position, [N] (if all are drawn, the one drawn most often)."""
         known_NK = self.exact().log_probs_NK
-        # A sampled id may weigh more than the best exact one: it stands for many.
+        # A sampled id may have a larger weight than the most probable exact id, because it represents many ids.
         best_N1 = torch.where(
             (known_NK > -torch.inf).any(1, keepdim=True),
             known_NK.argmax(dim=1, keepdim=True),
@@ -75,7 +82,7 @@ class SparseTargets:
         return self.ids_NK.gather(1, best_N1).squeeze(1)
 
     def part(self, positions: slice) -> "SparseTargets":
-        """Those of some positions."""
+        """Return the targets of some positions."""
         return SparseTargets(
             self.ids_NK[positions],
             self.log_probs_NK[positions],
@@ -85,14 +92,17 @@ class SparseTargets:
         )
 
     def exact(self) -> "SparseTargets":
-        """The ids whose probability is known; what was sampled is in the tail anyway."""
+        """Return the targets with the exact ids alone; `tail_N` already includes the mass of the sampled ones."""
         if self.sampled_NK is None:
             return self
         known_NK = self.log_probs_NK.masked_fill(self.sampled_NK, -torch.inf)
         return SparseTargets(self.ids_NK, known_NK, self.tail_N, None, self.log_sums_N)
 
     def resized(self, classes: int) -> "SparseTargets":
-        """For a student's head of another width: an id beyond it (padding of the teacher's head) joins the tail."""
+        """Return the targets for a student's head with `classes` outputs.
+
+        The mass of an exact id beyond them (padding of the teacher's head) is added to the tail.
+        """
         beyond_NK = (self.ids_NK >= classes) & (self.log_probs_NK != -torch.inf)
         ids_NK = self.ids_NK.masked_fill(self.ids_NK >= classes, 0)
         if not beyond_NK.any():

@@ -1,4 +1,4 @@
-"""The first top-k codec, still read: dumps of the earliest version hold it. `sparse` replaced it.
+"""The top-k codec of format version 1, which can still be read. `sparse` has replaced it for new dumps.
 
 Shapes: N positions, V vocabulary, K kept candidates.
 """
@@ -15,10 +15,10 @@ from shared.dump.codecs.targets import SparseTargets
 
 
 class TopKFloat16(DistributionCodec):
-    """The k most probable ids, most probable first, with float16 log-softmax values, and the mass left out.
+    """The k most probable ids, most probable first, with float16 log-softmax values, and the mass of the others.
 
-    Log-probabilities are float16: off by at most 2**-11 of their size, or 2**-25 near 0 (and float32's own error, some
-    1e-6). The mass left out is exact to 1e-5 of itself, however small it is.
+    The error of a log-probability is at most 2**-11 of its size, or 2**-25 near 0 (plus the error of float32, about
+    1e-6). The relative error of the mass of the others is at most 1e-5, however small it is.
     """
 
     codec: Literal["top-k"] = "top-k"
@@ -45,7 +45,7 @@ class TopKFloat16(DistributionCodec):
         return (self._ids, self._log_probs, self._tail)
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError("new dumps are written by the codec `sparse`")
+        raise NotImplementedError("new dumps are written with the codec `sparse`")
 
     def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
         return SparseTargets(

@@ -1,1 +1,1 @@
-"""How ids and probabilities become small whole numbers, and come back."""
+"""How ids and probabilities are encoded as small integers, and decoded."""

@@ -1,11 +1,11 @@
-"""Ids and their codes as entries: one whole number for each id that a position keeps.
+"""Ids and their codes as entries: one integer for each id that a position keeps.
 
-An entry is `gap * 2 ** code_bits + code`. Ids rise within a position, and a gap is how many ids were skipped, so that a
-set of ids costs about what there are sets to choose from, and no order is paid for. Where ids begin anew at a smaller
-one, the gap goes round the end of the vocabulary, so that in every case
-`ids = (running sum of (gap + 1) - 1) mod vocabulary`.
+An entry is `gap * 2 ** code_bits + code`. Ids are sorted within a position, and a gap is the number of ids skipped
+since the previous one. So the bits of a position are close to the information in a set of ids, without that of their
+order. If ids start again from a smaller one (sampled ids after exact ones), the gap wraps around the end of the
+vocabulary, so always `ids = (running sum of (gap + 1) - 1) mod vocabulary`.
 
-Shapes: N positions, K most that a position keeps, E entries of all positions.
+Shapes: N positions, K most ids of a position, E entries of all positions.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,19 @@ from shared.dump.codecs.coding import planes
 from shared.dump.codecs.columns import Column, counts_of
 from shared.dump.codecs.selection.rule import owners_and_ranks
 
-# Ids are smaller than this, which leaves room for their codes in an int64.
+# All ids are smaller than this, which leaves bits for their codes in an int64.
 ID_LIMIT = 2**40
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where the entries of some positions are among them, where positions differ in how many they have.
+    """The positions of entries, if the number of entries varies between positions.
 
     Attributes:
-        owners_E: whose each entry is.
-        width: the most that a position has.
-        index_E: where each entry is in the flattened [N, width].
+        positions: the number N of positions.
+        width: the largest number of entries of a position.
+        owners_E: the position of each entry.
+        index_E: the index of each entry in a flattened matrix [N, width].
     """
 
     positions: int
@@ -41,24 +42,25 @@ class Ragged:
 
     @classmethod
     def of(cls, counts_N: Tensor, owners_E: Tensor, ranks_E: Tensor) -> "Ragged":
-        """Of positions with so many entries; each entry is the how manieth of its position."""
-        # One at least, where there is no position at all: nothing can be said about the largest of none.
+        """Arrange the entries of positions with `counts_N` entries; `ranks_E` numbers the entries of each position."""
+        # Without any position there is no maximum.
         width = int(counts_N.max()) if len(counts_N) else 1
         return cls(len(counts_N), width, owners_E, owners_E * width + ranks_E)
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How the values of entries lie: [N, K] where every position has as many, else [E]."""
+    """The shape of values of entries: [N, K] if all positions have the same number of entries (`ragged` is None), else
+    [E]."""
 
     ragged: Ragged | None = None
 
     def of_entries(self, values_N: Tensor) -> Tensor:
-        """What each position has, for each of its entries."""
+        """Repeat the value of each position for each of its entries (as [N, 1] if not ragged)."""
         return values_N[:, None] if self.ragged is None else values_N.index_select(0, self.ragged.owners_E)
 
     def matrix(self, values: Tensor, filling: float) -> Tensor:
-        """Values of entries -> [N, K], filled up where positions differ."""
+        """Return values of entries as [N, K], padded with `filling` if ragged."""
         if self.ragged is None:
             return values
         shape = self.ragged.positions, self.ragged.width
@@ -68,12 +70,14 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Entries:
-    """How the entries of a vocabulary's ids are stored.
+    """The storage of entries.
 
     Attributes:
-        name: of the list column, and the head of the planes' names.
-        fixed: how many ids every position keeps, where that is fixed.
-        in_planes: whether they are stored in byte planes (see planes.py) in place of lists; for a fixed number alone.
+        name: name of the list column, and beginning of the names of the planes.
+        vocabulary: number of ids.
+        code_bits: number of bits of a code.
+        fixed: number of entries of every position; None if it varies.
+        in_planes: whether entries are stored in byte planes (see planes.py) instead of lists; only if `fixed` is given.
     """
 
     name: str
@@ -84,17 +88,23 @@ class Entries:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The list of entries, or the planes."""
+        """The column of lists, or the planes."""
         return self._planes or (self.list_column,)
 
     @property
     def list_column(self) -> Column:
-        """The column of lists, whether it is stored or not."""
+        """The column of lists, whether or not planes are stored instead."""
         return Column(self.name, "int32" if self._below <= 2**31 else "int64", None)
 
     def pack(self, ids_E: Tensor, codes_E: Tensor, ranks_E: Tensor, counts_N: Tensor) -> dict[str, Tensor]:
-        """Ids, one position after the other, and their codes -> the columns. `ranks_E`: the how manieth of its position
-        each is."""
+        """Encode ids and codes as the columns.
+
+        Args:
+            ids_E: ids of all positions, one position after the other.
+            codes_E: their codes.
+            ranks_E: number of each id within its position, from 0.
+            counts_N: ids per position.
+        """
         ids_E = ids_E.to(self._wide)
         before_E = torch.where(ranks_E > 0, ids_E.roll(1), -1)
         gaps_E = ids_E - before_E - 1
@@ -105,7 +115,7 @@ class Entries:
         return {self.name: entries_E, counts_of(self.name): counts_N.int()}
 
     def unpack(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Arrangement]:
-        """(int64 ids, codes, where they are): [N, K] where the number is fixed, [E] elsewhere."""
+        """Return (int64 ids, codes, their arrangement); ids and codes are [N, K] if the number is fixed, else [E]."""
         entries_E = planes.join(columns, self._planes, self._wide).flatten() if self._planes else columns[self.name]
         codes_E = entries_E & ((1 << self.code_bits) - 1)
         steps_E = (entries_E >> self.code_bits) + 1
@@ -115,35 +125,35 @@ class Entries:
         counts_N = columns[counts_of(self.name)].long()
         owners_E, ranks_E = owners_and_ranks(counts_N)
         running_E = steps_E.cumsum(0, dtype=torch.int64)
-        # What the running sum was before each position's first entry.
+        # The running sum before the first entry of each position.
         before_N = functional.pad(running_E, (1, 0)).index_select(0, counts_N.cumsum(0) - counts_N)
         ids_E = (running_E - before_N.index_select(0, owners_E) - 1) % self.vocabulary
         return ids_E, codes_E, Arrangement(Ragged.of(counts_N, owners_E, ranks_E))
 
     def keys_expr(self) -> pl.Expr:
-        """list[i64] a position: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
+        """list[i64] per position: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
         entry, factor = pl.element().cast(pl.Int64), 2**self.code_bits
         ids = ((entry // factor + 1).cum_sum() - 1) % self.vocabulary
         entries = planes.join_expr(self._planes) if self._planes else self.list_column.expr()
         return entries.list.eval(entry % factor * ID_LIMIT + (ID_LIMIT - 1) - ids)
 
     def explain(self) -> list[str]:
-        """How to read ids and codes without Lectern."""
+        """Explain how to read ids and codes without Lectern, in one or two sentences."""
         factor = 2**self.code_bits
-        joined = (
+        planes_to_entries = (
             f"The entries of a position are `{self.name}_0 + 256 * {self.name}_1 + 65536 * {self.name}_2`, and so on "
-            "over all of these columns."
+            "for all of these columns."
         )
-        taken_apart = (
-            f"An entry of `{self.name}` is one id: `entry // {factor}` ids were skipped since the one before it, so "
-            f"that ids are `(running sum of (entry // {factor} + 1) - 1) % {self.vocabulary}`, and "
-            f"`entry % {factor}` is its code."
+        entries_to_ids = (
+            f"Each entry of `{self.name}` is one id: `entry // {factor}` ids are skipped between the previous id and "
+            f"this one, so the ids are `(running sum of (entry // {factor} + 1) - 1) % {self.vocabulary}`, and "
+            f"`entry % {factor}` is the code."
         )
-        return [joined, taken_apart] if self._planes else [taken_apart]
+        return [planes_to_entries, entries_to_ids] if self._planes else [entries_to_ids]
 
     @property
     def _below(self) -> int:
-        """What every entry is smaller than."""
+        """An upper bound: every entry is smaller."""
         return self.vocabulary << self.code_bits
 
     @property
@@ -152,7 +162,7 @@ class Entries:
 
     @property
     def _planes(self) -> tuple[Column, ...]:
-        """The columns in place of the lists, if any."""
+        """The columns that are stored instead of lists; none if lists are stored."""
         if not self.in_planes or self.fixed is None:
             return ()
         return planes.plane_columns(self.name, self._below, self.fixed)

@@ -1,6 +1,6 @@
-"""What is lost where some ids of a distribution are kept, with rounded probabilities.
+"""What is lost when only some ids of a distribution are kept, with rounded probabilities.
 
-Shapes: N positions, V vocabulary, K most that a position keeps, C classes: the kept ids and the rest.
+Shapes: N positions, V vocabulary, K most ids of a position, C classes: the kept ids and the rest.
 """
 
 import torch
@@ -11,8 +11,12 @@ from shared.dump.codecs.targets import SparseTargets
 
 
 def losses_of(codec: DistributionCodec, sample: Sample) -> dict[str, float]:
-    """Ids a position, the mass of those that are exact, and the KL divergence that rounding costs over these and the
-    rest as one class; means over the sample's positions, of a codec of logits that decodes to some ids."""
+    """Measure a codec that takes logits and decodes to some ids, as means over the positions of a sample.
+
+    Returns:
+        ids_per_position; and, if the codec has exact ids, kept_mass, their probability mass, and rounding_kl, the KL
+        divergence caused by rounding, over the exact ids and the rest as one class.
+    """
     count, ids, mass, divergence = 0, 0, 0.0, 0.0
     for logits_NV, keys_N in sample:
         targets = codec.decode(codec.encode(logits_NV, keys_N))
@@ -30,10 +34,11 @@ def losses_of(codec: DistributionCodec, sample: Sample) -> dict[str, float]:
 
 
 def _against(exact_NV: Tensor, found: SparseTargets) -> tuple[float, float]:
-    """(exact mass of the found ids, KL(exact || found) over them and the rest), summed over positions, in float64."""
+    """Return (true mass of the found ids, KL(true || found) over them and the rest), summed over positions, in
+    float64."""
     is_there_NK = found.log_probs_NK > -torch.inf
     exact_NK = exact_NV.gather(1, found.ids_NK).masked_fill(~is_there_NK, -torch.inf)
-    # Where nothing is outside, what is left of 1 is rounding.
+    # If nothing is outside, any difference from 1 is rounding.
     rest_N = (1 - exact_NK.exp().sum(1)).clamp(min=0).masked_fill(found.tail_N == -torch.inf, 0.0)
     p_NC = torch.cat([exact_NK.exp(), rest_N[:, None]], dim=1)
     q_NC = torch.cat([found.log_probs_NK.double(), found.tail_N.double()[:, None]], dim=1).log_softmax(1)

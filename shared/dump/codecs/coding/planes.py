@@ -1,10 +1,10 @@
-"""Whole numbers in byte planes: a column for the lowest byte of all of a position's entries, one for the next, ...
+"""Integers in byte planes: one column for the lowest bytes of a position's entries, one for the next bytes, and so on.
 
-Where every position has the same number of entries, each plane is one fixed-size binary a position. A reader then needs
-no list inside a list, whose levels Parquet keeps for every single entry: a row group of 2 MB is read in half the time,
-and takes as many bytes as with Parquet's own byte planes (`just bench-train`).
+If every position has the same number of entries, each plane is one fixed-size binary per position. This avoids lists in
+lists, for which Parquet stores levels for every single entry: a row group of 2 MB is read in half the time, and takes
+as many bytes as with Parquet's own byte planes (`just bench-train`).
 
-Shapes: N positions, K entries of each, E = N K.
+Shapes: N positions, K entries per position, E = N K.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from shared.dump.codecs.columns import Column
 
 
 def plane_columns(name: str, below: int, width: int) -> tuple[Column, ...]:
-    """The columns that hold `width` numbers of 0 to `below` - 1 a position, the lowest byte first."""
+    """Return the columns for `width` integers from 0 to `below` - 1 per position, the lowest byte first."""
     planes = max(1, -(-(below - 1).bit_length() // 8))
     return tuple(Column(f"{name}_{plane}", "uint8", width) for plane in range(planes))
 
 
 def split(entries_E: Tensor, columns: Sequence[Column]) -> dict[str, Tensor]:
-    """All positions' numbers, one after the other -> uint8 [N, K] a plane ([N] where K is 1)."""
+    """Split the integers of all positions, one position after the other, into planes: uint8 [N, K] ([N] if K is 1)."""
     entries_NK = entries_E.view(-1, columns[0].width or 1)
     planes = ((column, (entries_NK >> 8 * plane & 255).to(torch.uint8)) for plane, column in enumerate(columns))
     return {column.name: plane_NK if column.width != 1 else plane_NK.squeeze(-1) for column, plane_NK in planes}
 
 
 def join(planes: Mapping[str, Tensor], columns: Sequence[Column], dtype: torch.dtype) -> Tensor:
-    """The numbers back, [N, K] of a type that holds them."""
+    """Return the integers [N, K] that `split` has split, as the integer type `dtype`, which must be wide enough."""
     lowest, *higher = (planes[column.name].reshape(-1, column.width or 1) for column in columns)
     entries_NK = lowest.to(dtype)
     for plane, plane_NK in enumerate(higher, 1):
@@ -39,6 +39,6 @@ def join(planes: Mapping[str, Tensor], columns: Sequence[Column], dtype: torch.d
 
 
 def join_expr(columns: Sequence[Column]) -> pl.Expr:
-    """list[i64] a position: the numbers."""
+    """list[i64] per position: the integers."""
     lowest, *higher = (column.list_expr().cast(pl.List(pl.Int64)) for column in columns)
     return sum((plane * 256**number for number, plane in enumerate(higher, 1)), lowest)

@@ -1,1 +1,1 @@
-"""Which ids of a distribution are kept, and the random numbers that this takes."""
+"""Rules that choose which ids of a distribution are kept, and the random numbers that they use."""

@@ -1,4 +1,4 @@
-"""Meeting a budget of bytes by a rule's threshold."""
+"""The search for a rule's threshold that meets a budget of bytes."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,16 @@ from shared.dump.codecs.selection.rule import Rule
 TOLERANCE = 0.02
 STEPS = 8
 THRESHOLDS = (1e-5, 0.5)
-# Where the search begins, and what a rule that has not met a budget yet may be asked for with.
+# Where the search begins; also the threshold of a rule before the search.
 FIRST_THRESHOLD = 0.03
 
 
 def met_by(rule: Rule, budget: float, bytes_of: Callable[[Rule], float]) -> Rule:
-    """The rule with the threshold at which `bytes_of` it is about `budget`, by bisection in the threshold's logarithm.
+    """Return the rule with a threshold at which `bytes_of` the rule is about `budget`, by bisection in the threshold's
+    logarithm.
 
     Raises:
-        ValueError: where no threshold comes near it, or the rule has none.
+        ValueError: if no threshold comes near the budget, or the rule has no threshold.
     """
     least, most = THRESHOLDS
     found, nearest = rule, float("inf")
@@ -23,7 +24,7 @@ def met_by(rule: Rule, budget: float, bytes_of: Callable[[Rule], float]) -> Rule
     for _ in range(STEPS):
         candidate = rule.at_threshold(float(f"{threshold:.3g}"))
         if candidate is None:
-            raise ValueError(f"there is no threshold to choose for {rule.describe()}")
+            raise ValueError(f"the rule {rule.describe()} has no threshold to choose")
         size = bytes_of(candidate)
         if abs(size - budget) < nearest:
             found, nearest = candidate, abs(size - budget)
@@ -33,6 +34,6 @@ def met_by(rule: Rule, budget: float, bytes_of: Callable[[Rule], float]) -> Rule
         threshold = (least * most) ** 0.5
     if nearest > 0.25 * budget:
         raise ValueError(
-            f"thresholds from {THRESHOLDS[0]:g} to {THRESHOLDS[1]:g} come no nearer than {nearest:.1f} bytes to it"
+            f"with thresholds from {THRESHOLDS[0]:g} to {THRESHOLDS[1]:g} the nearest size is {nearest:.1f} bytes off"
         )
     return found

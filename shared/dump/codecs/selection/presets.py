@@ -1,6 +1,7 @@
-"""Named trades of bytes for information, for large vocabularies. `just bench-codec` prints what each costs and loses.
+"""Presets for large vocabularies: how many bytes for how much information. `just bench-codec` prints the cost and the
+loss of each.
 
-Where the tail is sampled, few levels will do: what is sampled varies far more than rounding does.
+If the tail is sampled, few levels are enough, because sampling adds far more variance than rounding.
 """
 
 from shared.dump.codecs.selection.rules import Selection, Threshold

@@ -1,4 +1,4 @@
-"""What a rule for choosing ids is, and what it keeps of some positions.
+"""The base class of rules for choosing ids, and the ids that a rule keeps.
 
 Shapes: N positions, V vocabulary, E kept ids of all positions, one position after the other.
 """
@@ -18,14 +18,15 @@ from shared.dump.codecs.selection.softmax import Softmax
 
 @dataclass(frozen=True)
 class Kept:
-    """What a rule keeps. Within a position the exact ids come first, rising, then the sampled ones, rising.
+    """The ids that a rule keeps: within a position first the exact ids, sorted, then the sampled ids, sorted.
 
     Attributes:
         ids_E: int64.
-        log_probs_E: float32; of a sampled id it is not used.
-        counts_N, exact_N: int64, how many ids a position keeps, and how many of them are exact.
+        log_probs_E: float32; unused for sampled ids.
+        counts_N: int64, number of ids of a position.
+        exact_N: int64, number of exact ids of a position.
         tail_N: float32, log of the mass outside the exact ids.
-        times_E: int64, how often each was drawn; None unless ids are drawn with replacement.
+        times_E: int64, how often each id was drawn; None unless ids are drawn with replacement.
     """
 
     ids_E: Tensor
@@ -37,7 +38,7 @@ class Kept:
 
     @classmethod
     def joined(cls, parts: Sequence["Kept"]) -> "Kept":
-        """What one rule keeps of some positions, and of the next ones, and so on."""
+        """Concatenate what one rule keeps of successive slices of positions."""
         ids_E, log_probs_E, counts_N, exact_N, tail_N = (
             torch.cat([getattr(part, name) for part in parts])
             for name in ("ids_E", "log_probs_E", "counts_N", "exact_N", "tail_N")
@@ -47,55 +48,55 @@ class Kept:
 
 
 class Rule(BaseModel, ABC):
-    """A way to choose ids; its fields are in the manifest."""
+    """A rule for choosing ids; the manifest stores its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether ids stand for the tail. A loss against them is unbiased for forward KL, and for nothing else.
+    # Whether sampled ids represent the tail. They make forward KL unbiased, but no other divergence.
     samples: ClassVar[bool] = False
-    # Whether the probability of some ids is known.
+    # Whether the probabilities of some ids are known.
     has_exact_ids: ClassVar[bool] = True
-    # Whether the least probable id that is kept may have any probability, from position to position.
+    # Whether the smallest kept probability varies between positions without a bound that the rule knows.
     has_floors: ClassVar[bool] = False
 
     @property
     def fixed_ids(self) -> int | None:
-        """How many ids every position keeps, of a vocabulary that has so many; None where positions differ."""
+        """The number of ids of every position, if the vocabulary has as many; None if the number varies."""
         return None
 
     @property
     def sampled_weight(self) -> float | None:
-        """What each sampled id weighs; None where none is sampled, or they are drawn with replacement."""
+        """The weight of each sampled id; None if no ids are sampled, or ids are drawn with replacement."""
         return None
 
     @property
     def most_times(self) -> int | None:
-        """How many draws with replacement there are, of which each id has a number; None where there are none."""
+        """The number of draws with replacement per position; None for other rules."""
         return None
 
     def at_threshold(self, threshold: float) -> "Rule | None":
-        """The same rule with another threshold; None for one that has none."""
+        """Return the same rule with another threshold; None for a rule without one."""
         return None
 
     def as_begun(self, begun: "Rule") -> "Rule":
-        """This rule with the threshold of a dump that was begun with `begun` and the same budget of bytes."""
+        """Return this rule with the threshold of a dump that was begun with `begun` and the same budget of bytes."""
         return self
 
     @property
     @abstractmethod
     def expected_ids(self) -> int:
-        """About how many ids a position keeps."""
+        """An estimate of the number of ids per position."""
 
     @abstractmethod
     def select(self, softmax: Softmax, keys_N: Tensor) -> Kept:
-        """The ids to keep; `keys_N` name the positions for what is drawn at random."""
+        """Choose the ids to keep; the positions' `keys_N` determine what is drawn at random."""
 
     @abstractmethod
     def describe(self) -> str:
-        """A few words for people."""
+        """Describe the rule in a few words, for messages and reports."""
 
 
 def owners_and_ranks(counts_N: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of E = sum of counts_N entries: whose it is, and the how manieth there."""
+    """Return, for each of E = sum of counts_N entries, its position and its number within the position, from 0."""
     owners_E = torch.repeat_interleave(counts_N)
     return owners_E, blocks.ranks(owners_E, counts_N)

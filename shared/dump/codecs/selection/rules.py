@@ -1,7 +1,7 @@
-"""Which ids of a distribution are kept, and what stands for the others. A new rule is a class and an entry in RULES.
+"""The rules for choosing ids, and for what represents the others. A new rule is a class and an entry in RULES.
 
-Shapes: N positions, V vocabulary, K most that a position keeps, E kept ids of all positions, one position after the
-other.
+Shapes: N positions, V vocabulary, K most ids of a position, M draws of a position; concatenated over positions: E kept
+ids, H blocks (see blocks.py), each of S ids.
 """
 
 import math
@@ -66,15 +66,16 @@ class TopP(Rule):
 
 
 class Threshold(Rule):
-    """Every id more probable than the threshold (and the most probable one), and something for the others.
+    """All ids more probable than the threshold (and always the most probable id), and the tail, which is the others.
 
-    `tail="sample"`: one of the others is kept with probability p / threshold and then weighs exactly the threshold.
-    It is drawn systematically, one random number a position: the running sum of p / threshold over the others, in the
-    order of their ids, keeps an id where it passes that number plus 0, 1, 2, ... So the weights of all kept ids are
-    unbiased for the distribution, at the least variance for their expected number (Duffield, Lund and Thorup 2007,
-    "Priority sampling for estimation of arbitrary subset sums", section on threshold sampling), and they sum to 1
-    within the threshold. Rounding moves an id's chance by about 1e-6.
-    `tail="mass"`: only the others' total is kept.
+    `tail="sample"`: each of the others is kept with probability p / threshold and then has weight threshold. Sampling
+    is systematic, with one random number per position: an id is kept if the running sum of p / threshold over the
+    others, in the order of their ids, passes that number plus 0, 1, 2, ... So the weights of all kept ids are unbiased
+    for the distribution, with the least variance for their expected number (Duffield, Lund and Thorup 2007, "Priority
+    sampling for estimation of arbitrary subset sums", section on threshold sampling), and their sum differs from 1 by
+    at most the threshold. Rounding changes the probability of keeping an id by about 1e-6.
+
+    `tail="mass"`: only the total mass of the others is kept.
     """
 
     rule: Literal["threshold"] = "threshold"
@@ -83,7 +84,7 @@ class Threshold(Rule):
 
     @property
     def samples(self) -> bool:  # type: ignore[override]
-        """Whether ids stand for the tail."""
+        """Whether sampled ids represent the tail."""
         return self.tail == "sample"
 
     @property
@@ -115,7 +116,7 @@ class Threshold(Rule):
         return _joined(ids_E, log_probs_E, exact_N, *drawn, rest.log_mass_N)
 
     def _exact(self, softmax: Softmax) -> tuple[Tensor, Tensor]:
-        """(owners_E, ids_E) of the ids above the threshold, and of the most probable ones."""
+        """Return (owners_E, ids_E) of the ids above the threshold and of the most probable id of each position."""
         cut_N1 = math.log(self.threshold) + softmax.log_total_N1
         is_near_NB = softmax.maxima_NB - softmax.largest_N1 > cut_N1
         is_near_NB.scatter_(-1, softmax.best_N1 // blocks.SIZE, True)
@@ -127,8 +128,10 @@ class Threshold(Rule):
 
 
 class Draws(Rule):
-    """n draws with replacement: ids and how often each came. Anshumann et al. 2025, "Sparse Logit Sampling"
-    (arXiv 2503.16870)."""
+    """n draws with replacement: the ids drawn, and how often each was drawn.
+
+    Source: Anshumann et al. 2025, "Sparse Logit Sampling" (arXiv 2503.16870).
+    """
 
     samples: ClassVar[bool] = True
     has_exact_ids: ClassVar[bool] = False
@@ -169,14 +172,14 @@ Selection = Annotated[Rule, tagged(RULES, "rule")]
 
 
 def most_probable(softmax: Softmax, k: int) -> tuple[Tensor, Tensor]:
-    """(ids, log-probabilities) of the k most probable ids (of all where there are fewer), in falling order."""
+    """Return (ids, log-probabilities) of the k most probable ids (of all if there are fewer), most probable first."""
     ids_NK = blocks.top(softmax.logits_NV, softmax.maxima_NB, min(k, softmax.logits_NV.shape[-1]))
     owners_NK = torch.arange(len(ids_NK), device=ids_NK.device)[:, None].expand_as(ids_NK)
     return ids_NK, softmax.log_probs(owners_NK, ids_NK)
 
 
 def kept_of_top(softmax: Softmax, ids_NK: Tensor, log_probs_NK: Tensor, is_kept_NK: Tensor) -> Kept:
-    """Some of the most probable ids, given in falling order."""
+    """Keep the ids that are marked, of the most probable ids, given most probable first."""
     ids_NK, order_NK = rising(ids_NK)
     is_kept_NK = is_kept_NK.gather(-1, order_NK)
     counts_N = is_kept_NK.sum(-1)
@@ -186,14 +189,15 @@ def kept_of_top(softmax: Softmax, ids_NK: Tensor, log_probs_NK: Tensor, is_kept_
 
 
 def rising(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """(ids in rising order within each position, the order that does it)."""
+    """Return (ids sorted within each position, the indices that sort them)."""
     ranks_K = torch.arange(ids_NK.shape[-1], device=ids_NK.device)
     keys_NK = sorted_rows((ids_NK << 32) | ranks_K)
     return keys_NK >> 32, keys_NK & (2**32 - 1)
 
 
 def sorted_rows(values_NK: Tensor) -> Tensor:
-    """Each row in rising order. On a CPU by numpy, whose vectorised sort is some 15 times faster than torch's."""
+    """Return each row sorted. On a CPU numpy sorts, because its vectorised sort is about 15 times faster than
+    torch's."""
     if values_NK.device.type == "cpu":
         return torch.from_numpy(np.sort(values_NK.numpy(), axis=-1))
     return values_NK.sort(-1).values
@@ -202,7 +206,7 @@ def sorted_rows(values_NK: Tensor) -> Tensor:
 def _joined(
     ids_E: Tensor, log_probs_E: Tensor, exact_N: Tensor, drawn_owners_E: Tensor, drawn_E: Tensor, tail_N: Tensor
 ) -> Kept:
-    """Exact ids, and after those of each position the drawn ones."""
+    """Join exact and drawn ids; those drawn at a position come after its exact ones."""
     counts_N = exact_N + blocks.counted(drawn_owners_E, len(exact_N))
     owners_E, ranks_E = owners_and_ranks(counts_N)
     is_exact_E = ranks_E < exact_N[owners_E]

@@ -1,10 +1,10 @@
-"""Ids drawn at random from what a softmax left: which block a random number falls into, and where in it.
+"""Random draws of ids: first the block that a random number selects, then the id within the block.
 
-The running sum over blocks is float64, and that within one begins anew, so that it is as exact at the end of a large
-vocabulary as at its start.
+The running sum over blocks is float64, and the running sum within a block starts from 0, so it is as exact at the end
+of a large vocabulary as at its start.
 
-Shapes: N positions, V vocabulary, B blocks, S ids of a block (see blocks.py), M draws of a position, H blocks that are
-hit, E drawn ids of all positions.
+Shapes: N positions, V vocabulary, B blocks, S ids of a block (see blocks.py), M draws of a position; concatenated over
+positions: H blocks with draws, E drawn ids.
 """
 
 import torch
@@ -15,18 +15,19 @@ from shared.dump.codecs.selection import blocks
 
 
 def systematic(mass_NV: Tensor, sums_NB: Tensor, step_N1: Tensor, u_N1: Tensor) -> tuple[Tensor, Tensor]:
-    """Systematic draws without replacement: the ids where the running sum of mass / step passes u + 0, 1, 2, ...
+    """Draw systematically, without replacement: the ids at which the running sum of mass / step passes u + 0, 1, 2, ...
 
     Args:
-        mass_NV: float32, at most the step each.
-        sums_NB: their sums by blocks, float64.
+        mass_NV: float32, each at most the step.
+        sums_NB: float64, sums of the blocks.
         step_N1: float64.
         u_N1: float64 in [0, 1).
 
     Returns:
-        (owners_E, ids_E), position by position, ids rising. An id without mass is never drawn, none is drawn twice.
+        (owners_E, ids_E), position by position, ids sorted. An id without mass is never drawn, and no id is drawn
+        twice.
     """
-    # In steps, with the first mark at 0: mark m lies in the block, or on the id, with start <= m < end.
+    # In units of the step, with the first mark at 0: a block or an id with start <= m < end contains mark m.
     ends_NB = sums_NB.cumsum(-1) / step_N1 - u_N1
     starts_NB = torch.cat([-u_N1, ends_NB[:, :-1]], dim=-1)
     passed_NB = starts_NB.ceil()
@@ -37,7 +38,7 @@ def systematic(mass_NV: Tensor, sums_NB: Tensor, step_N1: Tensor, u_N1: Tensor) 
     )
     running_HS = blocks.gather(mass_NV, rows_H, blocks_H, 0.0).cumsum(-1)
     share_HS = running_HS / running_HS[:, -1:]
-    # Whatever the rounding, all marks of the block are passed where its mass ends, and none before it begins.
+    # However sums are rounded, all marks of a block are passed at its last id with mass, and none before its first.
     within_HS = (start_H1 + share_HS * width_H1).ceil_().clamp_(min=0.0)
     passed_HS = torch.where(share_HS < 1, within_HS, marks_H1)
     is_drawn_HS = torch.diff(passed_HS, dim=-1, prepend=torch.zeros_like(marks_H1)) > 0
@@ -45,13 +46,14 @@ def systematic(mass_NV: Tensor, sums_NB: Tensor, step_N1: Tensor, u_N1: Tensor) 
 
 
 def with_replacement(mass_NV: Tensor, sums_NB: Tensor, uniforms_NM: Tensor) -> Tensor:
-    """Independent draws: for each u in [0, 1), the id at which the running sum passes u times the total, [N, M].
+    """Draw independently: for each u in [0, 1), the id at which the running sum passes u times the total, [N, M].
 
-    An id without mass is never drawn."""
+    An id without mass is never drawn.
+    """
     ends_NB = sums_NB.cumsum(-1)
     marks_NM = uniforms_NM * ends_NB[:, -1:]
     blocks_NM = _first_beyond(ends_NB, marks_NM)
-    # How far into its block a mark lies, in the block's own units.
+    # The position of a mark within its block, as a share of the block's mass.
     before_NM = functional.pad(ends_NB, (1, 0)).gather(-1, blocks_NM)
     into_NM = (marks_NM - before_NM) / sums_NB.gather(-1, blocks_NM)
     rows_H = torch.arange(len(mass_NV), device=mass_NV.device).repeat_interleave(marks_NM.shape[-1])
@@ -61,7 +63,10 @@ def with_replacement(mass_NV: Tensor, sums_NB: Tensor, uniforms_NM: Tensor) -> T
 
 
 def _first_beyond(running_NM: Tensor, marks_NK: Tensor) -> Tensor:
-    """Where rising sums first exceed each mark, [N, K]; where rounding carried a mark to their end, their last rise."""
+    """Return the first index at which running sums exceed each mark, [N, K].
+
+    For a mark that rounding has moved to the end of the sums, it is the last index at which they increase.
+    """
     first_NK = torch.searchsorted(running_NM, marks_NK, right=True)
     last_N1 = torch.searchsorted(running_NM, running_NM[:, -1:].contiguous())
     return torch.minimum(first_NK, last_N1)

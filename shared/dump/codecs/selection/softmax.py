@@ -1,4 +1,4 @@
-"""Distributions of some positions, in the form that choosing ids from them needs.
+"""Distributions at some positions, in the form from which rules choose ids.
 
 Shapes: N positions, V vocabulary, B blocks (see blocks.py), E ids of all positions.
 """
@@ -19,10 +19,10 @@ class Softmax:
     Attributes:
         logits_NV: float32, as given.
         maxima_NB: the largest logit of each block.
-        best_N1: the most probable id, the smallest among equals.
+        best_N1: the most probable id, the smallest of equally probable ones.
         largest_N1: its logit.
-        mass_NV: float32, p but for rounding. Its own memory: `without` changes it.
-        sums_NB: float64, mass of each block; likewise.
+        mass_NV: float32, p up to rounding. `without` changes it in place.
+        sums_NB: float64, mass of each block. `without` changes it in place.
         total_N1: float64, mass of all ids.
         log_total_N1: float32, log of the sum of exp(logit - largest logit).
     """
@@ -38,14 +38,18 @@ class Softmax:
 
     @classmethod
     def of(cls, logits_NV: Tensor) -> "Softmax":
-        """Of float32 logits [N, V], V >= 1. Raises NotFiniteError for NaN or +infinity, and where all are -infinity."""
+        """Compute the distributions of float32 logits [N, V], V >= 1.
+
+        Raises:
+            NotFiniteError: for NaN or +infinity, or if all logits of a position are -infinity.
+        """
         maxima_NB = blocks.maxima(logits_NV)
         largest_N1, block_N1 = maxima_NB.max(-1, keepdim=True)
         refuse_broken(~largest_N1.isfinite().squeeze(-1))
         rows_N = torch.arange(len(logits_NV), device=logits_NV.device)
         logits_NS = blocks.gather(logits_NV, rows_N, block_N1.squeeze(-1), -torch.inf)
         best_N1 = block_N1 * blocks.SIZE + logits_NS.argmax(-1, keepdim=True)
-        # torch.softmax is twice as fast as exp alone. It sums in float32, so that its total is only about 1.
+        # torch.softmax is twice as fast as exp alone. It sums in float32, so its total is only approximately 1.
         mass_NV = logits_NV.softmax(-1)
         sums_NB = blocks.sums(mass_NV)
         total_N1 = sums_NB.sum(-1, keepdim=True)
@@ -53,30 +57,32 @@ class Softmax:
         return cls(logits_NV, maxima_NB, best_N1, largest_N1, mass_NV, sums_NB, total_N1, log_total_N1)
 
     def log_sum(self, temperature: float) -> Tensor:
-        """log of the sum over V of p ** (1 / temperature), float32 [N]."""
+        """Return the log of the sum over V of p ** (1 / temperature), float32 [N]."""
         mass_NV = (self.logits_NV - self.largest_N1).div_(temperature).softmax(-1)
         total_N1 = blocks.sums(mass_NV).sum(-1, keepdim=True) / mass_NV.gather(-1, self.best_N1)
         return (total_N1.log().float() - self.log_total_N1 / temperature).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """In nats, float32 [N]."""
+        """Return the entropies in nats, float32 [N]."""
         shifted_NV = self.logits_NV - self.largest_N1
         # A class that is ruled out has no mass, and 0 * log 0 is 0.
         mean_N1 = (self.mass_NV * shifted_NV.clamp_(min=-1e30)).sum(-1, keepdim=True) / self.total_N1
         return (self.log_total_N1 - mean_N1).clamp(min=0).float().squeeze(-1)
 
     def log_probs(self, owners_E: Tensor, ids_E: Tensor) -> Tensor:
-        """Log-probabilities of ids of the positions `owners_E`, float32 [E]."""
-        # Relative to the largest logit: next to a logit of 10,000 float32 would round log-probabilities to 0.001.
+        """Return the log-probabilities of ids at the positions `owners_E`, float32 [E]."""
+        # Relative to the largest logit, because at logits around 10,000 float32 rounds to multiples of about 0.001.
         shifted_E = self.logits_NV[owners_E, ids_E] - self.largest_N1.squeeze(-1)[owners_E]
         return shifted_E - self.log_total_N1.squeeze(-1)[owners_E]
 
     def without(self, owners_E: Tensor, ids_E: Tensor, most: int) -> "Rest":
-        """What is left when these ids are taken out, at most `most` of a position; to be asked once and last, because
-        it is done in place."""
+        """Return the distributions without these ids, at most `most` per position.
+
+        It changes `mass_NV` and `sums_NB` in place, so call it once, and last.
+        """
         self.mass_NV.view(-1).index_fill_(0, owners_E * self.mass_NV.shape[-1] + ids_E, 0.0)
-        # Summed anew: all blocks, or those that have changed where these are few. Which of the two must not depend on
-        # how many ids the batch happens to have: the sums may differ in the last bit, and with them what is drawn.
+        # Sum all blocks again, or only the changed ones if they are few. This choice must not depend on the number of
+        # ids in the batch: the sums may differ in the last bit, and then other ids may be drawn.
         if 16 * most >= self.sums_NB.shape[-1]:
             return Rest(self.mass_NV, blocks.sums(self.mass_NV), self.total_N1)
         blocks_E = ids_E // blocks.SIZE
@@ -87,14 +93,14 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Rest:
-    """The ids of N distributions that are not kept exactly, p = mass_NV / total_N1, the kept ones having mass 0.
+    """The ids of N distributions that are not kept exactly, p = mass_NV / total_N1.
 
-    Summed anew: 1 - the kept mass would lose a confident teacher's sliver to rounding.
+    Their mass is summed, because with a confident teacher 1 - (the kept mass) would lose it to rounding.
 
     Attributes:
-        mass_NV: float32.
+        mass_NV: float32; 0 for ids that are kept exactly.
         sums_NB: float64, mass of each block.
-        total_N1: float64, mass of all ids, the kept ones too.
+        total_N1: float64, mass of all ids, including those that are kept exactly.
     """
 
     mass_NV: Tensor
@@ -103,5 +109,5 @@ class Rest:
 
     @property
     def log_mass_N(self) -> Tensor:
-        """log of the probability that is left, float32 [N]; -inf where there is none."""
+        """The log of the remaining probability, float32 [N]; -inf if nothing remains."""
         return (self.sums_NB.sum(-1, keepdim=True) / self.total_N1).log().float().squeeze(-1)

@@ -1,7 +1,7 @@
-"""Random numbers that depend on a position alone: not on its batch, its shard's neighbours or the device.
+"""Random numbers that depend on a position alone: not on the batch, the other rows of the shard, or the device.
 
 The generator is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") in int64
-arithmetic, which wraps around alike on every device.
+arithmetic, which wraps around in the same way on every device.
 """
 
 import torch
@@ -12,12 +12,12 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 def position_keys(seed: int, rows_N: Tensor, positions_N: Tensor) -> Tensor:
-    """A key (int64) for each position of a corpus, from the dump's seed, the row's number and the position in it."""
+    """Return an int64 key for each position, computed from the dump's seed, the row's number and the position in it."""
     return _mix(_mix(_mix(torch.full_like(rows_N, seed)) + rows_N) + positions_N)
 
 
 def uniforms(keys_N: Tensor, count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each key, float64 [N, count]."""
+    """Return `count` numbers in [0, 1) for each key, float64 [N, count]."""
     steps = torch.arange(1, count + 1, device=keys_N.device) * _GAMMA
     return _shift(_mix(keys_N[:, None] + steps), 11).double() * 2.0**-53
 
@@ -30,5 +30,5 @@ def _mix(values: Tensor) -> Tensor:
 
 
 def _shift(values: Tensor, bits: int) -> Tensor:
-    """Right shift that fills with zeros."""
+    """Shift right, and fill with zeros."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)

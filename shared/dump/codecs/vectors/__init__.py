@@ -1,1 +1,1 @@
-"""Codecs of vectors: quantized, low-rank, and what fits them to a sample."""
+"""Codecs for vectors, quantized and of low rank, and how they are fitted to a sample."""

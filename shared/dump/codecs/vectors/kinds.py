@@ -1,4 +1,4 @@
-"""The table of plain codecs of vectors, which commands name, and by which other codecs keep vectors of their own."""
+"""The table of plain vector codecs: those that commands offer, and with which other codecs store their own vectors."""
 
 from typing import Annotated
 
@@ -15,15 +15,15 @@ VECTOR_KINDS: Registry[type[VectorCodec]] = Registry(
 
 def _known(kind: str) -> str:
     if kind not in VECTOR_KINDS:
-        raise ValueError(f"{kind!r} is none of {', '.join(VECTOR_KINDS)}")
+        raise ValueError(f"{kind!r} is not one of {', '.join(VECTOR_KINDS)}")
     return kind
 
 
-# The name of one of them, as the field of another codec.
+# A name of the table, as a field of another codec.
 VectorKind = Annotated[str, AfterValidator(_known)]
 
 
 def kept_by(kind: str, name: str, width: int, outlier_channels: tuple[int, ...]) -> VectorCodec:
-    """The codec `kind` by which another codec keeps vectors of its own, with channels kept apart if there are any."""
+    """Return the codec `kind` for vectors that another codec stores, with its outlier channels if there are any."""
     apart = {"outlier_channels": outlier_channels} if outlier_channels else {}
     return VECTOR_KINDS.named(kind).asked(name, width, **apart)

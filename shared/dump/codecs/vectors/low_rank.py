@@ -1,8 +1,9 @@
-"""Vectors of low rank: coefficients in a PCA basis that a dump keeps once.
+"""Vectors of low rank: coefficients in a PCA basis that a dump stores once.
 
-A rank above the student's width is not free: what a student can learn need not lie in the directions of largest
-variance. On MiniLM's last layer (384 wide) a student 128 wide had 5.8% more squared error on other texts from rank 128
-than from whole vectors, 2.4% from 192, 1.0% from 256 and 0.3% from 320 (two seeds, which differ by 0.1%).
+A low rank costs accuracy even if it is above the student's width, because what a student can learn need not lie in the
+directions of largest variance. On MiniLM's last layer (width 384), a student of width 128 had 5.8% more squared error
+on other texts with rank 128 than with whole vectors, 2.4% with 192, 1.0% with 256 and 0.3% with 320 (two seeds, which
+differ by 0.1%).
 
 Shapes: N positions, D width, R rank.
 """
@@ -25,14 +26,18 @@ from shared.errors import DumpError
 
 
 class LowRankVectors(VectorCodec):
-    """Vectors as `rank` coefficients in an orthonormal basis around a mean, in any of the other codecs' types.
+    """Vectors as `rank` coefficients in an orthonormal basis around a mean.
 
-    The mean [width] and the basis [rank, width] are float32 constants in `constants_file`, known by `constants_sha256`.
-    The error is what the basis leaves out, and the coefficients' own error, which the basis neither grows nor shrinks.
-    `outlier_coefficients` are outlier channels of the coefficients: the first ones are usually much the largest.
+    The mean [width] and the basis [rank, width] are float32 constants in `constants_file`, identified by
+    `constants_sha256`. The error is what the basis leaves out plus the error of the coefficients, which the basis
+    neither increases nor decreases.
 
-    To polars a vector is a matrix product in numpy (`map_batches`): in polars' own expressions it takes some ten times
-    as long. The coefficients themselves are the plain numbers of their codec.
+    In polars a vector is a matrix product in numpy (`map_batches`), because polars' own expressions take about ten
+    times as long. The coefficients themselves are plain numbers of their codec.
+
+    Attributes:
+        coefficients: the vector codec of the coefficients.
+        outlier_coefficients: its outlier channels: the first coefficients are usually much larger than the others.
     """
 
     codec: Literal["low-rank"] = "low-rank"
@@ -47,15 +52,15 @@ class LowRankVectors(VectorCodec):
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
         if self.rank > self.width:
-            raise ValueError(f"vectors {self.width} wide have no rank of {self.rank}")
+            raise ValueError(f"vectors of width {self.width} cannot have rank {self.rank}")
         require_ordinary(self.rank, self.outlier_coefficients)
         if self.outlier_coefficients and not VECTOR_KINDS[self.coefficients].keeps_outliers:
-            raise ValueError(f"{self.coefficients} keeps no coefficients apart")
+            raise ValueError(f"{self.coefficients} cannot store outlier coefficients separately")
         return self
 
     @classmethod
     def asked(cls, name: str, size: int, **parameters: Any) -> Self:
-        """Until it is fitted, its basis is the first channels."""
+        """Return the codec with the first `rank` channels as its basis, until it is fitted to a sample."""
         facts = {"name": name, "width": size, "constants_sha256": "", **parameters}
         rank = cls.model_validate(facts).rank
         constants = {"mean": torch.zeros(size), "basis": torch.eye(rank, size)}
@@ -67,7 +72,7 @@ class LowRankVectors(VectorCodec):
 
     @cached_property
     def coefficient_codec(self) -> VectorCodec:
-        """The codec of the coefficients, vectors of `rank` numbers themselves."""
+        """The codec of the coefficients, which are vectors of width `rank`."""
         return kept_by(self.coefficients, self.name, self.rank, self.outlier_coefficients)
 
     def describe(self) -> str:
@@ -133,6 +138,6 @@ class LowRankVectors(VectorCodec):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """In float32 even where a training step has autocast on."""
+    """Return the matrix product in float32, also if autocast is on in a training step."""
     with torch.autocast(left.device.type, enabled=False):
         return left @ right

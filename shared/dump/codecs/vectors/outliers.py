@@ -1,8 +1,8 @@
 """Outlier channels: the few channels of a hidden state that are far larger than the others, in every vector or in some.
 
-Transformers have them (Dettmers et al., LLM.int8, 2022; Sun et al., Massive Activations, 2024), and a scale that has to
-reach them leaves nothing of the other channels. So they are kept apart, exactly, and the scale is that of the ordinary
-ones. Which they are is fitted once to a sample and stands in the manifest.
+Transformers have them (Dettmers et al., LLM.int8, 2022; Sun et al., Massive Activations, 2024). A quantization scale
+that covers them rounds the other channels to almost nothing. So outlier channels are stored separately and exactly, and
+the scale covers the ordinary channels. The list of outlier channels is fitted once to a sample; the manifest stores it.
 
 Shapes: N positions, M positions of a sample, D width, K outlier channels, C ordinary channels (D - K).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from shared.dump.codecs.base import VectorCodec
 from shared.dump.codecs.columns import Column
 
-# At most one channel in so many is kept apart.
+# At most one channel in so many is an outlier channel.
 OUTLIERS_IN = 16
 
 Vectors = TypeVar("Vectors", bound=VectorCodec)
@@ -26,7 +26,7 @@ Vectors = TypeVar("Vectors", bound=VectorCodec)
 
 def _rising(channels: tuple[int, ...]) -> tuple[int, ...]:
     if any(channel < 0 for channel in channels) or sorted(set(channels)) != list(channels):
-        raise ValueError(f"outlier channels are to be rising numbers from 0, and are {channels}")
+        raise ValueError(f"outlier channels must be strictly increasing numbers from 0, not {channels}")
     return channels
 
 
@@ -34,16 +34,17 @@ OutlierChannels = Annotated[tuple[int, ...], AfterValidator(_rising)]
 
 
 def require_ordinary(width: int, outlier_channels: tuple[int, ...]) -> None:
-    """Raises ValueError for an outlier channel that is not there, or where no ordinary channel is left."""
+    """Raise ValueError for an outlier channel that does not exist, or if no ordinary channel is left."""
     if outlier_channels and (outlier_channels[-1] >= width or len(outlier_channels) == width):
-        raise ValueError(f"outlier channels {outlier_channels} do not fit vectors {width} wide")
+        raise ValueError(f"outlier channels {outlier_channels} do not fit vectors of width {width}")
 
 
 def with_fitted_outliers(codec: Vectors, sample_MD: Tensor) -> Vectors:
-    """The codec, which has a field `outlier_channels`, with as many of them (none, 1, 2, 3, 4, 6, 8, 12, ...) as pay.
+    """Return the codec, which has a field `outlier_channels`, with the number of them (0, 1, 2, 3, 4, 6, 8, 12, ...)
+    that costs least.
 
-    Any codec halves its error (a quarter of the squared one) for one more bit a channel. So a setting costs its bytes
-    and the bytes that would bring its error down to that of the others.
+    One more bit per channel halves the error of a codec (and quarters its squared error). So the cost of a candidate is
+    its bytes plus the bytes that would bring its error down to that of the other candidates.
     """
     sample_MD = sample_MD.float()
 
@@ -63,12 +64,12 @@ def with_fitted_outliers(codec: Vectors, sample_MD: Tensor) -> Vectors:
 
 
 def outlier_columns(name: str, outlier_channels: tuple[int, ...]) -> tuple[Column, ...]:
-    """The column that holds the outlier channels as they are, if there are any."""
+    """Return the column of the outlier channels, unchanged as float32; none if there are no outlier channels."""
     return (Column(f"{name}.outliers", "float32", len(outlier_channels)),) if outlier_channels else ()
 
 
 def split(vectors_ND: Tensor, outlier_channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(ordinary channels [N, C], outlier channels [N, K])."""
+    """Split vectors [N, D] into (ordinary channels [N, C], outlier channels [N, K])."""
     order = _order(vectors_ND.shape[-1], outlier_channels)
     sorted_ND = vectors_ND[:, torch.tensor(order, device=vectors_ND.device)] if outlier_channels else vectors_ND
     ordinary = len(order) - len(outlier_channels)
@@ -76,7 +77,7 @@ def split(vectors_ND: Tensor, outlier_channels: tuple[int, ...]) -> tuple[Tensor
 
 
 def merge(ordinary_NC: Tensor, outliers_NK: Tensor, outlier_channels: tuple[int, ...]) -> Tensor:
-    """What `split` took apart, [N, D]."""
+    """Return the vectors [N, D] that `split` has split."""
     if not outlier_channels:
         return ordinary_NC
     order = _order(ordinary_NC.shape[-1] + outliers_NK.shape[-1], outlier_channels)
@@ -86,7 +87,7 @@ def merge(ordinary_NC: Tensor, outliers_NK: Tensor, outlier_channels: tuple[int,
 
 
 def merge_expr(ordinary: pl.Expr, name: str, width: int, outlier_channels: tuple[int, ...]) -> pl.Expr:
-    """The same in polars, of a list[f32] of the ordinary channels and the column of the outliers."""
+    """`merge` in polars, for a list[f32] of the ordinary channels and the column of the outlier channels."""
     if not outlier_channels:
         return ordinary
     place = {channel: index for index, channel in enumerate(_order(width, outlier_channels))}
@@ -95,5 +96,6 @@ def merge_expr(ordinary: pl.Expr, name: str, width: int, outlier_channels: tuple
 
 
 def _order(width: int, outlier_channels: tuple[int, ...]) -> list[int]:
-    apart = set(outlier_channels)
-    return [channel for channel in range(width) if channel not in apart] + list(outlier_channels)
+    """Return all channels, the ordinary ones first."""
+    outliers = set(outlier_channels)
+    return [channel for channel in range(width) if channel not in outliers] + list(outlier_channels)

@@ -1,4 +1,4 @@
-"""Codecs of vectors in 16, 8 or about 4 bits a number.
+"""Vector codecs with 16, 8 or about 4 bits per number.
 
 Shapes: N positions, D width, K outlier channels, C ordinary channels (D - K), G groups of channels, B bytes of codes.
 """
@@ -23,12 +23,12 @@ from shared.dump.codecs.vectors.outliers import (
     with_fitted_outliers,
 )
 
-# Below it float32 loses precision, and some devices take numbers for 0: no scale is smaller.
+# The smallest scale. Below it float32 loses precision, and some devices treat numbers as 0.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 class Float16Vectors(VectorCodec):
-    """Vectors rounded to float16: off by at most 2**-11 of each value (2**-25 near 0); none beyond 65,504."""
+    """Vectors rounded to float16: an error of at most 2**-11 of each value (2**-25 near 0); no values above 65,504."""
 
     codec: Literal["float16"] = "float16"
     width: int = Field(ge=1)
@@ -56,10 +56,10 @@ class Float16Vectors(VectorCodec):
 
 
 class Int8Vectors(VectorCodec):
-    """Vectors as 8-bit codes times a float32 scale per position; outlier channels beside them as float32.
+    """Vectors as 8-bit codes times a float32 scale per position; outlier channels are stored beside them as float32.
 
-    An ordinary channel is off by at most 1/253 of the largest ordinary channel of its position (1e-38 near 0): half a
-    scale, and float32's rounding. An outlier channel is exact. Any finite value up to 1.7e38 is held.
+    The error of an ordinary channel is at most 1/253 of the largest ordinary channel of its position (1e-38 near 0):
+    half a scale plus float32's rounding. An outlier channel is exact. Finite values up to 1.7e38 can be encoded.
     """
 
     keeps_outliers: ClassVar[bool] = True
@@ -112,19 +112,19 @@ class Int8Vectors(VectorCodec):
 
 
 class Int4Vectors(VectorCodec):
-    """Vectors as 4-bit codes c from -8 to 7 that stand for c (c**2 + 128), times a scale for each `group` of channels.
+    """Vectors as 4-bit codes c from -8 to 7, which mean c (c**2 + 128), times a scale for each `group` of channels.
 
-    The levels lie closer near 0, where most of a bell-shaped group is, and the group's largest value meets the code -8
-    whatever its sign. On MiniLM's hidden states that leaves 52 to 65% of the squared error of even levels from -7 to 7
-    with the same scales, and 90 to 94% of NF4's (Dettmers et al., QLoRA, 2023); and it is arithmetic, no table. Groups
-    of 32 spend bytes best there: smaller ones cost more than the same bytes in wider codes would, larger ones lose
-    more. A group's scale is an 8-bit multiple, with a sign, of a float32 scale per position.
+    The levels are closer near 0, where most values of a bell-shaped group are, and the group's largest value has code
+    -8 whatever its sign. On MiniLM's hidden states that leaves 52 to 65% of the squared error of equidistant levels
+    from -7 to 7 with the same scales, and 90 to 94% of NF4's (Dettmers et al., QLoRA, 2023), and it needs arithmetic
+    but no table. Groups of 32 use bytes best there: smaller groups cost more than the same bytes in wider codes, larger
+    groups lose more. The scale of a group is a signed 8-bit multiple of a float32 scale per position.
 
-    An ordinary channel is off by at most 0.194 of the largest value of its group + 0.0008 of the largest ordinary one
-    of its position (1e-35 near 0), usually by a quarter of that. An outlier channel is exact, as float32.
+    The error of an ordinary channel is at most 0.194 of the largest value of its group + 0.0008 of the largest ordinary
+    value of its position (1e-35 near 0), and usually a quarter of that. An outlier channel is exact, as float32.
 
-    Codes are kept two a byte: the first half of the ordinary channels in the low nibbles (c + 8), the second half in
-    the high ones.
+    A byte holds two codes: the low nibbles hold the first half of the ordinary channels (as c + 8), the high nibbles
+    the second half.
     """
 
     keeps_outliers: ClassVar[bool] = True
@@ -167,12 +167,12 @@ class Int4Vectors(VectorCodec):
         refuse_broken(_unusable(ordinary_NC) | _unusable(outliers_NK))
         groups_NGg = functional.pad(ordinary_NC, (0, -self._ordinary % self.group)).unflatten(-1, (-1, self.group))
         largest_NG1 = groups_NGg.gather(-1, groups_NGg.abs().argmax(-1, keepdim=True))
-        # The scale that takes the largest value to the lowest level; rounded away from 0, so that it is reached.
+        # The scale that maps the largest value to the lowest level; rounded away from 0, so that the level reaches it.
         wanted_NG = largest_NG1.squeeze(-1) / _level(-8)
         scale_N1 = (wanted_NG.abs().amax(-1, keepdim=True) / 127).clamp(min=_SMALLEST_SCALE)
         group_scales_NG = (wanted_NG.sign() * (wanted_NG.abs() / scale_N1).ceil().clamp(max=127)).to(torch.int8)
         step_NC = self._per_channel(group_scales_NG) * scale_N1
-        # Where the step is 0, so is the whole group.
+        # If the step is 0, the whole group is 0.
         levels_NC = ordinary_NC / torch.where(step_NC == 0, 1.0, step_NC)
         between = torch.tensor([(_level(c) + _level(c + 1)) / 2 for c in range(-8, 7)], device=levels_NC.device)
         nibbles_NC = torch.bucketize(levels_NC, between).to(torch.uint8)
@@ -209,7 +209,7 @@ def _level(code: int) -> int:
 
 
 def _unusable(values_NC: Tensor) -> Tensor:
-    """[N]: NaN, infinity, or so close to float32's end that a rounded scale could pass it."""
+    """Return bool [N]: whether a vector has NaN, infinity, or values so large that a rounded scale could overflow."""
     return ~(values_NC * 2).isfinite().all(-1)
 
 
@@ -218,11 +218,11 @@ def _apart(outlier_channels: tuple[int, ...]) -> str:
 
 
 def _named(columns: tuple[Column, ...], *matrices: Tensor) -> dict[str, Tensor]:
-    """The columns by name, [N] at width 1."""
-    values = zip(columns, matrices, strict=False)  # where no channel is an outlier, there is no column of them
+    """Return matrices [N, width] as columns by name; a column of width 1 is [N]."""
+    values = zip(columns, matrices, strict=False)  # without outlier channels there is one matrix more than columns
     return {column.name: matrix if column.width != 1 else matrix.squeeze(-1) for column, matrix in values}
 
 
 def _matrices(columns: tuple[Column, ...], values: dict[str, Tensor]) -> list[Tensor]:
-    """The same back as [N, width] each."""
+    """Return the matrices [N, width] of columns."""
     return [values[column.name].reshape(-1, column.width or 1) for column in columns]

@@ -1,4 +1,4 @@
-"""What a codec of vectors loses, in a few numbers.
+"""The reconstruction error of a vector codec, in a few numbers.
 
 Shapes: M vectors, D width.
 """
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Reconstruction(NamedTuple):
-    """What is lost of some vectors.
+    """The reconstruction error of some vectors.
 
     Attributes:
-        relative_error: squared error over squared length, of all vectors together.
-        cosine: between a vector and what it decodes to, the mean; vectors of length 0 are left out.
-        channel_error: squared error over variance of the median channel. The other two are blind where a few channels
-            are far larger than the others: then a codec that keeps these alone has a cosine near 1.
+        relative_error: squared error divided by squared length, both summed over all vectors.
+        cosine: mean cosine similarity of vectors and their reconstructions, without vectors of length 0.
+        channel_error: squared error divided by variance, the median over channels. The other two say little if a few
+            channels are far larger than the others: a codec that keeps only those has a cosine near 1.
     """
 
     relative_error: float
@@ -25,7 +25,7 @@ class Reconstruction(NamedTuple):
 
     @classmethod
     def of(cls, exact_MD: Tensor, found_MD: Tensor) -> "Reconstruction":
-        """Of what was to be kept, and what came back; in float64."""
+        """Compare exact vectors with their reconstructions, in float64."""
         exact_MD, found_MD = exact_MD.double(), found_MD.double()
         squared_MD = (found_MD - exact_MD).square()
         variance_D = exact_MD.var(0, correction=0)
