@@ -1,12 +1,12 @@
-"""Work done ahead: an iterator that runs in a thread of its own, a bounded number of items ahead of its reader.
+"""Prefetching: an iterator that runs in its own thread, a bounded number of items ahead of its reader.
 
-Stages of a pipeline are generators, each reading the one before it; `ahead` puts a thread between two of them:
+The stages of a pipeline are generators, each reading from the one before it; `ahead` runs one in a thread:
 
     with ahead(read(corpus), 4) as batches, ahead(run(teacher, batches), 4) as results:
         write(results)
 
-What a stage raises is raised where its items are read, so that an error anywhere ends the whole chain with its cause;
-leaving the block stops the threads. Nothing is dropped, repeated or reordered.
+An error in a stage is raised where its items are read, so that it ends the whole pipeline with its original cause.
+Leaving the block stops the threads. No item is dropped, repeated or reordered.
 """
 
 import threading
@@ -19,11 +19,11 @@ Item = TypeVar("Item")
 
 
 class ahead(Generic[Item]):  # read as an adverb in a with statement
-    """Iterate over `items` in a thread, at most `depth` of them ahead of whoever iterates over this.
+    """Iterate over `items` in a thread, at most `depth` items ahead of the reader of this iterator.
 
     Attributes:
         starved_seconds: how long the reader has waited for an item.
-        blocked_seconds: how long the thread has waited because `depth` items lay there unread.
+        blocked_seconds: how long the thread has waited because `depth` items were unread.
 
     Example:
         >>> with ahead(range(3), depth=2) as numbers:
@@ -33,7 +33,7 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
 
     def __init__(self, items: Iterable[Item], depth: int) -> None:
         if depth < 1:
-            raise ValueError(f"depth is {depth}; at least one item must fit")
+            raise ValueError(f"depth is {depth}; it must be at least 1")
         self.starved_seconds = self.blocked_seconds = 0.0
         self._items, self._depth = items, depth
         self._ready: deque[Item] = deque()
@@ -50,7 +50,7 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        # Not left running: what it works on (a model, a file) is about to be used otherwise, or torn down.
+        # Wait for its end: what it works on (a model, a file) may be used differently or closed after this.
         self._thread.join()
 
     def __iter__(self) -> Iterator[Item]:
@@ -80,7 +80,7 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
                     self._changed.notify_all()
             if close := getattr(items, "close", None):
                 close()
-        except BaseException as error:  # whatever it is, the reader must hear of it
+        except BaseException as error:  # any error must reach the reader
             self._error = error
         finally:
             with self._changed:
@@ -88,13 +88,13 @@ class ahead(Generic[Item]):  # read as an adverb in a with statement
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Before an item is made: after that it would be one too many. False where nobody wants it any more."""
+        """Wait until one more item may be unread, before that item is computed. Return False once stopped."""
         with self._changed:
             self.blocked_seconds += self._wait_while(lambda: len(self._ready) >= self._depth and not self._stopped)
             return not self._stopped
 
     def _wait_while(self, condition) -> float:  # type: ignore[no-untyped-def]
-        begun = time.monotonic()
+        start = time.monotonic()
         while condition():
             self._changed.wait()
-        return time.monotonic() - begun
+        return time.monotonic() - start

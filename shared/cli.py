@@ -1,6 +1,6 @@
-"""What the command lines have in common: one paragraph for a foreseeable error, and exit codes.
+"""The common part of the command lines: foreseeable errors become one paragraph on stderr and an exit code.
 
-0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
+Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
 """
 
 import os
@@ -18,26 +18,26 @@ EPILOG = "Add --debug to any command to see the traceback behind an error."
 
 
 def run(app: typer.Typer, several: tuple[str, ...] = ()) -> None:
-    """Run a typer app as a command line; never returns.
+    """Run a typer app as a command line, and exit.
 
-    The options named in `several` take any number of values (`--data a.jsonl b.jsonl`), as an unquoted glob gives them.
+    Options listed in `several` take any number of values (`--data a.jsonl b.jsonl`), as an unquoted glob gives them.
     """
     debug = DEBUG in sys.argv
     arguments = _repeat_options([argument for argument in sys.argv[1:] if argument != DEBUG], several)
-    # Nobody asked for look-ups at the hub or for telemetry; a hub id as a teacher still works.
+    # No telemetry unless the user asks for it; models from the hub still work.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # A new head on a checkpoint is what a recipe asks for; transformers would print a table of warnings about it.
+    # Recipes put new heads on checkpoints; transformers would print a table of warnings about each.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Threads that spin while they wait make a small model's step up to a thousand times slower when another process
-    # has the core (0.4 ms became 250 ms). Read when torch is first imported, which is after this.
+    # Threads that spin while they wait make a step of a small model up to a thousand times slower when another process
+    # uses the core (0.4 ms became 250 ms). Torch reads this variable when it is first imported, which is after this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     try:
         code = app(args=arguments, standalone_mode=False)
-        if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this
+        if code == INTERRUPTED:  # newer versions of typer return this for Ctrl-C
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        message = "interrupted; what is finished is kept, and the same command goes on from there."
+        message = "interrupted; finished work is kept, and the same command continues from there."
         _fail(message, INTERRUPTED, debug)
     except LecternError as error:
         _fail(str(error), error.exit_code, debug)
@@ -49,16 +49,16 @@ def run(app: typer.Typer, several: tuple[str, ...] = ()) -> None:
 
 
 def _repeat_options(arguments: list[str], several: tuple[str, ...]) -> list[str]:
-    """`--data a b` as `--data a --data b`, which is what typer understands."""
-    spread: list[str] = []
+    """Return `--data a b` as `--data a --data b`, which is what typer understands."""
+    repeated: list[str] = []
     open_option = None
     for previous, argument in zip([None, *arguments], arguments, strict=False):
         if argument.startswith("-"):
             open_option = argument if argument in several else None
         elif open_option is not None and previous != open_option:
-            spread.append(open_option)
-        spread.append(argument)
-    return spread
+            repeated.append(open_option)
+        repeated.append(argument)
+    return repeated
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

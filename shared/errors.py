@@ -1,17 +1,17 @@
-"""What may go wrong, as a few exception types that the command lines turn into one paragraph and an exit code.
+"""Foreseeable errors, as a few exception types that the command lines turn into one paragraph and an exit code.
 
-A message is one short paragraph: what is wrong, where (file, row, key), the bad value, how to mend it.
+A message is one short paragraph: what is wrong, where (file, row, key), the bad value, and how to fix it.
 """
 
 
 class LecternError(Exception):
-    """A foreseeable failure of the work itself; the command line ends with code 1."""
+    """A foreseeable failure of the work; the command line ends with exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(LecternError):
-    """The call was wrong: an option or a combination of options that cannot work; ends with code 2."""
+    """A wrong call: an option or a combination of options that cannot work; ends with exit code 2."""
 
     exit_code = 2
 
@@ -21,14 +21,14 @@ class CorpusError(LecternError):
 
 
 class TeacherError(LecternError):
-    """A teacher that cannot do what it is asked for: no suitable head, a foreign vocabulary, NaN in its logits."""
+    """A teacher that cannot do what is requested: no suitable head, another vocabulary, NaN in its logits."""
 
 
 class DumpError(LecternError):
-    """A dump that is damaged, incomplete, of another format version, or unfit for the student."""
+    """A dump that is damaged, incomplete, of another format version, or unsuitable for the student."""
 
 
 class RecipeError(LecternError):
-    """A recipe that cannot be carried out: an unknown key, a bad value, a signal that the dump lacks."""
+    """A recipe that cannot be run: an unknown key, a bad value, a signal that the dump lacks."""
 
     exit_code = 2

@@ -1,9 +1,9 @@
 """Options of command lines, declared once: options that belong together are the fields of one dataclass, a group.
 
-A field's name, type, default, help text (`Doc`) and least value (`Ge`) are those of its option, and where a section of
-a recipe has the same keys, it inherits the same group. What concerns the command line alone (a metavar, a parser) is a
-`typer.Option` beside them; what is for callers from Python alone is marked `NoOption` or `AsText`. `grouped` lets a
-command take whole groups, so that no function lists their options again.
+A field's name, type, default, help text (`Doc`) and smallest value (`Ge`) are those of its option; a section of a
+recipe with the same keys inherits the group. Settings of the command line alone (a metavar, a parser) are a
+`typer.Option` in the field's annotation; `NoOption` and `AsText` mark what is available only from Python. `grouped`
+lets a command take whole groups, so that no function lists their options again.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ Result = TypeVar("Result")
 
 
 class NoOption:
-    """Marks a field of a group that has no option: the command line leaves it at its default."""
+    """Marks a field of a group without an option; on the command line it has its default."""
 
 
 class AsText:
-    """Marks a field of a group whose option takes text, while callers from Python may give other things."""
+    """Marks a field of a group whose option takes text, although its type also allows other values in Python."""
 
 
 def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
-    """The command with its groups spread out: typer sees one parameter for each field, the command gets the groups.
+    """Return a command for typer that has one parameter for each field of the groups that `command` takes.
 
-    Other parameters stay as they are, and options come in the order of the parameters.
+    Other parameters are unchanged; the options are in the order of the parameters.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
 
     Raises:
         TypeError: for a field without a help text.
-        ValueError: where two groups have an option of the same name.
+        ValueError: if two groups have an option of the same name.
     """
     groups: dict[str, type[Any]] = {}
     parameters: list[inspect.Parameter] = []
@@ -62,9 +62,9 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     def flat(**given: Any) -> Result:
         filled = {}
         for name, group in groups.items():
-            # From Python a command may be called with some of its options; the others have the group's defaults.
+            # Callers from Python may leave options out; these have the defaults of the group.
             values = {option.name: given.pop(option.name) for option in options_of(group) if option.name in given}
-            # typer gives lists; a frozen value holds tuples.
+            # Typer gives lists, but the fields are tuples.
             filled[name] = group(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         return command(**filled, **given)
 
@@ -73,12 +73,12 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def flag_of(name: str) -> str:
-    """The option of a field: "top_k" -> "--top-k"."""
+    """Return the option of a field: "top_k" -> "--top-k"."""
     return f"--{name.replace('_', '-')}"
 
 
 def options_of(group: type[Any]) -> list[inspect.Parameter]:
-    """The parameter of each field of a group, as typer reads it. Raises TypeError for a field without a help text."""
+    """Return a parameter for typer for each field of a group. Raises TypeError for a field without a help text."""
     annotations = get_type_hints(group, include_extras=True)
     return [
         _option(field, annotations[field.name])
@@ -95,7 +95,7 @@ def _option(field: "dataclasses.Field[Any]", annotation: Any) -> inspect.Paramet
         raise TypeError(f"the option {field.name} has no help text; annotate it with Doc.")
     option.min = next((fact.ge for fact in facts if isinstance(fact, Ge)), None)
     option.default = ... if field.default is dataclasses.MISSING else field.default
-    if kind is bool:  # a flag; typer would add a second one that says no
+    if kind is bool:  # a flag; by default typer would add --no-NAME
         option.param_decls = (flag_of(field.name),)
     if AsText in facts:
         kind = str

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal or in a notebook, a plain line every now and then elsewhere (log files, CI)."""
+"""Progress: a bar on a terminal or in a notebook, and a line every 10 seconds elsewhere (log files, CI)."""
 
 import sys
 import time
@@ -11,10 +11,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts units of work towards a total that may be revised while it runs.
+    """Shows how much of a total amount of work is done; the total may be corrected while it runs.
 
-    Use it as a context manager; nothing is shown once it is closed. Without `bar` it prints lines on a terminal too,
-    where several processes share one.
+    Use it as a context manager; nothing is shown after it is closed.
+
+    Args:
+        label: what is being done, at the start of the bar.
+        unit: what is counted, in the plural ("steps").
+        total: how much there is to do.
+        estimated: whether the total is an estimate.
+        bar: False prints lines instead of a bar, for several processes that share a terminal.
     """
 
     def __init__(self, label: str, unit: str, total: int, estimated: bool = False, bar: bool = True) -> None:
@@ -36,12 +42,12 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, as it is."""
         if self._bar is not None:
             self._bar.close()
 
     def say(self, line: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
@@ -49,12 +55,12 @@ class Progress:
         self._last_line = time.monotonic()
 
     def note(self, text: str) -> None:
-        """Show a few words at the end of the bar: what is at work just now."""
+        """Show a few words at the end of the bar: what is running at the moment."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
 
     def advance(self, count: int) -> None:
-        """Count some more as done."""
+        """Count more units as done."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -70,7 +76,7 @@ class Progress:
             )
 
     def revise_total(self, total: int) -> None:
-        """Correct the total, never to below what is already done."""
+        """Correct the total; it is never less than what is already done."""
         self.total = max(total, self.done)
         if self._bar is not None:
             self._bar.total = self.total
@@ -78,13 +84,13 @@ class Progress:
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a Jupyter kernel, whose output shows bars though it is no terminal."""
+    """Whether this runs in a Jupyter kernel, which can show bars although it is not a terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config
 
 
 def _bar_class() -> Any:
-    """In a notebook the bar is a widget where ipywidgets is installed, and text where it is not."""
+    """Return tqdm's class; in a notebook the bar is a widget if ipywidgets is installed, else text."""
     if not in_notebook():
         return tqdm
     with warnings.catch_warnings():
@@ -95,7 +101,7 @@ def _bar_class() -> Any:
 
 
 def human_seconds(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min."""
+    """Format a duration: 12 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -103,7 +109,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """512 B, 3.1 KB, 20 MB: powers of 1,000."""
+    """Format a size in powers of 1,000: 512 B, 3.1 KB, 20 MB."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("KB", "MB", "GB"):

@@ -1,7 +1,7 @@
-"""Tables of kinds: where the next task, codec, loss or engine plugs in.
+"""Registries: tables from names to kinds, to which a new task, codec, loss or engine is added.
 
-Each seam has one table from names to kinds, and nobody outside of it asks which kind something is. A table is a `dict`,
-so that anything may add an entry to it before it is used; what it lacks is refused with what it has.
+Each extension point has one table, and no code outside of it tests which kind something is. A table is a `dict`, to
+which entries may be added before it is used; an unknown name is refused with the list of the valid ones.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ class Registry(dict[str, Kind]):
     """Kinds by name.
 
     Args:
-        what: what the entries are, in the singular, for messages ("task").
-        kinds: the entries that there are from the start.
+        what: what an entry is, in the singular, for messages ("task").
+        kinds: the initial entries.
 
     Example:
         >>> colours = Registry("colour", {"red": 0xFF0000})
@@ -36,17 +36,17 @@ class Registry(dict[str, Kind]):
         self.what = what
 
     def named(self, name: str) -> Kind:
-        """The kind of this name. Raises UsageError that lists the valid ones."""
+        """Return the kind of this name. Raises UsageError, with the valid names, for an unknown one."""
         if name not in self:
             raise UsageError(f"unknown {self.what} {name!r}; there are: {', '.join(self)}.")
         return self[name]
 
 
 class tagged:  # reads as an adjective in Annotated
-    """Says of a pydantic field that its value is a model of a table: the one that the value's key `tag` names.
+    """Declares that the value of a pydantic field is one of the models of a table: the one named by its key `tag`.
 
-    Unlike a discriminated union it looks the model up when a value is validated, so that entries may be added to the
-    table later. Errors are those of a discriminated union, the tag being part of their location.
+    Unlike a discriminated union, it looks up the model when a value is validated, so that entries may be added to the
+    table later. Its errors are those of a discriminated union, whose location includes the tag's value.
 
     Example:
         >>> from typing import Annotated
@@ -96,7 +96,7 @@ class tagged:  # reads as an adjective in Annotated
 
 
 def _below(name: str, error: Any) -> InitErrorDetails:
-    """The same error with a name before its location."""
+    """Return the error with a name prepended to its location."""
     message = {**error.get("ctx", {}), "message": error["msg"]}
     kind = PydanticCustomError(error["type"], "{message}", message)
     return InitErrorDetails(type=kind, loc=(name, *error["loc"]), input=error["input"])

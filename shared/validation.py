@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a file, in the words of error messages: the key, its value, and what is valid."""
+"""Errors of pydantic as sentences for our error messages: the key, its value, and what is valid."""
 
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -10,18 +10,18 @@ from shared.registry import tagged
 
 
 def in_words(error: ValidationError, model: type[Any]) -> str:
-    """Every problem that pydantic found when it validated `model`, as one sentence without its full stop."""
+    """Return all problems that pydantic found when it validated `model`, as one sentence without its full stop."""
     return "; ".join(_sentence(problem, model) for problem in error.errors())
 
 
 def message_of(problem: Any) -> str:
-    """What is wrong with a value, without its place."""
+    """Return what is wrong with a value, without its location."""
     message: str = problem["msg"]
     return message.removeprefix("Value error, ")
 
 
 def _sentence(problem: Any, model: type[Any]) -> str:
-    """One problem as: key, value, what is valid."""
+    """Return one problem as text: key, value, what is valid."""
     location = problem["loc"]
     keys, models = _follow(model, location)
     key, value = ".".join(keys), problem["input"]
@@ -40,14 +40,14 @@ def _sentence(problem: Any, model: type[Any]) -> str:
             tag = _tag(problem)
             kinds = ", ".join(repr(_fields(each)[tag].default) for each in models)
             return f"the key '{key}.{tag}' is missing; the valid ones are {kinds}"
-    shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
-    return f"{key}{shown}: {message_of(problem)}" if key else message_of(problem)
+    value_text = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+    return f"{key}{value_text}: {message_of(problem)}" if key else message_of(problem)
 
 
 def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str], list[type[Any]]]:
-    """(the keys of the file that a location is made of, the models that may stand there).
+    """Return (the keys of the file at a pydantic location, the models that are possible there).
 
-    Of several models, of a union or a table, the location names one by its tag, which is no key of the file.
+    Where a union or a table allows several models, the location contains the tag of one, which is no key of the file.
     """
     keys: list[str] = []
     models = [model]
@@ -67,25 +67,25 @@ def _follow(model: type[Any], location: tuple[int | str, ...]) -> tuple[list[str
 
 
 def _tag(problem: Any) -> str:
-    """The key whose value says which model of a union or a table is meant (pydantic puts it in quotes)."""
+    """Return the key whose value selects a model of a union or a table (pydantic puts it in quotes)."""
     tag: str = problem["ctx"]["discriminator"]
     return tag.strip("'")
 
 
 def _names(field: FieldInfo, part: int | str) -> bool:
-    """Whether a field can have no other value than this, as the one that names a model of a union or a table."""
+    """Whether this is the only value that a field can have, as for the tag of a model of a union or a table."""
     return get_origin(field.annotation) is Literal and get_args(field.annotation) == (part,)
 
 
 def _fields(model: type[Any]) -> dict[str, FieldInfo]:
-    """The fields of a model or of a dataclass of pydantic's, by the names that a file gives them."""
-    fields: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__", {})  # which a plain dataclass lacks
+    """Return the fields of a pydantic model or dataclass, by their names in a file."""
+    fields: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__", {})  # plain dataclasses have none
     return {field.alias or name: field for name, field in fields.items()}
 
 
 def _models(annotation: Any) -> list[type[Any]]:
-    """The models that a field or an annotation is made of: a section, an optional one, a union, a table, a tuple of
-    them."""
+    """Return the models that a field or an annotation consists of: a section, an optional one, a union, a table, or a
+    tuple of them."""
     if isinstance(annotation, FieldInfo):
         return _tables(annotation.metadata) or _models(annotation.annotation)
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):

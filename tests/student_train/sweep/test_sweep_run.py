@@ -185,7 +185,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(folder: Path, request: py
         time.sleep(0.02)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)
-    assert "interrupted; what is finished is kept" in process.communicate(timeout=PATIENCE_SECONDS)[1]
+    assert "interrupted; finished work is kept" in process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode == 130
     with pytest.raises(ProcessLookupError):
         os.kill(int(child), 0)
