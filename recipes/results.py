@@ -1,9 +1,9 @@
-"""The tables of RESULTS.md, from the metrics.json files that the recipes' run.sh scripts leave behind.
+"""Print the tables of RESULTS.md from the metrics.json files that the run.sh scripts of the recipes write.
 
     python recipes/results.py [--out out]
 
-A student's seeds are the folders that differ in their last number only ("soft-1", or a sweep's "soft_seed=1"). Scores
-are means over them, with the standard deviation where there are several; latencies are medians.
+The seeds of a student are the folders whose names differ in the last number only ("soft-1", or in a sweep
+"soft_seed=1"). Scores are means over them, with the standard deviation if there are several; latencies are medians.
 """
 
 import argparse
@@ -20,35 +20,35 @@ Column = tuple[str, Callable[[list[Metrics]], str]]
 
 
 def spread(read: Callable[[Metrics], float | None], digits: int) -> Callable[[list[Metrics]], str]:
-    """A column of means, with standard deviations."""
+    """Return a column of means with standard deviations."""
 
     def cell(runs: list[Metrics]) -> str:
         values = [value for run in runs if (value := read(run)) is not None]
         if not values:
             return ""
-        mean = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # 0.0 turns -0.0 round
+        mean = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
         return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
     return cell
 
 
 def seeds(read: Callable[[Metrics], float], digits: int) -> Callable[[list[Metrics]], str]:
-    """A column of every seed's value."""
+    """Return a column of the values of all seeds."""
     return lambda runs: ", ".join(f"{read(run):.{digits}f}" for run in runs)
 
 
 def latency(batch: str) -> Callable[[list[Metrics]], str]:
-    """A column of median milliseconds of a batch."""
+    """Return a column of median milliseconds for a batch size."""
     return lambda runs: f"{statistics.median(run['latency_ms'][batch] for run in runs):.1f}"
 
 
 def percent(key: str) -> Callable[[Metrics], float | None]:
-    """A share as per cent."""
+    """Return a reader of a share, in per cent."""
     return lambda run: None if run[key] is None else 100 * run[key]
 
 
 def score(name: str) -> tuple[Column, Column]:
-    """Columns of a metric in per cent, as a mean and by seed."""
+    """Return two columns of a metric in per cent: its mean, and the values of all seeds."""
 
     def read(run: Metrics) -> float:
         return 100 * float(run["metrics"][name])
@@ -97,8 +97,10 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
 
 
 def read_runs(folder: Path) -> dict[str, list[Metrics]]:
-    """Name without the seed -> the metrics of each seed; the teacher first. Students are in the folder, by name, or in
-    its sweep's, by score."""
+    """Return name without the seed -> the metrics of each seed, the teacher first.
+
+    Students in the folder itself are sorted by name, those of its sweep by score.
+    """
     runs = _by_name([folder / "teacher/metrics.json", *sorted(folder.glob("*/metrics.json"))])
     swept = _by_name(sorted(folder.glob("students/runs/*/metrics.json")))
     return runs | dict(sorted(swept.items(), key=lambda item: statistics.mean(map(_main_score, item[1]))))
@@ -117,7 +119,7 @@ def _main_score(run: Metrics) -> float:
 
 
 def by_group(runs: dict[str, list[Metrics]]) -> list[str]:
-    """Lines of a Markdown table of each group's main metric, in per cent, if runs are scored by groups."""
+    """Return the lines of a Markdown table of the main metric of each group, in per cent; none without groups."""
     scored = {name: found for name, found in runs.items() if all(run.get("groups") for run in found)}
     if not scored:
         return []
@@ -138,7 +140,7 @@ def by_group(runs: dict[str, list[Metrics]]) -> list[str]:
 
 
 def table(runs: dict[str, list[Metrics]], columns: tuple[Column, ...]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = ["| model | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in runs.items():
         lines.append(f"| {name} | " + " | ".join(cell(found) for _, cell in columns) + " |")
@@ -151,7 +153,7 @@ def main() -> int:
     args = parser.parse_args()
     found = {name: runs for name in TABLES if (runs := read_runs(args.out / name))}
     if not found:
-        print(f"results: nothing is finished in {args.out}; start with a run.sh of a recipe", file=sys.stderr)
+        print(f"results: {args.out} holds no finished run; start with the run.sh of a recipe.", file=sys.stderr)
         return 1
     for name, runs in found.items():
         title, columns = TABLES[name]

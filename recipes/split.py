@@ -4,8 +4,8 @@
     python recipes/split.py --data DIR --out out/sst2/data --share 0.1
     python recipes/split.py --data DIR --out out/ner/data --by lang --each 1000 --transfer 1000 --leave zh
 
-DIR holds train, dev and test .parquet. The columns `label` or `tags` are gold labels, and transfer rows lose them; all
-others are kept.
+DIR holds train, dev and test .parquet. The columns `label` and `tags` are gold labels, which are dropped from transfer
+rows; all other columns are kept.
 """
 
 import argparse
@@ -20,7 +20,7 @@ DRAWN = "drawn"
 
 
 def split(train: pl.DataFrame, args: argparse.Namespace) -> dict[str, pl.DataFrame]:
-    """The labelled rows and the transfer rows, both in the order of `train`."""
+    """Return the labelled rows and the transfer rows, both in the order of `train`."""
     shuffled = train.with_columns(pl.int_range(pl.len()).shuffle(seed=args.seed).alias(DRAWN))
     rank = pl.col(DRAWN).rank("ordinal")
     if args.each is not None:
@@ -42,10 +42,10 @@ def main() -> int:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--each", type=int, help="rows that keep their label, for each value of --by")
     amount.add_argument("--share", type=float, help="share of all rows that keep their label")
-    parser.add_argument("--by", help="column that --each counts by")
+    parser.add_argument("--by", help="column for whose values --each and --transfer count rows")
     parser.add_argument("--transfer", type=int, help="transfer rows for each value of --by (default: all others)")
-    parser.add_argument("--leave", nargs="*", default=[], help="values of --by to leave out of all files")
-    parser.add_argument("--seed", type=int, default=0, help="draws the labelled rows (default 0)")
+    parser.add_argument("--leave", nargs="*", default=[], help="values of --by whose rows are left out of all files")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing the labelled rows (default 0)")
     args = parser.parse_args()
     if absent := [f"{name}.parquet" for name in FILES if not (args.data / f"{name}.parquet").is_file()]:
         print(f"split: {args.data} has no {', '.join(absent)}; name the folder that holds them.", file=sys.stderr)

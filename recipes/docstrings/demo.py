@@ -1,13 +1,13 @@
-"""The demo: a teacher annotates once, three students learn from its dump, and a table shows that it was worth it.
+"""The demo: a teacher annotates once, three students are trained on its dump, and a table compares them.
 
     just demo
 
-It runs the commands that you would type, and shows each of them. Everything lands in out/demo; run it again after an
-interruption and it goes on from there, delete out/demo and it starts afresh.
+It shows and runs the commands that you would type. All files are written to out/demo. After an interruption, run it
+again to continue; delete out/demo to start from the beginning.
 
-The task is made of docstrings that are installed anyway (make_corpus.py): which of ten packages is a text from? A
-pretrained encoder learns it from a few hundred labelled texts and annotates thousands of unlabeled ones. Each student
-learns twice, from scratch: once from that dump alone, once from the labelled texts alone.
+The task uses docstrings of installed packages (make_corpus.py): which of ten packages is a text from? A pretrained
+encoder is fine-tuned on a few hundred labelled texts and annotates thousands of unlabeled ones. Each student is trained
+twice, from scratch: once on that dump alone, and once on the labelled texts alone.
 """
 
 import importlib.util
@@ -32,17 +32,17 @@ PLOT = OUT / "students.png"
 
 STUDENTS = {"bilstm": "BiLSTM 1 x 128", "small": "transformer 2 x 128", "tiny": "transformer 1 x 64"}
 LABELLED, UNLABELED, TEST = 600, 6000, 1000
-MAX_LENGTH = 128  # tokens; the texts have 46 on average, and one in a hundred has more than this
+MAX_LENGTH = 128  # tokens; texts have 46 on average, and 1% of them have more than this
 
 
 def main() -> None:
     os.chdir(REPOSITORY)
     make_corpus()
-    if not TEACHER_AWAY.exists():  # it moves there when both dumps are complete
+    if not TEACHER_AWAY.exists():  # it is moved there when both dumps are complete
         train_teacher()
-        heading("The dump: the teacher reads the unlabeled texts, once")
+        heading("The dump: the teacher reads the unlabeled texts once")
         dump(DATA / "unlabeled.jsonl", DUMP)
-        heading("And a small one of the test texts: no student learns from it, it is there to measure agreement")
+        heading("A small dump of the test texts: it is not trained on, but used to measure agreement")
         dump(DATA / "test.jsonl", TEST_DUMP)
         put_teacher_away()
     for student in STUDENTS:
@@ -52,9 +52,9 @@ def main() -> None:
 
 
 def make_corpus() -> None:
-    heading("The texts: docstrings of ten packages, their names blotted out")
+    heading("The texts: docstrings of ten packages, with the names of the packages masked")
     if (DATA / "test.jsonl").exists():  # the last file that it writes
-        print(f"{DATA} is there already.")
+        print(f"{DATA} exists already.")
         return
     sizes = f"--labelled {LABELLED} --unlabeled {UNLABELED} --test {TEST}"
     run(f"python {RECIPES}/make_corpus.py --out {DATA} {sizes}")
@@ -74,16 +74,16 @@ def dump(texts: Path, out: Path) -> None:
 
 
 def put_teacher_away() -> None:
-    heading("The teacher leaves: from here on nobody needs it")
+    heading("The teacher is put away: from here on it is not needed")
     run(f"mv {TEACHER} {TEACHER_AWAY}")
 
 
 def train(recipe: str, folder: Path, overrides: str = "") -> None:
     if recipe != "teacher":
-        taught_by = f"{LABELLED} labels alone" if recipe.endswith("-labels") else "the dump alone"
-        heading(f"A student: {STUDENTS[recipe.removesuffix('-labels')]}, from {taught_by}")
+        trained_on = f"{LABELLED} labels alone" if recipe.endswith("-labels") else "the dump alone"
+        heading(f"A student: {STUDENTS[recipe.removesuffix('-labels')]}, trained on {trained_on}")
     if (folder / "config.json").exists():  # written last, after the scores
-        print(f"{folder} is finished already.")
+        print(f"{folder} is already finished.")
         return
     run(f"distill run {RECIPES / recipe}.toml --resume{overrides}")
 
@@ -93,7 +93,7 @@ def heading(text: str) -> None:
 
 
 def run(command: str) -> None:
-    """Show a command and run it, its output where ours goes; where it fails, it has said why."""
+    """Print a command and run it, with its output on ours. Exit if it fails; it has then printed the reason."""
     print(f"$ {command}", flush=True)
     scripts = sysconfig.get_path("scripts")
     environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -104,7 +104,7 @@ def run(command: str) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """What `distill` measured of one model, out of its metrics.json."""
+    """The scores of one model, from the metrics.json that `distill` wrote."""
 
     accuracy: float
     agreement: float
@@ -128,7 +128,7 @@ def show_results() -> None:
     print(explanation())
     print("\n".join(table(teacher, pairs)))
     plot(teacher, pairs)
-    print(f"\nThe same as a plot: {PLOT}\nWhat a student learns from: shards head {DUMP}")
+    print(f"\nThe same as a plot: {PLOT}\nTo see what a student is trained on: shards head {DUMP}")
 
 
 def explanation() -> str:
@@ -137,14 +137,14 @@ def explanation() -> str:
     size = sum(path.stat().st_size for path in (DUMP / "shards").glob("*.parquet"))
     return f"""
 Which of 10 packages is a docstring from? Accuracy on {TEST:,} texts of other files (chance: 10%).
-{LABELLED} texts were labelled, {UNLABELED:,} were not. The teacher learnt from the labelled ones and read the
-others once, {tokens:,} tokens, which left {size / 1e6:.1f} MB of dump. Each student learnt from scratch:
-from the dump alone (no label, no teacher), or from the {LABELLED} labels alone.
+{LABELLED} texts were labelled, {UNLABELED:,} were not. The teacher was trained on the labelled texts and read
+the others once, {tokens:,} tokens, which gave a dump of {size / 1e6:.1f} MB. Each student was trained from
+scratch: on the dump alone (no label, no teacher), or on the {LABELLED} labels alone.
 """
 
 
 def table(teacher: Scores, pairs: dict[str, tuple[Scores, Scores]]) -> list[str]:
-    """A line a model; what a pair of students has in common (size and speed) stands in its first line."""
+    """Return one line per model; size and speed, which are the same for a pair of students, are in its first line."""
 
     def line(model: str, learnt_from: str, own: Scores, shape: bool) -> str:
         text = f"{model:<20} {learnt_from:<12}{own.accuracy:>9.1%}{own.agreement:>11.1%}"
@@ -165,7 +165,7 @@ def table(teacher: Scores, pairs: dict[str, tuple[Scores, Scores]]) -> list[str]
 
 
 def plot(teacher: Scores, pairs: dict[str, tuple[Scores, Scores]]) -> None:
-    """Accuracy against parameters: each student's pair joined by a line, the teacher as the line to reach."""
+    """Plot accuracy against parameters: the two students of a pair joined by a line, the teacher as a dashed line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,7 +175,7 @@ def plot(teacher: Scores, pairs: dict[str, tuple[Scores, Scores]]) -> None:
 
     def note(text: str, x: float, y: float, offset: tuple[int, int], colour: str) -> None:
         place = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center"}
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line runs through the text
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line crosses the text
         axes.annotate(text, (x, y), color=colour, bbox=box, **place)
 
     grey, blue, red = "#555555", "#0b6e99", "#c8553d"

@@ -1,12 +1,12 @@
-"""Make a text classification task out of what every machine with Lectern already has: docstrings.
+"""Make a text classification task from docstrings, which every machine with Lectern has.
 
-A text is the prose at the start of a docstring, its label the package it was written for. The ten packages come with
-`lectern[demo]`, so the task needs no download, and it is no toy: the names of all ten packages are blotted out of every
-text, so that only the content tells a graph from a plot from a tensor.
+A text is the prose at the start of a docstring; its label is the package that it comes from. The ten packages are
+installed with `lectern[demo]`, so the task needs no download. It is not trivial: the names of all ten packages are
+masked in every text, so that only the content distinguishes a graph from a plot or a tensor.
 
-Nothing leaks: a source file gives its texts either to the test split or to the others, a text that occurs twice is
-kept once, and one that occurs in two packages is not kept at all. Packages are parsed and never imported; the result
-depends on the seed and on the installed versions only.
+No text is in two splits: the texts of a source file are either all in the test split or all in the others, a text that
+occurs twice is kept once, and one that occurs in two packages is dropped. Packages are parsed, never imported. The
+result depends only on the seed and the installed versions.
 
     python recipes/docstrings/make_corpus.py --out out/demo/data
 """
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Each package with the names it goes by. NumPy and SciPy are no labels: they document the same functions.
+# Each package with a pattern of its names. NumPy and SciPy are not labels: they document the same functions.
 PACKAGES = {
     "fontTools": "font-?tools",
     "huggingface_hub": "hugging[ -]?face",
@@ -39,14 +39,14 @@ PACKAGES = {
     "transformers": "transformers|🤗",
 }
 PLACEHOLDER = "library"
-# A name goes with the whole word around it (PyTorch, TorchScript, numpydoc), short aliases only where they stand alone.
+# A name is masked with the whole word around it (PyTorch, TorchScript, numpydoc), short aliases only as whole words.
 NAMES = re.compile(rf"\w*(?:{'|'.join(PACKAGES.values())}|numpy|scipy)\w*(?:-learn)?", re.IGNORECASE)
 ALIASES = re.compile(r"\b(?:np|plt|mpl|nx|pl|sp|ft|hf|HF|hub|Hub|Hf[A-Z]\w*)\b")
 
 MIN_WORDS, MAX_WORDS = 10, 60
-# The test split takes at most 8 texts of a file, for variety, and no file whose other texts would be a great loss.
+# The test split takes at most 8 texts of a file, for variety, and no file of more than 25, because the rest is dropped.
 MAX_TEST_TEXTS_PER_FILE, MAX_TEST_FILE_TEXTS = 8, 25
-READ_MARGIN = 1.1  # read more texts than asked for: duplicates and the rest of test files are lost
+READ_MARGIN = 1.1  # read more texts than requested, because duplicates and the rest of test files are dropped
 
 SECTION = re.compile(
     r"(?:\W*(?:other |keyword )?(?:param(?:eter)?s?|arg(?:ument)?s?|inputs?|outputs?|returns?|yields?|raises?|warns?"
@@ -59,7 +59,7 @@ MARKUP = re.compile(r":[a-z:]+:(?=`)|[`*~\\]|(?<=\w)_(?=\s)|\[(?=`)|(?<=`)\]|<[^
 
 
 class CorpusError(Exception):
-    """The corpus cannot be made; the message says why and what to do."""
+    """The corpus cannot be made; the message gives the reason and the solution."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ class Text:
 
     @property
     def key(self) -> str:
-        """What makes two texts duplicates: the same letters in the same words, whatever the punctuation."""
+        """The key by which texts are duplicates: their words in lower case, without punctuation."""
         return " ".join(re.findall(r"[a-z]+", self.text.lower()))
 
 
 def prose(docstring: str) -> str:
-    """The paragraphs before the first section, doctest or table, without markup and package names; at most 60 words."""
+    """Return the paragraphs before the first section, doctest or table, at most 60 words, without markup; package names
+    are masked."""
     words: list[str] = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         paragraph = UNDERLINE.sub("", paragraph).strip("\n")
@@ -89,10 +90,10 @@ def prose(docstring: str) -> str:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """The docstrings of a file's module, classes and functions; none of a file that does not parse."""
+    """Yield the docstrings of a file's module, classes and functions; none if the file cannot be parsed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # about invalid escapes in the packages
             nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     except (SyntaxError, ValueError):
         return
@@ -104,11 +105,11 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def read_package(package: str, enough: int, seed: int) -> list[Text]:
-    """At least `enough` texts of many files (or all there are), in an order of files drawn from the seed."""
+    """Return at least `enough` texts of many files (or all texts), in an order of files drawn from the seed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise CorpusError(
-            f"the package {package!r} is not installed; install Lectern with the demo's packages: lectern[demo]"
+            f"the package {package!r} is not installed; install Lectern with the packages of the demo: lectern[demo]"
         )
     root = Path(spec.submodule_search_locations[0])
     files = sorted(p.relative_to(root) for p in root.rglob("*.py") if "tests" not in p.relative_to(root).parts)
@@ -118,22 +119,22 @@ def read_package(package: str, enough: int, seed: int) -> list[Text]:
         file = files.pop()
         found = [text for text in map(prose, docstrings(root / file)) if len(text.split()) >= MIN_WORDS]
         texts += [Text(text, package, f"{package}/{file.as_posix()}") for text in found]
-        enough -= min(len(found), MAX_TEST_TEXTS_PER_FILE)  # so that a large file alone is never enough
+        enough -= min(len(found), MAX_TEST_TEXTS_PER_FILE)  # so that one large file is never enough
     return texts
 
 
 def without_duplicates(texts: list[Text]) -> list[Text]:
-    """The first of each text, and none of those that several packages share."""
+    """Return each text once, without texts that occur in several packages."""
     first: dict[str, Text] = {}
     shared = {t.key for t in texts if first.setdefault(t.key, t).label != t.label}
     return [t for t in first.values() if t.key not in shared]
 
 
 def make_splits(labelled: int, unlabeled: int, test: int, seed: int) -> dict[str, list[Text]]:
-    """The three splits; each package gives equally many texts to each, to `unlabeled` as far as its texts last."""
+    """Return the three splits, with equally many texts of each package (in `unlabeled`, as far as there are enough)."""
     for name, size in {"--labelled": labelled, "--unlabeled": unlabeled, "--test": test}.items():
         if size < 0 or size % len(PACKAGES):
-            raise CorpusError(f"{name} is {size}; choose a multiple of {len(PACKAGES)}, one share per package")
+            raise CorpusError(f"{name} is {size}; choose a multiple of {len(PACKAGES)}, the number of packages")
     labelled_share, test_share = labelled // len(PACKAGES), test // len(PACKAGES)
     enough = int(READ_MARGIN * (labelled + unlabeled + test) / len(PACKAGES)) + 2 * MAX_TEST_FILE_TEXTS
     corpus = without_duplicates([text for package in PACKAGES for text in read_package(package, enough, seed)])
@@ -158,7 +159,7 @@ def make_splits(labelled: int, unlabeled: int, test: int, seed: int) -> dict[str
         reserve += enumerate(rest[labelled_share:])
     if len(reserve) < unlabeled:
         raise CorpusError(f"--unlabeled is {unlabeled}, but only {len(reserve)} texts are left; ask for fewer")
-    # One text of each package in turn: a package that runs out is made up for by the others, evenly.
+    # One text of each package in turn, so that the others fill up evenly for a package without enough texts.
     splits["unlabeled"] = [text for _, text in sorted(reserve, key=lambda turn: turn[0])[:unlabeled]]
     for name, texts in splits.items():
         random.Random(f"{seed} order {name}").shuffle(texts)
@@ -166,7 +167,7 @@ def make_splits(labelled: int, unlabeled: int, test: int, seed: int) -> dict[str
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write under a temporary name, then rename: the file is complete or absent."""
+    """Write to a temporary name, then rename, so that the file is complete or absent."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     temporary.replace(path)
@@ -178,7 +179,7 @@ def main() -> int:
     parser.add_argument("--labelled", type=int, default=400, help="texts with a label, for the teacher (default 400)")
     parser.add_argument("--unlabeled", type=int, default=8000, help="texts without a label, to dump (default 8000)")
     parser.add_argument("--test", type=int, default=1000, help="labelled texts from other files (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="draws files and texts (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing files and texts (default 0)")
     args = parser.parse_args()
     try:
         splits = make_splits(args.labelled, args.unlabeled, args.test, args.seed)

@@ -1,8 +1,8 @@
-"""Make a small language modelling task, and its tokenizer, out of what every machine with Lectern already has.
+"""Make a small language modelling task, and its tokenizer, from docstrings, which every machine with Lectern has.
 
-The text is the docstrings of installed packages, in pieces of at most 500 characters cut at line ends. A source file
-gives its pieces either to the validation split or to training, and a piece that occurs twice is kept once. Packages are
-parsed and never imported. The tokenizer is a byte-level BPE trained on the training split.
+The text is the docstrings of installed packages, in pieces of at most 500 characters cut at line ends. The pieces of a
+source file are either all in the validation split or all in the training split, and a piece that occurs twice is kept
+once. Packages are parsed, never imported. The tokenizer is a byte-level BPE trained on the training split.
 
     python recipes/docstrings_lm/make_text.py --out out/docstrings_lm/data
 """
@@ -26,10 +26,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """The docstrings of a file's module, classes and functions; none of a file that does not parse."""
+    """Yield the docstrings of a file's module, classes and functions; none if the file cannot be parsed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # about invalid escapes in the packages
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError):
         return
@@ -39,7 +39,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def pieces(docstring: str) -> Iterator[str]:
-    """A docstring cut at line ends into pieces, without those too short to learn from."""
+    """Yield a docstring in pieces, cut at line ends."""
     piece = ""
     for line in docstring.splitlines(keepends=True):
         if piece and len(piece) + len(line) > PIECE_CHARACTERS:
@@ -50,7 +50,7 @@ def pieces(docstring: str) -> Iterator[str]:
 
 
 def read_texts(valid_share: float, seed: int) -> dict[str, list[str]]:
-    """The pieces of both splits, each in an order drawn from the seed."""
+    """Return the pieces of both splits, without those that are too short, each in an order drawn from the seed."""
     files = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -73,7 +73,7 @@ def read_texts(valid_share: float, seed: int) -> dict[str, list[str]]:
 
 
 def train_tokenizer(texts: list[str], entries: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of so many entries, one of which ends a text and fills up batches."""
+    """Train a byte-level BPE with so many entries, including one token for the end of a text and for padding."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=entries, special_tokens=[END_OF_TEXT], show_progress=False)
     return PreTrainedTokenizerFast(
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=6000, help="pieces to train on (default 6000)")
     parser.add_argument("--valid", type=int, default=600, help="pieces to score on (default 600)")
     parser.add_argument("--vocabulary", type=int, default=8192, help="entries of the tokenizer (default 8192)")
-    parser.add_argument("--seed", type=int, default=0, help="draws files and pieces (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing files and pieces (default 0)")
     args = parser.parse_args()
     try:
         splits = read_texts(valid_share=0.1, seed=args.seed)
