@@ -1,8 +1,8 @@
 """The main path of `dump`: corpus -> tokens -> batches -> teacher -> signals -> shards.
 
-Three stages, each at work while the others are: a thread reads and tokenizes, a thread runs the teacher and encodes
-its outputs, and this one writes. All that several processes share is the folder: each takes the next shard that nobody
-is at work on.
+Three stages run at the same time: one thread reads and tokenizes, one runs the teacher and encodes its outputs, and the
+main thread writes. Several processes share nothing but the folder: each takes the next shard that no other process is
+making.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
 from teacher_dump.workers import worker
 
-# Batches that lie ready before the teacher, and encoded ones before the writer.
+# The most batches that wait for the teacher, and encoded batches that wait for the writer.
 DEPTH = 4
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -42,11 +42,11 @@ class Outcome:
     """What one run did.
 
     Attributes:
-        shards: of the whole dump.
-        made: how many of them this process made.
-        tokens, seconds: of those.
-        full_rows: how many rows were as long as `--max-length` lets them be, and so may have been cut.
-        teacher_seconds: for how long the teacher had work and room for its outputs.
+        shards: number of shards of the whole dump.
+        made: number of shards that this process made.
+        tokens, seconds: tokens of these shards, and the time they took.
+        full_rows: number of rows with `--max-length` tokens, which may have been truncated.
+        teacher_seconds: time in which the teacher neither waited for batches nor for the writer.
     """
 
     shards: int
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def prepare(request: Request) -> Plan:
-    """Everything that can go wrong before the first forward pass goes wrong here: folder, corpus, teacher, options."""
+    """Check folder, corpus, teacher and options, so that mistakes in them are found before the dump begins."""
     task = task_named(request.task)
     positions = task.check_positions(request.positions)
     check_folder(request.folder)
@@ -73,13 +73,13 @@ def prepare(request: Request) -> Plan:
     if how.chats and not any(len(row.positions) for row in plan.sampled_rows[1]):
         raise UsageError(
             f"none of {len(survey.sample)} sampled chats has any of the positions {how.positions!r} in its first "
-            f"{request.max_length} tokens; check --max-length, and that the role of the answers is 'assistant'."
+            f"{request.max_length} tokens; check --max-length, and whether the role of the answers is 'assistant'."
         )
     return dataclasses.replace(plan, manifest=_fitted(plan))
 
 
 def _fitted(plan: Plan) -> Manifest:
-    """The plan's manifest with its signals fitted to a sample, or as the dump that is there already was begun."""
+    """The plan's manifest with its signals fitted to a sample, or as they were fitted when this dump was begun."""
     out, draft = plan.request.folder, plan.manifest
     if (out / FILE_NAME).exists():
         return as_begun(load_weights(read_manifest(out), out), draft)
@@ -88,11 +88,11 @@ def _fitted(plan: Plan) -> Manifest:
 
 
 def annotate(plan: Plan) -> Outcome:
-    """Make every shard that is not there yet: this process and any others that run the same command, together.
+    """Make the missing shards, together with any other processes that run the same command.
 
     Raises:
-        UsageError: when the folder holds another dump, with the list of differences.
-        CorpusError, TeacherError, DumpError: when the work fails; what is finished is kept.
+        UsageError: if the folder holds another dump, with the list of differences.
+        CorpusError, TeacherError, DumpError: if the work fails; finished shards are kept.
     """
     out = plan.request.folder
     plan = _agreed(plan)  # before anything is written to a folder that may hold another dump
@@ -111,7 +111,7 @@ def annotate(plan: Plan) -> Outcome:
 
 
 def _agreed(plan: Plan) -> Plan:
-    """The plan, fitted as the dump was begun: perhaps by another process since this one looked at its sample."""
+    """The plan with its signals as they were fitted when the dump was begun, perhaps by another process just now."""
     out = plan.request.folder
     if (out / FILE_NAME).exists():
         plan = dataclasses.replace(plan, manifest=_fitted(plan))
@@ -137,7 +137,7 @@ def _annotate_missing(plan: Plan, claims: Claims | Shares) -> Outcome:
 def _annotate_claimed(
     plan: Plan, claims: Claims | Shares, missing: list[int], budget: Budget, outcome: Outcome, progress: Progress
 ) -> None:
-    """One pass over the corpus, through every missing shard that nobody else is at work on."""
+    """Pass over the corpus once, and make every missing shard that no other process is making."""
     progress.revise_total(progress.done + _tokens_ahead(plan, claims, missing, -1))
     mine = _Mine(plan, claims, missing)
     with (
@@ -158,7 +158,7 @@ def _annotate_claimed(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a shard on their way through the stages; `encoded` once the teacher has seen them."""
+    """Rows of a shard on their way through the stages; `encoded` is None before the second stage."""
 
     shard: ShardRows
     batch: Batch
@@ -166,7 +166,7 @@ class _Piece:
 
 
 def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
-    """First stage: the corpus' rows, shard by shard, as batches of tokens."""
+    """First stage: read and tokenize the rows of the corpus, shard by shard, and put them into batches."""
     for index, first_row, parse in plan.corpus.blocks(plan.manifest.options.shard_rows):
         if mine.take(index):
             rows = plan.task.tokenize(plan.how, parse(), first_row)
@@ -175,23 +175,23 @@ def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
             shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
             for batch in batches_of(plan.engine, plan.manifest.layout, shard, budget):
                 yield _Piece(shard, batch)
-        if index >= mine.last:  # what is left of the corpus may take hours to pass over
+        if index >= mine.last:  # reading to the end of the corpus may take hours
             return
     raise CorpusError(
-        f"{', '.join(plan.corpus.files)}: has changed since this run began and no longer has {plan.survey.rows:,} "
-        "rows. Finished shards are kept; restore it and run the same command again."
+        f"{', '.join(plan.corpus.files)}: the corpus has changed since this run began and no longer has "
+        f"{plan.survey.rows:,} rows. Finished shards are kept; restore it and run the same command again."
     )
 
 
 def _run(plan: Plan, pieces: Iterable[_Piece], budget: Budget, progress: Progress) -> Iterator[_Piece]:
-    """Second stage: the teacher's outputs, encoded on its device."""
+    """Second stage: run the teacher and encode its outputs on its device."""
     for piece in pieces:
         for batch, encoded in extract_within_memory(plan.engine, plan.manifest, piece.batch, budget, progress.say):
             yield _Piece(piece.shard, batch, encoded)
 
 
 def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Progress) -> None:
-    """Third stage: one shard, committed whole."""
+    """Third stage: write one shard and commit it."""
     out, manifest = plan.request.folder, plan.manifest
 
     def columns() -> Iterator[tuple[int, Columns]]:
@@ -205,28 +205,28 @@ def _write(plan: Plan, shard: ShardRows, pieces: Iterable[_Piece], progress: Pro
     except OSError as error:
         raise DumpError(
             f"{shard_path(out, shard.index)}: cannot be written ({error.strerror or error}). Finished shards are kept; "
-            "make room (or mend the folder's permissions) and run the same command again."
+            "make room (or change the folder's permissions) and run the same command again."
         ) from error
 
 
 class _Mine:
-    """The shards that this process takes, of those that are missing; `last` is where it need look no further."""
+    """The missing shards that this process takes; `last` is the index after which there are none."""
 
     def __init__(self, plan: Plan, claims: Claims | Shares, missing: list[int]) -> None:
         self._out, self._claims, self._missing = plan.request.folder, claims, set(missing)
         self.last = max(missing)
 
     def close(self) -> None:
-        """Take no more."""
+        """Take no more shards."""
         self.last = -1
 
     def take(self, index: int) -> bool:
-        """Claim a shard, if it is missing and nobody else is at work on it."""
+        """Claim a shard if it is missing and no other process is making it; return whether it was claimed."""
         if index > self.last or index not in self._missing or not self._claims.claim(index):
             return False
         if read_receipt(self._out, index) is None:
             return True
-        self._claims.release(index)  # another process has finished it meanwhile
+        self._claims.release(index)  # another process has finished it in the meantime
         return False
 
 
@@ -236,7 +236,7 @@ def _missing(plan: Plan) -> list[int]:
 
 
 def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:
-    """Until every shard is there, or one is free because who was at work on it has died."""
+    """Wait until every shard is finished, or one is free because the process that was making it has died."""
     announced = False
     while (missing := claims.mine(_missing(plan))) and not any(claims.is_free(index) for index in missing):
         if not announced:
@@ -246,6 +246,6 @@ def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) ->
 
 
 def _tokens_ahead(plan: Plan, claims: Claims | Shares, missing: list[int], done: int) -> int:
-    """About how many tokens this process will meet after shard `done`, an even share of what is missing."""
+    """An estimate of the tokens that this process will handle after shard `done`: an even share of the missing ones."""
     rows = sum(len(plan.manifest.rows_of_shard(index)) for index in missing if index > done)
     return round(rows * plan.sampled_tokens / len(plan.survey.sample) / claims.takers)

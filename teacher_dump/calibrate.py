@@ -1,7 +1,7 @@
-"""What only a sample of the corpus can tell: the threshold that meets a byte budget, the constants of vector codecs,
-and what every signal costs and loses.
+"""Fit signals to a sample of the corpus: the threshold of a byte budget, and the constants of vector codecs.
 
-A dump that is begun already keeps what it was begun with: the sample would give other last digits on other hardware.
+The size and the loss of every signal are measured on the same sample. A dump that has been begun keeps its fitted
+values, because the last digits would differ on other hardware.
 
 Shapes: N recorded positions, V vocabulary, M positions of the sample, D width.
 """
@@ -37,7 +37,7 @@ def calibrate(
     numbers: Sequence[int],
     batch_tokens: Callable[[], int],
 ) -> Manifest:
-    """The manifest with its signals fitted to a sample of rows (`numbers` in the corpus), and measured on it.
+    """The manifest with its signals fitted to a sample of rows and measured on it; `numbers` are the rows' numbers.
 
     Raises:
         TeacherError: for NaN or infinity in the sample, naming the row.
@@ -66,8 +66,10 @@ def calibrate(
 
 
 def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
-    """The draft with what was fitted when the dump was begun, wherever the same was asked for, and its version: one of
-    an earlier version goes on in it."""
+    """The draft with the codecs fitted when the dump was begun, where the same was requested, and its format version.
+
+    A dump of an earlier format version is continued in that version.
+    """
     had = {signal.name: signal.codec for signal in begun.signals}
     same_budget = begun.options.bytes_per_token == draft.options.bytes_per_token is not None
     signals = tuple(
@@ -79,13 +81,13 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
 
 
 class _Sample:
-    """Rows in the order of a shard, and the teacher to run over them."""
+    """Sampled rows, in the order of a shard, and the teacher that is run over them."""
 
     def __init__(self, engine: Engine, layout: Layout, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
         self.engine, self.layout, self.rows, self.batch_tokens = engine, layout, rows, batch_tokens
 
     def outputs(self, wanted: Wanted) -> Iterator[tuple[Batch, TeacherOutputs]]:
-        """What the teacher gives for the sample, batch by batch."""
+        """The teacher's outputs for the sample, batch by batch."""
         for batch in batches_of(self.engine, self.layout, self.rows, self.batch_tokens):
             yield batch, self.engine.run(batch.to(self.engine.device), wanted)
 
@@ -103,8 +105,9 @@ class _Sample:
         return {name: torch.cat(each) for name, each in parts.items()}
 
     def taken(self, manifest: Manifest) -> Sample:
-        """What the distribution's codec takes of the sample. States are no wider than the model and kept; logits are
-        made anew whenever they are looked at.
+        """The sample's logits or states, whichever the codec of the distribution takes.
+
+        States are only as wide as the model, and are kept. Logits are computed again for each pass over them.
 
         Raises:
             TeacherError: for NaN or infinity in states, naming the row.
@@ -116,7 +119,7 @@ class _Sample:
 
     @torch.inference_mode()
     def _states(self, manifest: Manifest) -> Iterator[tuple[Tensor, Tensor]]:
-        """(states_ND, keys_N), slice by slice, where the output projection is."""
+        """Yield (states_ND, keys_N) in slices, on the device of the output projection."""
         for batch, outputs in self.outputs(Wanted("states")):
             for start, states_ND, keys_N in distributions(manifest, batch, outputs):
                 broken_N = ~states_ND.isfinite().all(-1)
@@ -126,7 +129,7 @@ class _Sample:
                 yield states_ND, keys_N
 
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
-        """Bytes of each signal in a shard of this sample, for each of its positions."""
+        """The bytes of each signal in a shard of this sample, per token, position or row."""
         with Progress("calibrate", "tokens", self.rows.tokens) as progress:
             batches = batches_of(self.engine, self.layout, self.rows, self.batch_tokens)
             groups = annotate_rows(self.engine, manifest, self.rows, batches, progress)
@@ -138,8 +141,10 @@ class _Sample:
 
 
 def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
-    """Indices of rows that have so many tokens together, one at least: from all over the corpus, whose beginning may be
-    like nothing else in it."""
+    """Indices of at least one row, with about this many tokens in all.
+
+    They come from the whole sample, because the beginning of a corpus may be unlike the rest.
+    """
     chosen: list[int] = []
     for index in random.Random(0).sample(range(len(rows)), len(rows)):
         if tokens <= 0 and chosen:
@@ -151,7 +156,7 @@ def _rows_within(rows: Sequence[TokenizedRow], tokens: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Logits:
-    """The sample's logits, slice by slice, from another run of the teacher over it."""
+    """The sample's logits in slices; each pass over them runs the teacher again."""
 
     sample: _Sample
     manifest: Manifest

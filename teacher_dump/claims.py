@@ -1,12 +1,12 @@
-"""Which process makes which shard, when several fill one dump.
+"""Decide which process makes which shard when several fill one dump.
 
-In a folder of this machine (`Claims`) each shard is one byte of the file `DUMP/.claims`, which stays empty: whoever
-holds the lock on that byte is at work on the shard. Locks are the system's, across machines too where the file system
-has them (NFS, Lustre, GPFS): a process that ends, however it ends, holds none. So there is nothing to clean up and
-nobody to ask, and a process that dies leaves its shard to the others.
+In a local folder (`Claims`), each shard stands for one byte of the file `DUMP/.claims`, which stays empty: the process
+that holds the lock on this byte is making the shard. The locks are those of the operating system, and work across
+machines if the file system supports it (NFS, Lustre, GPFS). The system releases the locks of a process that ends or is
+killed, so its shard is free for the others and nothing has to be cleaned up.
 
-Elsewhere (`Shares`), on an object store perhaps, nothing can be locked: the processes divide the shards by the rank and
-the count that their launcher gives them.
+In a remote location (`Shares`), such as an object store, nothing can be locked: the processes divide the shards by the
+rank and the number of processes that their launcher sets.
 """
 
 import errno
@@ -25,7 +25,7 @@ from teacher_dump.workers import Worker, worker
 
 CLAIMS = ".claims"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-# Processes that were started together are as far in well before that.
+# Long enough for the first of the processes that were started together to begin the dump.
 PATIENCE_SECONDS = 1800.0
 SECONDS_BETWEEN_LOOKS = 0.5
 # Byte 0 stands for the folder itself, byte n + 1 for shard n.
@@ -33,13 +33,13 @@ _FOLDER = 0
 
 
 class Claims:
-    """The claims of this process in a dump's folder, which must exist. Use it as a context manager.
+    """The claims of this process in an existing folder of a dump. A context manager.
 
     Attributes:
-        takers: how many processes take from the shards that `mine` gives.
+        takers: the number of processes that share the shards of `mine`.
 
     Raises:
-        DumpError: where the file system has no locks.
+        DumpError: if the file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,36 +52,36 @@ class Claims:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.close(self._file)  # lets go of every lock
+        os.close(self._file)  # releases every lock
 
     def mine(self, missing: list[int]) -> list[int]:
-        """Those of the missing shards that this process may take: all of them."""
+        """The missing shards that this process may take: all of them."""
         return missing
 
     def claim(self, shard: int) -> bool:
-        """Take a shard that nobody is at work on, this process included; False where somebody is."""
+        """Claim a shard. Returns False if a process, perhaps this one, has claimed it already."""
         if shard in self.held or not self._lock(shard + 1, fcntl.LOCK_EX | fcntl.LOCK_NB):
             return False
         self.held.add(shard)
         return True
 
     def is_free(self, shard: int) -> bool:
-        """Whether nobody is at work on a shard just now."""
+        """Whether no process has claimed a shard at this moment."""
         if shard in self.held or not self._lock(shard + 1, fcntl.LOCK_EX | fcntl.LOCK_NB):
             return False
         self._lock(shard + 1, fcntl.LOCK_UN)
         return True
 
     def release(self, shard: int) -> None:
-        """Let go of a shard, done or not."""
+        """Give up the claim on a shard, finished or not."""
         self.held.discard(shard)
         self._lock(shard + 1, fcntl.LOCK_UN)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While it is open, no other process is in such a block: for the files that all shards share."""
+        """Hold the lock on the folder, which one process at a time has: for the files that all shards share."""
         self._lock(_FOLDER, fcntl.LOCK_EX)
-        while not self._is_in_place():  # somebody has removed the file while we waited for it
+        while not self._is_in_place():  # another process has removed the file while this one waited for the lock
             os.close(self._file)
             self._open()
             self._lock(_FOLDER, fcntl.LOCK_EX)
@@ -91,7 +91,7 @@ class Claims:
             self._lock(_FOLDER, fcntl.LOCK_UN)
 
     def remove(self) -> None:
-        """Remove the file, within `alone`, when no shard is left to claim."""
+        """Remove the file. Call it within `alone`, when no shard is left to claim."""
         self.path.unlink(missing_ok=True)
 
     def _open(self) -> None:
@@ -110,20 +110,21 @@ class Claims:
             if error.errno in _TAKEN:
                 return False
             raise DumpError(
-                f"{self.path}: files cannot be locked here ({error.strerror}), and shards are claimed by locks; write "
-                "the dump to another file system and copy it."
+                f"{self.path}: files cannot be locked here ({error.strerror}), but processes claim shards by locks; "
+                "write the dump to another file system and copy it."
             ) from error
         return True
 
 
 class Shares:
-    """What `Claims` is, where there are no locks: process r of n makes shards r, r + n, r + 2n, ...
+    """The counterpart of `Claims` for locations without locks: process r of n makes shards r, r + n, r + 2n, ...
 
-    No process waits for another, but all for the first, which begins the dump. A shard of a process that has died is
-    made when the same command runs again. Processes that know nothing of each other (started by hand, on two machines)
-    may make the same shard. Each writes it whole, so that nothing is lost but their time where the bytes are the same,
-    as they are on the same hardware with the same options; elsewhere `shards verify` tells whether a shard and a
-    receipt are of different processes.
+    All processes wait until the first has begun the dump, and not for one another after that. If a process dies, its
+    shards are made when the same command runs again.
+
+    Processes without a common launcher (started by hand on two machines) may make the same shard. Each writes the whole
+    shard. With the same hardware and options the bytes are the same, and only time is lost; otherwise `shards verify`
+    finds a shard and a receipt that different processes have written.
     """
 
     takers = 1
@@ -138,41 +139,41 @@ class Shares:
         pass
 
     def mine(self, missing: list[int]) -> list[int]:
-        """Those of the missing shards that this process makes."""
+        """The missing shards that this process makes."""
         return [shard for shard in missing if shard % self._me.count == self._me.rank]
 
     def claim(self, shard: int) -> bool:
-        """Take a shard; False where it is another process'."""
+        """Claim a shard. Returns False if it belongs to another process."""
         return bool(self.mine([shard]))
 
     def is_free(self, shard: int) -> bool:
-        """Whether nobody is at work on a shard just now, as far as anybody can know."""
+        """True: whether another process is making a shard is not known here."""
         return True
 
     def release(self, shard: int) -> None:
-        """Let go of a shard."""
+        """Do nothing: there are no locks."""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """For the first process at once, for the others once that one has begun the dump.
+        """Enter the block at once in the first process, and in the others when the first has begun the dump.
 
         Raises:
-            DumpError: when it has not for half an hour.
+            DumpError: if the first process has not begun the dump after half an hour.
         """
         begun = time.monotonic()
         while self._me.rank > 0 and not (self._folder / FILE_NAME).exists():
             if time.monotonic() - begun > PATIENCE_SECONDS:
                 raise DumpError(
-                    f"{self._folder}: the first of the processes has not begun the dump for {PATIENCE_SECONDS:.0f} "
-                    "seconds; see what it says."
+                    f"{self._folder}: the first of the processes has not begun the dump after {PATIENCE_SECONDS:.0f} "
+                    "seconds; look at its output."
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
         yield
 
     def remove(self) -> None:
-        """There is nothing to remove."""
+        """Do nothing: there is no file of claims."""
 
 
 def claims_in(folder: Folder) -> Claims | Shares:
-    """How shards are divided in this folder."""
+    """What divides the shards of this folder among processes."""
     return Shares(folder, worker()) if folder.local is None else Claims(folder.local)

@@ -1,4 +1,4 @@
-"""`dump --dry-run`: what the whole dump will take, measured on a random sample of the corpus. Writes nothing."""
+"""`dump --dry-run`: the size and duration of the whole dump, estimated from a random sample. Writes nothing."""
 
 import shutil
 import time
@@ -24,15 +24,17 @@ from teacher_dump.plan import Plan
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the dump will take, extrapolated from `sampled_rows`.
+    """Size and duration of the dump, extrapolated from `sampled_rows`.
 
     Attributes:
-        signal_bytes: bytes a token of each signal in the file, and of all that is no signal's (`text`).
-        seconds: of the dump, on this device and with this process alone.
-        teacher_seconds: of the bare teacher once over the corpus, which is what every epoch of a student would cost
-            that had the teacher running beside it.
-        free_bytes: on the disk that the dump would be written to, None where that is not one of this machine.
-        reading_seconds: of reading and decoding the dump once, which is what such an epoch costs instead.
+        rows, tokens, bytes: of the whole dump.
+        seconds: duration of the dump on this device, with one process.
+        teacher_seconds: duration of running the teacher alone over the corpus: the cost of every epoch of a student
+            that is trained without a dump.
+        reading_seconds: duration of reading and decoding the dump once: the cost of every epoch with a dump.
+        signal_bytes: bytes per token of each signal, and of all other columns (`text`).
+        free_bytes: free space on the disk of the dump; None for a remote location.
+        truncated_share: the share of rows that have the most tokens allowed, and so may have been truncated.
     """
 
     rows: int
@@ -49,21 +51,23 @@ class Estimate:
 
     @property
     def epochs_to_break_even(self) -> float:
-        """After how many epochs of students the dump has cost less than the teacher beside them would have;
-        infinite where reading takes longer than the teacher does."""
+        """The number of epochs after which the dump has cost less time than a teacher that runs in every epoch.
+
+        Infinite if reading takes longer than running the teacher.
+        """
         saved = self.teacher_seconds - self.reading_seconds
         return self.seconds / saved if saved > 0 else float("inf")
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Annotate the survey's sample into memory and scale up."""
+    """Annotate the survey's sample in memory, and extrapolate to the corpus."""
     engine, manifest = plan.engine, plan.manifest
     numbers, rows = plan.sampled_rows
     shard = ShardRows.in_order(rows, numbers)
     budget = Budget(plan.request.batch_tokens, engine)
     sink = BytesIO()
     with Progress("dry run", "tokens", 2 * shard.tokens) as progress:
-        # The first batch also pays for warming up; a few rows ahead of the clock keep that out of the figure.
+        # The first batch takes longer (warm-up), so a few rows are run before the time is measured.
         few = ShardRows.in_order(rows[:4], numbers[:4])
         for batch in batches_of(engine, manifest.layout, few, budget):
             extract(engine, manifest, batch)
@@ -79,7 +83,7 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(
         rows=plan.survey.rows,
         tokens=round(shard.tokens * scale),
-        # A shard's footer costs the same however many rows it has.
+        # The size of a shard's footer does not depend on its number of rows.
         bytes=round(content * scale + (size - content) * manifest.shards) + _bytes_kept_once(manifest),
         seconds=seconds * scale,
         teacher_seconds=teacher_seconds * scale,
@@ -100,14 +104,14 @@ def _free_bytes(out: Folder) -> int | None:
 
 
 def _bytes_kept_once(manifest: Manifest) -> int:
-    """Those of `weights/`, which do not grow with the corpus."""
+    """The bytes of `weights/`, which do not depend on the size of the corpus."""
     constants = (tensor for signal in manifest.signals for tensor in signal.codec.constants().values())
     return sum(tensor.nbytes for tensor in constants) + (manifest.embeddings.bytes if manifest.embeddings else 0)
 
 
 @torch.inference_mode()
 def _bare_seconds(engine: Engine, manifest: Manifest, shard: ShardRows, budget: Budget, progress: Progress) -> float:
-    """Of the teacher's forward pass and its head at the recorded positions, with nothing made of them."""
+    """The seconds of the teacher's forward pass and its head at the recorded positions, without encoding."""
     wanted = Wanted.of(None if manifest.distribution is None else "logits", manifest.vector_signals)
     begun = time.monotonic()
     for batch in batches_of(engine, manifest.layout, shard, budget):
@@ -120,7 +124,7 @@ def _bare_seconds(engine: Engine, manifest: Manifest, shard: ShardRows, budget: 
 
 
 def _reading_seconds(manifest: Manifest, written: pq.ParquetFile) -> float:
-    """Of reading every row group and decoding every signal, on the host."""
+    """The seconds of reading every row group and decoding every signal on the host."""
     names = [column.name for signal in manifest.signals for column in signal.columns]
     begun = time.monotonic()
     for group in range(written.num_row_groups):

@@ -1,4 +1,4 @@
-"""A batch through the teacher -> the codecs' columns, in the order of the batch's rows.
+"""Run the teacher over a batch and encode its outputs as Parquet columns, in the order of the batch's rows.
 
 Shapes: N recorded positions, T tokens without padding, D width, V classes.
 """
@@ -20,20 +20,20 @@ from teacher_dump.engines.batch import Batch
 
 Columns = dict[str, Values]
 
-# What of the teacher is broken where a codec refuses it.
+# What a codec takes -> its name in the error for NaN or infinity.
 _WHAT = {
     "logits": "logits",
-    "states": "last hidden states (float16 ends at 65,504; --exact-codec int8 goes further)",
+    "states": "last hidden states (the largest float16 is 65,504; --exact-codec int8 can hold more)",
 }
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch's columns, perhaps still on their way to the host.
+    """A batch's columns, perhaps still being copied to the host.
 
     Attributes:
-        tensors: as the codecs' `encode` gives them, in the host's memory.
-        copied: what says that they have arrived; None where they are there already.
+        tensors: the outputs of the codecs' `encode`, in the host's memory.
+        copied: the event that ends the copy; None if there is nothing to wait for.
     """
 
     tensors: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Encoded:
 
 @torch.inference_mode()
 def extract(engine: Engine, manifest: Manifest, batch: Batch) -> Encoded:
-    """Every signal of the manifest for one batch.
+    """Every signal of the manifest for one batch, encoded.
 
     Raises:
         TeacherError: for NaN or infinity in the teacher's outputs, naming the row.
@@ -78,8 +78,11 @@ def extract(engine: Engine, manifest: Manifest, batch: Batch) -> Encoded:
 
 
 def distributions(manifest: Manifest, batch: Batch, outputs: TeacherOutputs) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The recorded positions of a batch, slice by slice: (the first one's number in the batch, what the codec takes of
-    them, float32 logits_NV or states_ND, and the positions' keys_N)."""
+    """Yield the recorded positions of a batch in slices.
+
+    Each slice is (number of its first position within the batch, float32 logits_NV or states_ND as the codec takes
+    them, and the positions' keys_N).
+    """
     assert outputs.distribution_at is not None
     owners_N = torch.from_numpy(batch.owners("position"))
     positions_N = torch.cat([torch.from_numpy(row.positions) for row in batch.rows]).long()
@@ -93,7 +96,7 @@ def distributions(manifest: Manifest, batch: Batch, outputs: TeacherOutputs) -> 
 
 
 def _to_host(tensors: dict[str, Tensor]) -> Encoded:
-    """Copies that the device makes while it goes on with the next batch (into pinned memory, which is reused)."""
+    """Start copying to pinned memory, which is reused; the device makes the copy during the next batch."""
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return Encoded({name: tensor.cpu() for name, tensor in tensors.items()}, None)
     on_host = {
@@ -106,7 +109,7 @@ def _to_host(tensors: dict[str, Tensor]) -> Encoded:
 
 
 def broken(row: int, what: str) -> TeacherError:
-    """The error for a row whose signal no codec can hold."""
+    """The error for NaN or infinity in a signal of a row."""
     return TeacherError(
         f"row {row}: NaN or infinity in the teacher's {what}. Nothing of its shard was written. "
         "Try --dtype fp32 (half precision overflows in some models), or drop the row."

@@ -1,4 +1,4 @@
-"""The dump's folder before the first shard: is it ours to fill, and is it the same dump?"""
+"""The dump's folder before the first shard: check that it may be filled with this dump, and write the manifest."""
 
 import os
 from pathlib import Path
@@ -16,35 +16,39 @@ from shared.storage.on_disk import save_into
 from teacher_dump.claims import CLAIMS
 
 TOKENIZER = "tokenizer"
-# What a run that was killed before it wrote the manifest may have left.
+# Files that a run may leave when it is killed before it has written the manifest.
 _OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY, CLAIMS}
 
 
 def check_folder(out: Folder) -> None:
-    """Raises UsageError for a folder that cannot be written or that holds anything but a dump. Writes nothing."""
+    """Check that a dump can be written to a folder. Writes nothing.
+
+    Raises:
+        UsageError: for a folder that is read-only or has other content than a dump.
+    """
     if out.is_file():
         raise UsageError(f"--out {out}: this is a file; name a folder.")
-    if out.local is not None:  # elsewhere only trying would tell
+    if out.local is not None:  # whether a remote location can be written is only known by writing
         _check_writable(out, out.local)
     if not (out / FILE_NAME).exists():
-        strangers = [name for name in out.names() if name not in _OURS]
-        # Shards without the manifest that they were written under could be anyone's.
-        strangers += [f"{SHARDS}/{name}" for name in (out / SHARDS).names()]
-        # Unless another process has begun the dump while we looked.
-        if strangers and not (out / FILE_NAME).exists():
+        foreign = [name for name in out.names() if name not in _OURS]
+        # Shards without their manifest may belong to any dump.
+        foreign += [f"{SHARDS}/{name}" for name in (out / SHARDS).names()]
+        # Checked again, because another process may have begun the dump in the meantime.
+        if foreign and not (out / FILE_NAME).exists():
             raise UsageError(
-                f"--out {out}: holds other files already ({', '.join(strangers[:3])}); choose an empty folder."
+                f"--out {out}: holds other files already ({', '.join(foreign[:3])}); choose an empty folder."
             )
 
 
 def _check_writable(out: Folder, local: Path) -> None:
     nearest = next(path for path in (local, *local.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or mend its permissions.")
+        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or change its permissions.")
 
 
 def make_folder(out: Folder) -> None:
-    """Make the folder. Raises DumpError where that fails."""
+    """Make the folder. Raises DumpError if that fails."""
     try:
         out.make()
     except OSError as error:
@@ -52,34 +56,38 @@ def make_folder(out: Folder) -> None:
 
 
 def refuse_another(out: Folder, manifest: Manifest) -> None:
-    """Raises UsageError when the folder holds another dump than this, with the list of differences."""
+    """Check that the folder holds no other dump than this one. Raises UsageError with the list of differences."""
     if not (out / FILE_NAME).exists():
         return
     differences = read_manifest(out).differences(manifest)
     if differences:
         raise UsageError(
             f"--out {out} is another dump, and a dump never mixes. Differences: {'; '.join(differences)}. "
-            "Choose another folder, or the options that it was begun with."
+            "Choose another folder, or the options with which this dump was begun."
         )
 
 
 def remove_leftovers(out: Folder) -> None:
-    """Remove what a killed run was writing for all shards together. For one process at a time. (What it was writing of
-    a shard is overwritten by who makes that shard.)"""
+    """Remove the unfinished files of a killed run that belong to the whole dump. One process may call it at a time.
+
+    An unfinished file of a shard is overwritten by the process that makes the shard.
+    """
     for name in out.names():
         if name.endswith(TEMPORARY):
             (out / name).remove()
 
 
 def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write all that the shards need; the manifest last but for the card, so that a folder that has one has it all.
+    """Write all files that the shards need, and the card.
+
+    The manifest comes after the tokenizer and the weights: a folder with a manifest has everything.
 
     Raises:
-        DumpError: when the folder cannot be written.
+        DumpError: if the folder cannot be written.
     """
     try:
         (out / SHARDS).make()
-        # Fast tokenizers remember how they were last called and would save that: the sample was cut to length.
+        # Fast tokenizers save the settings of their last call, and the sample was tokenized with truncation.
         tokenizer.backend_tokenizer.no_truncation()
         save_into(out / TOKENIZER, tokenizer.save_pretrained)
         save_weights(manifest, out)
@@ -91,7 +99,7 @@ def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizer
             (out / made).remove_tree()
         (out / CLAIMS).remove()
         for folder in (out / SHARDS, out):
-            # Elsewhere a folder is often no more than the beginning of its files' names.
+            # In remote locations a folder is often only a prefix of its files' names.
             if folder.local is not None and folder.local.is_dir() and not folder.names():
                 folder.local.rmdir()
         raise _unwritable(out, error) from error
@@ -99,6 +107,6 @@ def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizer
 
 def _unwritable(out: Folder, error: Exception) -> DumpError:
     return DumpError(
-        f"--out {out}: cannot be written ({error}); make room or mend the folder's permissions, then run the same "
+        f"--out {out}: cannot be written ({error}); make room or change the folder's permissions, then run the same "
         "command again."
     )

@@ -1,4 +1,4 @@
-"""What a command amounts to once corpus and teacher are known: the signals to record and the manifest."""
+"""The plan of a dump, made once corpus and teacher are known: the signals to record, and the manifest."""
 
 import hashlib
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from teacher_dump.signals import distribution, requested, vectors
 
 @dataclass(frozen=True)
 class Plan:
-    """A command that has been checked in full and may start."""
+    """A `dump` command that has been checked completely and can start."""
 
     request: Request
     task: Task
@@ -38,8 +38,10 @@ class Plan:
 
     @cached_property
     def sampled_rows(self) -> tuple[list[int], list[TokenizedRow]]:
-        """(row numbers, rows) of the survey's sample. Empty texts, which some tasks refuse, are refused where their row
-        number is known."""
+        """(row numbers, rows) of the survey's sample, without empty texts.
+
+        Some tasks refuse an empty text. That happens when the row is annotated, where the row number is known.
+        """
         sample = zip(self.survey.sample_numbers, self.survey.sample, strict=True)
         filled = [(number, example) for number, example in sample if example.text or example.pair]
         rows = self.task.tokenize(self.how, [example for _, example in filled], 0) if filled else []
@@ -47,7 +49,7 @@ class Plan:
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens of the survey's sample, for estimates."""
+        """The number of tokens of the survey's sample, for estimates."""
         return sum(len(row.input_ids) for row in self.sampled_rows[1])
 
 
@@ -57,7 +59,7 @@ def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
 
 
 def tokenizing(request: Request, teacher: TeacherDescription, positions: str | None) -> Tokenizing:
-    """How rows become tokens. Raises UsageError for a length beyond what the teacher takes."""
+    """The settings for tokenizing rows. Raises UsageError if --max-length is larger than the teacher allows."""
     if teacher.longest_row is not None and request.max_length > teacher.longest_row:
         raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {teacher.longest_row} tokens.")
     names = teacher.label_names or ()
@@ -68,7 +70,7 @@ def tokenizing(request: Request, teacher: TeacherDescription, positions: str | N
 def describe(
     request: Request, task: Task, teacher: TeacherDescription, engine: Engine, how: Tokenizing, survey: Survey
 ) -> Manifest:
-    """The manifest of the dump that the command asks for, before anything has been fitted to a sample."""
+    """The manifest of the dump that the command requests, before its signals are fitted to a sample."""
     layout = task.layout(how.positions)
     signals = _signals(request, task, layout, teacher, engine)
     return Manifest(
@@ -112,7 +114,7 @@ def _compression(request: Request) -> Compression:
 
 
 def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
-    """The chat template counts where it is used: it decides as much as the tokenizer what ids a row has."""
+    """The facts about the tokenizer, with the chat template if rows are chats, because it also decides their ids."""
     tokenizer = how.tokenizer
     facts = TokenizerFacts(
         size=len(tokenizer), fingerprint=tokenizer_fingerprint(tokenizer), pad_token_id=tokenizer.pad_token_id
@@ -135,7 +137,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _signals(
     request: Request, task: Task, layout: Layout, teacher: TeacherDescription, engine: Engine
 ) -> tuple[Signal, ...]:
-    """Every signal asked for, with first guesses of what a sample will tell."""
+    """Every requested signal, with initial values for the parameters that are fitted to a sample later."""
     classes = engine.vocabulary if task.predicts_vocabulary else len(teacher.label_names or ())
     exact = engine.exact if task.predicts_vocabulary else None
     needed = classes if layout.has_distributions else None
@@ -144,12 +146,12 @@ def _signals(
     widths = engine.widths([SignalKey(signal.site, signal.layer) for signal in asked])
     for signal, width in zip(asked, widths, strict=True):
         if signal.site == HIDDEN and request.hidden_rank is not None and not 1 <= request.hidden_rank <= width:
-            raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {width} wide; use 1 to that.")
+            raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {width} wide; use 1 to {width}.")
     return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
 
 
 def _teacher_facts(engine: Engine, signals: Iterable[Signal]) -> TeacherFacts:
-    """Into how many heads queries are cut, the manifest says where they are recorded."""
+    """The facts about the teacher. The number of attention heads is among them only if queries are recorded."""
     facts = engine.facts()
     if any(signal.site in RELATIONS for signal in signals):
         return facts

@@ -1,4 +1,4 @@
-"""What the command line asks for, as one typed value, made of groups of options that belong together."""
+"""The options of `dump` as one typed value, made of groups of options that belong together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,16 @@ MOST_TOP_P_IDS = 256
 
 
 class TeacherObject(Protocol):
-    """A teacher that is no folder or hub id but an object, from Python, such as a `CallableTeacher`; it names the entry
-    of the table `ENGINES` that runs it."""
+    """A teacher that Python code gives as an object, such as a `CallableTeacher`, instead of a folder or hub id."""
 
     @property
     def engine(self) -> str:
-        """The entry's name."""
+        """The name of the entry of the table `ENGINES` that runs this teacher."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What every command names."""
+    """The options that every command needs."""
 
     teacher: Annotated[str | TeacherObject, AsText, Doc("A model's folder, or a hub id.")]
     task: Annotated[
@@ -46,24 +45,24 @@ class Source:
         str,
         typer.Option(metavar="DIR"),
         Doc(
-            "Where the dump is kept: a folder, or a URL that fsspec knows (s3://bucket/dump). The same command again "
-            "finishes what is missing."
+            "Where the dump is kept: a folder, or a URL that fsspec knows (s3://bucket/dump). To resume a dump, run "
+            "the same command again."
         ),
     ]
 
     @property
     def folder(self) -> Folder:
-        """The place that `out` names. Raises UsageError for a URL that cannot be opened here."""
+        """The location that `out` names. Raises UsageError for a URL that cannot be opened here."""
         return Folder.of(self.out)
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """How much is kept of the teacher's distributions.
+    """How much of the teacher's distributions is kept.
 
-    Of `preset`, `threshold`, `bytes_per_token`, `top_k`, `top_p`, `draws`, `dense` and `exact` at most one is given
-    (`top_p` may have a `top_k` as its limit). None means the task's default: dense over labels, the default preset
-    over a vocabulary.
+    At most one of `preset`, `threshold`, `bytes_per_token`, `top_k`, `top_p`, `draws`, `dense` and `exact` is given,
+    except that `top_k` may limit `top_p`. Without any, distributions over labels are dense, and those over a
+    vocabulary use the default preset.
     """
 
     preset: Annotated[
@@ -71,43 +70,45 @@ class Distributions:
         Doc("How much to keep of a vocabulary's distributions: tiny, compact, default, rich or near-lossless."),
     ] = None
     threshold: Annotated[
-        float | None, Doc("Keep every class more probable than this, and see --tail for the rest.")
+        float | None, Doc("Keep every class with a larger probability than this; --tail is for the other classes.")
     ] = None
     tail: Annotated[
         str | None,
         Doc(
-            "What stands for classes below the threshold: sample (some of them, drawn so that nothing is biased; the "
-            "default) or mass (their sum)."
+            "What to keep of classes below the threshold: sample (some of them, drawn at random without bias; the "
+            "default) or mass (the sum of their probabilities)."
         ),
     ] = None
     bytes_per_token: Annotated[
-        float | None, Doc("Find the threshold that takes so many bytes a recorded position.")
+        float | None, Doc("Find the threshold that takes this many bytes per recorded position.")
     ] = None
-    top_k: Annotated[int | None, Doc("Keep the k most probable classes, and the mass of the rest.")] = None
+    top_k: Annotated[int | None, Doc("Keep the k most probable classes, and the probability mass of the others.")] = (
+        None
+    )
     top_p: Annotated[
         float | None,
         Doc(
             f"Keep the most probable classes that together reach p, at most --top-k (default {MOST_TOP_P_IDS}) of them."
         ),
     ] = None
-    draws: Annotated[int | None, Doc("Keep so many random draws with replacement (at most 255).")] = None
-    dense: Annotated[bool, Doc("Keep all logits (4 bytes a class and position). Default for labels.")] = False
+    draws: Annotated[int | None, Doc("Keep this many random draws with replacement (at most 255).")] = None
+    dense: Annotated[bool, Doc("Keep all logits (4 bytes per class and position). The default for labels.")] = False
     exact: Annotated[
-        bool, Doc("Keep all of a vocabulary's logits, as the last hidden state and the teacher's head, once.")
+        bool, Doc("Keep a vocabulary's logits exactly: the last hidden states, and the teacher's head once.")
     ] = False
     exact_codec: Annotated[str, Doc("How --exact keeps last hidden states: float16, int8 or int4.")] = "float16"
     levels: Annotated[
         int | None,
         Doc(
-            "Steps in which a probability p is kept, even in p ** 0.4; above 250 a code takes two bytes. Default: the "
-            "preset's; 64 with --bytes-per-token; 130 elsewhere."
+            "Number of quantization levels of a probability p, evenly spaced in p ** 0.4; above 250 a code takes two "
+            "bytes. Default: the preset's; 64 with --bytes-per-token; otherwise 130."
         ),
     ] = None
     temperatures: Annotated[
         str | None,
         Doc(
-            "Also keep the log-sum-exp at these temperatures, as in 2,4 (2 bytes each): KL there, the rest as one "
-            "class, is exact."
+            "Also keep the log-sum-exp at these temperatures, such as 2,4 (2 bytes each): with it, KL at these "
+            "temperatures is exact, with the other classes as one."
         ),
     ] = None
     entropy: Annotated[bool, Doc("Also keep the entropy of the whole distribution (2 bytes).")] = False
@@ -115,11 +116,12 @@ class Distributions:
 
 @dataclass(frozen=True)
 class SignalRequest:
-    """One signal that is to be recorded.
+    """One signal to record.
 
     Attributes:
-        site, layer: an entry of `shared.dump.signals.SITES`, and which layer's.
-        codec, parameters: an entry of `shared.dump.codecs.CODECS`, and those of its fields that are not the default.
+        site, layer: the name of an entry of `shared.dump.signals.SITES`, and the layer's number.
+        codec, parameters: the name of an entry of `shared.dump.codecs.CODECS`, and values for its fields in place of
+            their defaults.
 
     Example:
         >>> SignalRequest("hidden", 6, "low-rank", {"rank": 128, "coefficients": "int8"}).codec
@@ -134,13 +136,13 @@ class SignalRequest:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Which of the teacher's vectors are kept, and how: shorthands for `signals`."""
+    """Which of the teacher's vectors are kept, and how. The other options are shorthands for `signals`."""
 
     hidden: Annotated[
         str,
         Doc(
-            "Hidden states to keep: none, last, all, or layers such as 6,12. They count as in transformers: 0 is the "
-            "embeddings' output."
+            "Hidden states to keep: none, last, all, or layers such as 6,12. Layers are numbered as in transformers: "
+            "0 is the output of the embeddings."
         ),
     ] = "none"
     hidden_codec: Annotated[str, Doc("How hidden states (and --relations) are kept: float16, int8 or int4.")] = (
@@ -148,7 +150,7 @@ class Vectors:
     )
     hidden_rank: Annotated[
         int | None,
-        Doc("Keep only so many coefficients of a hidden state, in the basis that loses least of a sample."),
+        Doc("Keep only this many coefficients of each hidden state, in the PCA basis of a sample."),
     ] = None
     relations: Annotated[
         str, Doc("Layers whose queries, keys and values are kept, for attention relations: none, last, all, or 5,6.")
@@ -157,7 +159,8 @@ class Vectors:
     embeddings: Annotated[
         bool,
         Doc(
-            "Also keep the teacher's input word embeddings, once, for students that begin from them (2 bytes a number)."
+            "Also keep the teacher's input word embeddings, once, for students initialised from them (2 bytes per "
+            "number)."
         ),
     ] = False
 
@@ -166,7 +169,7 @@ def _tokens_or_auto(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1")
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number of 1 or more")
     return int(text)
 
 
@@ -177,56 +180,62 @@ class Running:
     batch_tokens: Annotated[
         int | None,
         typer.Option(parser=_tokens_or_auto, metavar="N|auto", show_default="auto"),
-        Doc("Tokens a batch. auto: 2048 on a CPU, on CUDA what its memory holds. Halved where memory runs out."),
+        Doc(
+            "Tokens per batch. auto: 2048 on a CPU, and as many as its memory holds on CUDA. Halved when memory runs "
+            "out."
+        ),
     ] = None
     engine: Annotated[str | None, NoOption] = None
     dtype: Annotated[str, Doc("auto, fp32, bf16 or fp16. auto: bf16 on CUDA, fp32 on a CPU.")] = "auto"
     device: Annotated[str, Doc("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     device_map: Annotated[
-        str, Doc("auto spreads the teacher over all devices, the CPU last; done by itself where one GPU is too small.")
+        str,
+        Doc("none or auto. auto spreads the teacher over all GPUs, then the CPU; automatic if one GPU is too small."),
     ] = "none"
     revision: Annotated[str | None, Doc("Revision of a hub id.")] = None
-    trust_remote_code: Annotated[bool, Doc("Run code that comes with the teacher. Off unless asked for.")] = False
+    trust_remote_code: Annotated[bool, Doc("Run Python code that comes with the teacher.")] = False
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How the corpus becomes shards."""
+    """How the dump is cut into shards and stored."""
 
-    shard_rows: Annotated[int, Ge(1), Doc("Rows a shard: the unit of work that a kill can cost.")] = 4096
+    shard_rows: Annotated[
+        int, Ge(1), Doc("Rows per shard, the unit of work: a killed run loses at most one unfinished shard.")
+    ] = 4096
     compression: Annotated[
         str,
         Doc(
-            "Of shards: zstd, lz4 or none. The larger they are, the less of a processor reading takes. Vectors are "
+            "Compression of shards: zstd, lz4 or none, from the smallest files to the fastest reading. Vectors are "
             "never compressed."
         ),
     ] = "zstd"
-    seed: Annotated[int, Ge(0), Doc("Seed of everything drawn at random (masked positions, ids).")] = 0
+    seed: Annotated[int, Ge(0), Doc("Seed of all random draws (masked positions, ids).")] = 0
 
 
-# A dataclass has the fields of its last base first: this is the order of the options, read from the right.
+# A dataclass starts with the fields of its last base, so the options are in the order of the bases from right to left.
 @dataclass(frozen=True)
 class Request(Storage, Running, Lengths, Vectors, Positions, Distributions, ColumnNames, Source):
-    """One `dump` command. See `dump --help` for what each option means.
+    """One `dump` command; `dump --help` explains each option.
 
-    Unlike elsewhere, gold labels are optional here: without a name their columns need not be there.
+    Gold labels are optional here, unlike in the other commands: a column that has not been named may be missing.
     """
 
     label_column: Annotated[
         str | None,
         Doc(
-            "Column of gold labels, which may be missing in any row. By default 'label' where there is one; 'none' "
+            "Column of gold labels, which may be missing in any row. By default 'label' if the file has it; 'none' "
             "ignores it."
         ),
     ] = None
     tags_column: Annotated[
         str | None,
-        Doc("Column of tag lists, one tag a word. By default 'tags' where there is one; 'none' ignores it."),
+        Doc("Column of tag lists, one tag per word. By default 'tags' if the file has it; 'none' ignores it."),
     ] = None
     answers_column: Annotated[
         str | None,
         Doc(
-            "Column of lists of gold answers, empty where there is none. By default 'answer_texts' where there is one; "
-            "'none' ignores it."
+            "Column of lists of gold answers, empty if a question has none. By default 'answer_texts' if the file has "
+            "it; 'none' ignores it."
         ),
     ] = None

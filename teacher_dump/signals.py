@@ -1,7 +1,7 @@
-"""What a command asks to be recorded: which signals, by which codecs.
+"""From the options of a command to the signals that it requests, with their codecs.
 
-Some parameters are only known once the teacher has seen a sample (calibrate.py): the threshold of a byte budget, and
-the constants of vector codecs. Here they get a first guess.
+The threshold of a byte budget and the constants of vector codecs are fitted to a sample later (calibrate.py). Here they
+get initial values.
 """
 
 from collections.abc import Callable
@@ -32,22 +32,26 @@ from teacher_dump.engines.base import Engine
 from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
 
 Made = TypeVar("Made")
-# (a signal's name, how its states are kept) -> its codec
+# (name of the signal, codec of its states) -> its codec
 MakeExact = Callable[[str, str], Codec]
 
-# Bytes are better spent on ids than on digits (`just bench-codec`: threshold with 30 levels against 130).
+# More ids are worth more than finer probabilities (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
 
 
 def distribution(
     request: Request, classes: int | None, exact: MakeExact | None, is_whole: bool = False
 ) -> tuple[Signal, ...]:
-    """The distribution's signal; none where the task has none (`classes` None). Over a vocabulary there is `exact`,
-    an engine's maker of that codec. `is_whole`: nothing of it can be left out.
+    """The signal of the distribution, or no signal for a task without distributions.
+
+    Args:
+        classes: the number of classes; None for a task without distributions.
+        exact: makes the codec `Exact`; None if the classes are not a vocabulary.
+        is_whole: whether the layout needs all logits.
 
     Raises:
-        UsageError: for options that exclude each other or that no distribution of so many classes can have.
-        TeacherError: for an exact distribution of a head that has none.
+        UsageError: for options that exclude each other, or that do not fit this number of classes.
+        TeacherError: for --exact with a teacher whose logits cannot be computed from a state and a head.
     """
     codec = _codec_of_distribution(request, classes, exact, is_whole)
     return () if codec is None else (Signal.of(DISTRIBUTION, None, codec),)
@@ -79,17 +83,18 @@ def _codec_of_distribution(
     if is_whole and set(names) - {"dense", "exact"}:
         raise UsageError(f"the task {request.task} keeps all logits, 8 bytes a token; leave out {flag_of(names[0])}.")
     if len(names) > 1 and names != ["top_k", "top_p"]:
-        raise UsageError(f"{flag_of(names[0])} and {flag_of(names[1])} exclude each other: say one way to choose ids.")
+        raise UsageError(f"{flag_of(names[0])} and {flag_of(names[1])} exclude each other; give only one of them.")
     if request.tail is not None and request.threshold is None and request.bytes_per_token is None:
-        raise UsageError("--tail says what becomes of ids below a threshold; give --threshold or --bytes-per-token.")
+        raise UsageError("--tail is for ids below a threshold; give it with --threshold or --bytes-per-token.")
     if request.exact and exact is None:
         raise UsageError(
-            f"--exact is for vocabularies; the distributions of {request.task} are dense, and exact already."
+            f"--exact is for vocabularies; the distributions of {request.task} are dense, which is exact already."
         )
     if request.exact or request.dense or (not asked and exact is None):
         if request.levels is not None or request.temperatures is not None or request.entropy:
             raise UsageError(
-                "--levels, --temperatures and --entropy are for a part of a vocabulary; here all logits are kept."
+                "--levels, --temperatures and --entropy are for distributions of which some classes are kept; here "
+                "all logits are kept, so leave them out."
             )
         if request.exact:
             assert exact is not None
@@ -104,10 +109,10 @@ def _codec_of_distribution(
 
 
 def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list[int]:
-    """--hidden none | last | all | 6,12: layers counted as transformers' hidden_states are, 0 for the embeddings.
+    """The layers of --hidden none | last | all | 6,12, numbered as transformers' hidden_states: 0 for the embeddings.
 
     Raises:
-        UsageError: for layers that the teacher lacks, or codec options where nothing is asked for.
+        UsageError: for layers that the teacher lacks, or options of a codec if no vectors are requested.
     """
     if request.hidden_codec not in VECTOR_KINDS:
         raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(VECTOR_KINDS)}.")
@@ -134,7 +139,7 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
 
 
 def relation_layers(request: Request, layers: int) -> list[int]:
-    """--relations none | last | all | 5,6: the layers whose queries, keys and values are kept, 1 for the first.
+    """The layers of --relations none | last | all | 5,6, whose queries, keys and values are kept; 1 is the first.
 
     Raises:
         UsageError: for a layer that the teacher lacks.
@@ -155,18 +160,18 @@ def relation_layers(request: Request, layers: int) -> list[int]:
 
 
 def requested(request: Request, has_distribution: bool, engine: Engine) -> list[SignalRequest]:
-    """The vectors that are asked for: what --hidden and --relations stand for, and whatever else is.
+    """The requested vectors: those of --hidden and --relations, and those of `request.signals`.
 
     Raises:
-        UsageError: for a signal that there is not, a layer that the teacher lacks, or one that is asked for twice.
-        TeacherError: for a signal that the teacher does not show.
+        UsageError: for an unknown signal, a layer that the teacher lacks, or a signal that is requested twice.
+        TeacherError: for a signal that the teacher cannot give.
     """
     codec, parameters = request.hidden_codec, dict[str, Any]()
     if request.hidden_rank is not None:
         codec, parameters = "low-rank", {"rank": request.hidden_rank, "coefficients": codec}
     hidden = hidden_layers(request, has_distribution, _last_layer(engine, HIDDEN, request.hidden))
     asked = [SignalRequest(HIDDEN, layer, codec, parameters) for layer in hidden]
-    # Queries, keys and values make relations, which a basis of their own would not preserve.
+    # Relations are products of queries, keys and values, which a low-rank basis of each would not preserve.
     asked += [
         SignalRequest(site, layer, request.hidden_codec)
         for layer in relation_layers(request, _last_layer(engine, RELATIONS[0], request.relations))
@@ -177,12 +182,12 @@ def requested(request: Request, has_distribution: bool, engine: Engine) -> list[
     for signal, name in zip(asked, names, strict=True):
         engine.check(SignalKey(signal.site, signal.layer))
         if names.count(name) > 1:
-            raise UsageError(f"signal {name!r} is asked for twice; ask for it once.")
+            raise UsageError(f"signal {name!r} is requested twice; request it once.")
     return asked
 
 
 def _last_layer(engine: Engine, site: str, asked: str) -> int:
-    """The last layer of a site that --hidden or --relations is about; 0 where neither asks for it."""
+    """The last layer of a site that --hidden or --relations requests; 0 if the option is "none"."""
     if asked == "none":
         return 0
     layers = [layer for layer in engine.offers().get(site, ()) if layer is not None]
@@ -192,12 +197,12 @@ def _last_layer(engine: Engine, site: str, asked: str) -> int:
 
 
 def vectors(asked: SignalRequest, width: int) -> Signal:
-    """A signal of vectors that are so wide, before it is fitted to a sample of them."""
+    """The signal of vectors of this width, before it is fitted to a sample."""
     return Signal.of(asked.site, asked.layer, _codec_of(asked, width))
 
 
 def _codec_of(asked: SignalRequest, size: int) -> Codec:
-    """The codec that is asked for, of distributions over `size` classes or vectors `size` wide."""
+    """The requested codec, for distributions over `size` classes or vectors `size` wide."""
     kind, name = CODECS.named(asked.codec), str(SignalKey(asked.site, asked.layer))
     holds = SITES.named(asked.site).holds
     if issubclass(kind, VectorCodec) != (holds == "vectors"):
@@ -215,7 +220,7 @@ def _asked(request: Request) -> dict[str, Any]:
 
 
 def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
-    """(the rule, levels of its codes, None for the default)."""
+    """(the selection rule, the number of levels of its codes or None for the default)."""
     if request.top_k is not None and not 1 <= request.top_k <= classes:
         raise UsageError(
             f"--top-k {request.top_k}: the teacher's distribution has {classes:,} classes; use 1 to {classes:,}."
@@ -249,7 +254,7 @@ def _temperatures(text: str | None) -> tuple[float, ...]:
 
 
 def _checked(make: Callable[[], Made]) -> Made:
-    """Raises UsageError that names the option for a value that the codec refuses."""
+    """The made value. Raises UsageError, which names the option, for a value that the codec refuses."""
     try:
         return make()
     except ValidationError as error:

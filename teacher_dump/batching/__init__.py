@@ -1,1 +1,1 @@
-"""A shard's rows as batches of as many tokens as memory holds, and what comes of these as row groups."""
+"""Put a shard's rows into batches that fit into memory, and the encoded batches into row groups."""

@@ -1,5 +1,4 @@
-"""How many tokens a batch may have: as many as the device's memory holds, and fewer from the first time that it does
-not."""
+"""The budget of tokens per batch: as many as fit into the device's memory, and half as many whenever it runs out."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,15 +10,16 @@ from teacher_dump.engines.base import Engine
 from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import Encoded, extract
 
-# Beyond it no device gets faster; and how much of a device's memory a batch may be expected to take.
+# Larger batches are not faster on any device.
 MOST_TOKENS = 131_072
+# The share of a device's memory that a batch is planned to take.
 USED_SHARE = 0.8
-# The smaller of two batches that show how memory grows, where a row is no longer than that.
+# Tokens of the smaller of two batches that show how memory grows; one row if it is longer.
 PROBE_TOKENS = 2_048
 
 
 class Budget:
-    """Tokens a batch, padding counted; None for the device's default."""
+    """The number of tokens per batch, including padding; None stands for the device's default."""
 
     def __init__(self, tokens: int | None, engine: Engine) -> None:
         self.tokens = tokens or engine.memory.default_tokens
@@ -28,11 +28,11 @@ class Budget:
         return self.tokens
 
     def shrink(self, failed_tokens: int) -> None:
-        """Half of what memory did not hold."""
+        """Set the budget to half of a batch that did not fit into memory."""
         self.tokens = max(1, min(self.tokens, failed_tokens // 2))
 
     def fit(self, engine: Engine, manifest: Manifest, longest: TokenizedRow) -> None:
-        """Grow to what a device whose memory is measured holds, by what two batches of the longest row take."""
+        """Set the budget to what fits into the device's memory, extrapolated from two batches of the longest row."""
         row_tokens = max(1, len(longest.input_ids))
         memory = engine.memory
         usable_bytes = memory.usable_bytes
@@ -46,16 +46,16 @@ class Budget:
         try:
             self.tokens = largest_batch(peak_bytes, usable_bytes, row_tokens)
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):  # where it has, batches are halved as they come
+            if not memory.ran_out(error):  # if it has, the budget stays, and is halved whenever a batch does not fit
                 raise
         finally:
             memory.release()
 
 
 def largest_batch(peak_bytes: Callable[[int], int], usable_bytes: int, row_tokens: int) -> int:
-    """Tokens whose batch takes `USED_SHARE` of the memory, when what a batch takes grows evenly with its tokens.
+    """The number of tokens of a batch that takes `USED_SHARE` of the memory, if memory grows linearly with tokens.
 
-    `peak_bytes` is asked about whole rows of `row_tokens` only.
+    `peak_bytes` is called with multiples of `row_tokens` only.
     """
     few = max(1, PROBE_TOKENS // row_tokens) * row_tokens
     more = 2 * few
@@ -68,10 +68,10 @@ def largest_batch(peak_bytes: Callable[[int], int], usable_bytes: int, row_token
 def extract_within_memory(
     engine: Engine, manifest: Manifest, batch: Batch, budget: Budget, say: Callable[[str], None]
 ) -> Iterator[tuple[Batch, Encoded]]:
-    """The batch, or where memory runs out its halves, each with what `extract` gives of it.
+    """Yield the batch with its encoded signals; if memory runs out, the same for its two halves.
 
     Raises:
-        TeacherError: for a row that does not fit by itself.
+        TeacherError: for a single row that does not fit into memory.
     """
     encoded = _extract_if_it_fits(engine, manifest, batch)
     if encoded is not None:
@@ -84,7 +84,7 @@ def extract_within_memory(
             "a smaller --max-length, --dtype bf16, --device-map auto or a larger device."
         )
     budget.shrink(batch.tokens)
-    say(f"memory ran out at {batch.tokens:,} tokens a batch; going on with {budget.tokens:,}")
+    say(f"memory ran out at {batch.tokens:,} tokens a batch; continuing with {budget.tokens:,}")
     half = len(batch.rows) // 2
     for part in (slice(half), slice(half, None)):
         smaller = batch_of(engine, manifest.layout, batch.rows[part], batch.numbers[part])
@@ -92,7 +92,7 @@ def extract_within_memory(
 
 
 def _extract_if_it_fits(engine: Engine, manifest: Manifest, batch: Batch) -> Encoded | None:
-    # A function of its own: while an error is handled, its traceback keeps the failed batch's tensors alive.
+    # A separate function, because the traceback of an error keeps the tensors of the failed batch alive until it ends.
     try:
         return extract(engine, manifest, batch)
     except (RuntimeError, MemoryError) as error:

@@ -1,6 +1,6 @@
-"""One shard's rows -> batches of similar length; and what the teacher gives for these -> the shard's row groups.
+"""Put a shard's rows into batches of similar length, and the encoded outputs into the shard's row groups.
 
-Batches never decide anything that is written: row groups are cut from the rows' lengths, whatever the budget.
+What is written does not depend on the batches: row groups are cut by the lengths of the rows, not by the batch budget.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from teacher_dump.extract import Columns, extract
 
 @dataclass(frozen=True, eq=False)
 class ShardRows:
-    """The rows of a shard in the order in which they lie there, numbered as in the corpus."""
+    """The rows of a shard in the order of the file, and their numbers in the corpus."""
 
     rows: Sequence[TokenizedRow]
     numbers: Sequence[int]
@@ -28,31 +28,33 @@ class ShardRows:
 
     @classmethod
     def in_order(cls, rows: Sequence[TokenizedRow], numbers: Sequence[int], index: int = 0) -> "ShardRows":
-        """Rows in any order -> the shard."""
+        """Sort rows into the order of the shard."""
         order = shard_order(rows)
         return cls([rows[at] for at in order], [numbers[at] for at in order], index)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return [len(row.input_ids) for row in self.rows]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """The number of tokens of all rows."""
         return sum(self.lengths)
 
 
 def shard_order(rows: Sequence[TokenizedRow]) -> list[int]:
-    """Longest first (so that memory runs out at once or not at all), then by row number."""
+    """Indices of the rows, longest first (so that memory runs out at once or not at all), then by row number."""
     return sorted(range(len(rows)), key=lambda index: (-len(rows[index].input_ids), index))
 
 
 def cut_batches(
     lengths: Sequence[int], batch_tokens: Callable[[], int], most_rows: int | None = None
 ) -> Iterator[slice]:
-    """Slices of rows, given in falling order of length, that hold at most `batch_tokens()` tokens with their padding,
-    a number that is asked for anew for each slice."""
+    """Yield slices of rows with at most `batch_tokens()` tokens, including padding; a single row may have more.
+
+    Lengths must be in descending order. `batch_tokens` is called for each slice, since the budget may change.
+    """
     start = 0
     while start < len(lengths):
         count = max(1, batch_tokens() // max(1, lengths[start]))
@@ -62,13 +64,13 @@ def cut_batches(
 
 
 def batches_of(engine: Engine, layout: Layout, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
-    """The shard's batches, on the host."""
+    """Yield the shard's batches, on the host."""
     for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if engine.one_row_a_batch else None):
         yield batch_of(engine, layout, shard.rows[part], shard.numbers[part])
 
 
 def batch_of(engine: Engine, layout: Layout, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-    """Rows (`numbers` in the corpus) as one batch on the host, with what the layout gives a model beside tokens."""
+    """Rows (`numbers` in the corpus) as one batch on the host, with the further inputs that the layout gives a model."""
     batch = engine.batch(rows, numbers)
     if not layout.columns:
         return batch
@@ -80,7 +82,7 @@ def batch_of(engine: Engine, layout: Layout, rows: Sequence[TokenizedRow], numbe
 def annotate_rows(
     engine: Engine, manifest: Manifest, shard: ShardRows, batches: Iterable[Batch], progress: Progress
 ) -> Iterator[RowGroup]:
-    """A few rows, as batches -> their row groups, one batch after the other: for samples."""
+    """Yield the row groups of a few rows, given as batches, without threads: for samples."""
 
     def pieces() -> Iterator[tuple[int, Columns]]:
         for batch in batches:
@@ -92,7 +94,7 @@ def annotate_rows(
 
 
 def row_groups(manifest: Manifest, shard: ShardRows, pieces: Iterable[tuple[int, Columns]]) -> Iterator[RowGroup]:
-    """Pieces (how many rows, their columns), in the shard's order and cut anyhow -> the shard's row groups."""
+    """Yield the shard's row groups from pieces (number of rows, their columns) of any sizes, in the shard's order."""
     pieces = iter(pieces)
     start, held_rows = 0, 0
     held: list[Columns] = []
@@ -109,7 +111,7 @@ def row_groups(manifest: Manifest, shard: ShardRows, pieces: Iterable[tuple[int,
 
 
 def _split(held: list[Columns], manifest: Manifest, group: RowGroup) -> tuple[Columns, Columns]:
-    """Columns of several batches -> those of a row group, and what is left over."""
+    """(the columns of a row group, the columns of the rows after it), from the columns of several batches."""
     mine: Columns = {}
     rest: Columns = {}
     for name, per in manifest.per_column.items() if held else ():

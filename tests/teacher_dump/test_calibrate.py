@@ -162,7 +162,7 @@ def test_every_way_to_choose_ids(
     [
         ({"threshold": 0.1, "top_k": 5}, "--threshold and --top-k exclude each other"),
         ({"preset": "tiny", "dense": True}, "--preset and --dense exclude each other"),
-        ({"draws": 5, "tail": "mass"}, "--tail says what becomes of ids below a threshold"),
+        ({"draws": 5, "tail": "mass"}, "--tail is for ids below a threshold; give it with --threshold"),
         ({"threshold": 1.5}, "--threshold 1.5"),
         ({"threshold": 0.1, "tail": "none"}, "--tail none"),
         ({"top_p": 1.5}, "--top-p 1.5"),

@@ -129,7 +129,7 @@ def test_what_is_cut_later_fits_and_it_is_said(
     failed = [index for index, tokens in enumerate(found.batches) if tokens > FITS]
     assert len(found.said) == len(failed)
     assert found.said[0].startswith("memory ran out at ")
-    assert found.said[0].endswith(" tokens a batch; going on with " + found.said[0].split()[-1])
+    assert found.said[0].endswith(" tokens a batch; continuing with " + found.said[0].split()[-1])
     assert len(found.batches) > failed[-1] + 10, "nothing is left that would show it"
     # At most those that lay between the stages, each halved two or three times.
     assert len(failed) < 7 * (2 + 4)
@@ -319,7 +319,7 @@ def test_batch_tokens_is_a_number_or_auto(text: str, tokens: int | None) -> None
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "", "1.5", "Auto"])
 def test_batch_tokens_that_make_no_sense_are_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match=f"{text!r} is neither auto nor a number from 1"):
+    with pytest.raises(typer.BadParameter, match=f"{text!r} is neither auto nor a number of 1 or more"):
         _tokens_or_auto(text)
     command = [
         "--teacher",

@@ -240,7 +240,7 @@ def a_writer_that(error: BaseException, function: str) -> Callable[[Plan, Patch]
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 UNWRITABLE = r"00002\.parquet: cannot be written \(No space left on device\). Finished shards are kept"
-CHANGED = "corpus.jsonl: has changed since this run began"
+CHANGED = "corpus.jsonl: the corpus has changed since this run began"
 
 SPOILT = {
     "corpus, no JSON": Spoilt(a_line_that_is_no_json, CorpusError, "corpus.jsonl, line 31: not valid JSON"),
