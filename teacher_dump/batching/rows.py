@@ -70,7 +70,7 @@ def batches_of(engine: Engine, layout: Layout, shard: ShardRows, batch_tokens: C
 
 
 def batch_of(engine: Engine, layout: Layout, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-    """Rows (`numbers` in the corpus) as one batch on the host, with the further inputs that the layout gives a model."""
+    """Rows (`numbers` in the corpus) as one batch on the host, with the inputs that the layout adds."""
     batch = engine.batch(rows, numbers)
     if not layout.columns:
         return batch

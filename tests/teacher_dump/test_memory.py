@@ -292,7 +292,7 @@ def test_whatever_a_device_calls_it_the_default_is_kept(device: str, monkeypatch
     Gpu(1000, monkeypatch)
     monkeypatch.setattr(memory, "extract", lambda *_: (_ for _ in ()).throw(WORDS[device]()))
     budget = Budget(None, teacher_on("cuda"))
-    budget.fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
+    budget.fit(teacher_on("cuda"), A_MANIFEST, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
     assert budget() == DEFAULT_TOKENS["cuda"]
 
 
@@ -300,7 +300,7 @@ def test_another_error_of_the_probe_is_raised(monkeypatch: pytest.MonkeyPatch) -
     Gpu(1000, monkeypatch)
     monkeypatch.setattr(memory, "extract", lambda *_: (_ for _ in ()).throw(RuntimeError("device-side assert")))
     with pytest.raises(RuntimeError, match="device-side assert"):
-        Budget(None, teacher_on("cuda")).fit(teacher_on("cuda"), None, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
+        Budget(None, teacher_on("cuda")).fit(teacher_on("cuda"), A_MANIFEST, SimpleNamespace(input_ids=[0] * 64))  # type: ignore[arg-type]
 
 
 def test_each_batch_is_cut_by_the_budget_as_it_is_then() -> None:
