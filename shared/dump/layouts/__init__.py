@@ -1,4 +1,4 @@
-"""Layouts: where in a row distributions and gold labels are. `LAYOUTS` is the one table of them."""
+"""Layouts: where in a row distributions and gold labels are. `LAYOUTS` is the table of them."""
 
 from shared.dump.layouts.base import BatchIndex, Field, Layout, Places
 from shared.dump.layouts.frames import Recorded

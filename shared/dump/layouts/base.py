@@ -1,12 +1,12 @@
-"""What a layout is: where in a row distributions and gold labels are, on disk, for people and in a batch.
+"""The base class of layouts, which define where in a row distributions and gold labels are.
 
-A layout is one object of the table `LAYOUTS`, and the manifest names it. Everything that depends on where something is
-recorded asks it; nobody asks which one it is. A new one says which Parquet columns it adds (`fields`), how they come
-about and are read (`pack`, `unpack`), and what polars makes of them (`per_position`); the other methods have an answer
-that suits every layout with one distribution at each recorded position.
+A layout is an object in the table `LAYOUTS`, and the manifest has its name. Code that depends on where something is
+recorded calls the layout's methods and never compares names. A new layout defines the Parquet columns that it adds
+(`fields`), how they are written and read (`pack`, `unpack`), and polars expressions over them (`per_position`). The
+defaults of the other methods suit every layout with one distribution at each recorded position.
 
-Shapes: R rows of a row group, P recorded positions of all rows; B rows of a batch, L tokens of the longest, N recorded
-positions of all rows, C classes, S distributions.
+Shapes: R rows of a row group, P recorded positions of all its rows; B rows of a batch, L tokens of its longest row, N
+recorded positions of all its rows, C classes, S distributions.
 """
 
 from abc import ABC, abstractmethod
@@ -29,15 +29,14 @@ from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup
 
 @dataclass(frozen=True)
 class Field:
-    """A Parquet column of a layout, beside those that every dump has.
+    """A Parquet column that is not a codec's.
 
     Attributes:
-        dtype: numpy's name of its numbers.
-        about: what it holds, written into the files for people.
-        is_list: whether each row has a list of numbers in place of one.
-        holds_gold: whether these are gold labels, of which single ones may be missing (MISSING in memory, null on
-            disk).
-        trains: whether a trainer reads it with every row.
+        dtype: numpy's name for the type of its numbers.
+        about: description of the content, which is written into the files.
+        is_list: whether each row has a list of numbers instead of one number.
+        holds_gold: whether it holds gold labels, which may be missing (MISSING in memory, null on disk).
+        trains: whether training reads it with every row.
     """
 
     name: str
@@ -49,13 +48,13 @@ class Field:
 
 
 class Places(NamedTuple):
-    """Where something is recorded in a row group.
+    """The recorded positions of a row group.
 
     Attributes:
         offsets: int64 [R + 1]; row r's positions are positions[offsets[r]:offsets[r + 1]].
         positions: int32 [P], indices into the row's own tokens.
-        labels: int32 [P], gold labels, MISSING where unknown.
-        columns: the layout's `columns`.
+        labels: int32 [P], gold labels, MISSING if unknown.
+        columns: the layout's `columns`, by name.
     """
 
     offsets: Offsets
@@ -66,14 +65,15 @@ class Places(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BatchIndex:
-    """Where in a padded batch something is recorded, and what is asked there. A layout that needs more adds tensors in
-    a subclass; all of them move to the student's device with the batch.
+    """The recorded positions and gold labels of a padded batch.
+
+    A layout that needs more adds tensors in a subclass. All tensors move to the student's device with the batch.
 
     Attributes:
         positions: int64 [N], indices into the flattened [B * L].
-        labels: int64 [S], the gold class of each distribution, MISSING where unknown.
-        counts: int64 [B], how many of the distributions are each row's.
-        inputs: what a model is given beside the rows' tokens, by the names of its arguments.
+        labels: int64 [S], the gold class of each distribution, MISSING if unknown.
+        counts: int64 [B], number of distributions of each row.
+        inputs: further inputs of the model, besides the rows' tokens, by the names of its arguments.
     """
 
     positions: Tensor
@@ -86,15 +86,15 @@ class Layout(ABC):
     """Where in a row distributions and gold labels are.
 
     Attributes:
-        name: its name in the table and in the manifest.
-        place: of what a distribution's columns hold one, for people: "one for the row".
-        has_distributions: whether there are any.
+        name: name in the table and in the manifest.
+        place: what an entry of a distribution's columns belongs to, as text for readers: "one for the row".
+        has_distributions: whether the layout has distributions.
         by_row: whether a distribution is about the whole row, so that a model's logits are [B, C] and not [B, L, C].
-        columns: what it keeps of each recorded position besides, [P, ...]: a task gives it by name in
-            `TokenizedRow.columns`, and it lies in `RowGroup.columns`.
-        number: the column by whose value rows belong together: they are held out together or not at all.
-        needs_all_logits: whether its distributions can be put together only where every logit is kept.
-        is_ragged: whether distributions have different numbers of classes, filled up with logits of -inf.
+        columns: names of further arrays [P, ...] with an entry for each recorded position. A task gives them in
+            `TokenizedRow.columns`; in memory they are in `RowGroup.columns`.
+        number: column by which rows are grouped: rows with the same value are all held out for validation, or none is.
+        needs_all_logits: whether distributions can only be assembled if every logit is kept.
+        is_ragged: whether distributions have different numbers of classes, padded with logits of -inf.
     """
 
     name: ClassVar[str]
@@ -110,23 +110,25 @@ class Layout(ABC):
 
     @abstractmethod
     def fields(self, labelled: bool) -> tuple[Field, ...]:
-        """The columns that it adds; `labelled` says whether the dump has gold labels."""
+        """Return the columns that the layout adds; `labelled` says whether the dump has gold labels."""
 
     @abstractmethod
     def pack(self, group: RowGroup, labelled: bool) -> dict[str, Flat]:
-        """A row group -> the columns of `fields`, by name."""
+        """Return the columns of `fields` for a row group, by name."""
 
     @abstractmethod
     def unpack(self, columns: Mapping[str, Flat], labelled: bool, token_offsets: Offsets, input_ids: Int32) -> Places:
-        """The columns that `trains` -> where something is recorded, and the gold labels there.
+        """Return the recorded positions and their gold labels, from the columns whose field `trains`.
 
         Raises:
-            ValueError: where a column has other lengths than the rows have (a damaged file).
+            ValueError: if the lengths of a column's lists do not fit the rows (a damaged file).
         """
 
     def has_gold(self, columns: Mapping[str, Flat], rows: int, labelled: bool) -> NDArray[np.bool_]:
-        """Which rows have a gold label anywhere, bool [R], from the columns that hold gold labels alone. A layout
-        without such columns has labels that the text itself is, or none."""
+        """Return which rows have a gold label anywhere, bool [R], from the columns whose field `holds_gold`.
+
+        In a layout without such columns all rows have labels if the dump is labelled (the text itself), else none.
+        """
         found = [columns[field.name] for field in self.fields(labelled) if field.holds_gold]
         if not found:
             return np.full(rows, labelled)
@@ -136,46 +138,50 @@ class Layout(ABC):
         before = np.concatenate([[0], np.cumsum(is_known)])
         return np.diff(before[found[0].offsets]) > 0
 
-    # ---------------------------------------------------------------- people
+    # ---------------------------------------------------------------- inspection
 
     gold_title: ClassVar[str] = "gold"
 
     @abstractmethod
     def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
-        """Expressions over the raw columns, each a list with one entry a distribution: `position`, `token_id` and
-        `label`, as far as there are such."""
+        """Return expressions over the raw columns for those of `position`, `token_id` and `label` that the layout has.
+
+        Each gives a list with one entry per distribution.
+        """
 
     def positions(self, dump: Recorded) -> pl.LazyFrame:
-        """What `Dump.positions` gives: one row a recorded position."""
+        """Return the frame of `Dump.positions`, with one row per recorded position."""
         return decoded(dump, self.per_position(dump.labelled))
 
     def certainty(self, dump: Recorded) -> pl.LazyFrame:
-        """Entropy (nats), top-1 probability and so on, one row a distribution."""
+        """Return entropy (nats), top-1 probability and kept mass, with one row per distribution."""
         top_1 = first_log_prob().exp().alias("top-1 probability")
         return self.positions(dump).select("entropy", top_1, (1 - pl.col("tail").exp()).alias("kept mass"))
 
     def accuracy(self, dump: Recorded) -> tuple[float, int] | None:
-        """(how often the teacher's first choice is the gold label, over how many), None where nothing is labelled."""
+        """Return (share of labels that are the teacher's first choice, number of labels); None without gold labels."""
         frame = self.positions(dump).filter(pl.col("label").is_not_null())
         is_right = first_choice() == pl.col("label")
         share, count = frame.select(is_right.mean(), pl.len().alias("n")).collect().row(0)
         return (share, count) if count else None
 
     def title(self, positions: pl.DataFrame) -> str:
-        """What to say of a row beside its number, from its part of `positions`."""
+        """Return text to print after a row's number, from the row's part of `positions`."""
         return ""
 
     def lines(self, dump: Recorded, positions: pl.DataFrame, candidates: int, most_positions: int) -> Iterator[str]:
-        """A row's part of `positions`, readable: gold labels beside the teacher's most probable candidates."""
+        """Yield a row's part of `positions` as lines of text: gold labels and the teacher's most probable
+        candidates."""
         return position_lines(dump, positions, candidates, most_positions, self.gold_title)
 
     # ---------------------------------------------------------------- batches
 
     def index(self, rows: RowGroup, length: int) -> BatchIndex:
-        """Where something is recorded in a batch of these rows, padded on the right to `length` tokens, on the host.
+        """Return the index of a batch of these rows, padded on the right to `length` tokens; its tensors are on the
+        CPU.
 
-        A layout whose positions are not those of the rows' tokens (a decoder's, perhaps) has them point into what the
-        model gives for its `inputs`.
+        If the positions of a layout are not those of the rows' tokens (but of a decoder's, for example), they are
+        indices into the model's output for `inputs`.
         """
         counts_B = np.diff(rows.position_offsets)
         firsts = np.repeat(np.arange(len(counts_B)) * length, counts_B)
@@ -186,13 +192,14 @@ class Layout(ABC):
         )
 
     def distributions(self, logits: Tensor, index: BatchIndex) -> Tensor:
-        """A model's logits [B, L, C] ([B, C] for a layout `by_row`) -> the distributions that are compared, [S, C].
+        """Return the distributions [S, C] that are compared, from a model's logits [B, L, C] ([B, C] if `by_row`).
 
-        Models whose vocabulary head is held back give the logits at `index.positions` only, and this is not asked: a
-        layout for vocabularies has one distribution at each recorded position.
+        It is not called for a model whose vocabulary head is held back: such a model gives the logits at
+        `index.positions` only, and layouts for vocabularies have one distribution at each recorded position.
         """
         return logits.flatten(0, 1)[index.positions]
 
     def targets(self, recorded: Targets, index: BatchIndex) -> Targets:
-        """What the teacher's columns decode to, one entry a recorded position (or row) -> the S distributions."""
+        """Return the S targets, from the teacher's decoded columns, which have one entry per recorded position (or
+        row)."""
         return recorded

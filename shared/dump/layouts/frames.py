@@ -1,4 +1,4 @@
-"""Recorded positions as polars sees them: decoded by expressions, so that a dump larger than memory streams."""
+"""Recorded positions as polars frames, decoded with expressions, so that a dump larger than memory can be streamed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -9,10 +9,10 @@ from shared.dump.codecs import DistributionCodec
 
 
 class Recorded(Protocol):
-    """What a layout reads of a dump (`Dump` is one)."""
+    """The part of `Dump` that layouts use."""
 
     def scan(self) -> pl.LazyFrame:
-        """The raw columns, one row a sequence."""
+        """Return the raw columns, with one row per sequence."""
 
     @property
     def distribution(self) -> DistributionCodec:
@@ -20,7 +20,7 @@ class Recorded(Protocol):
 
     @property
     def labelled(self) -> bool:
-        """Whether there are gold labels."""
+        """Whether the dump has gold labels."""
 
     @property
     def token_texts(self) -> Sequence[str]:
@@ -28,12 +28,15 @@ class Recorded(Protocol):
 
     @property
     def class_texts(self) -> Sequence[str]:
-        """What each class of a distribution is called: label names, or the texts of the tokens."""
+        """The name of each class of a distribution: label names, or the texts of the tokens."""
 
 
 def decoded(dump: Recorded, per_position: Mapping[str, pl.Expr]) -> pl.LazyFrame:
-    """One row a distribution, from lists of `position`, `token_id` and `label` as far as there are such: row, position,
-    token_id, token, label, ids, texts, log_probs, exact, tail, entropy."""
+    """Return one row per distribution: row, position, token_id, token, label, ids, texts, log_probs, exact, tail,
+    entropy.
+
+    `per_position` has expressions of lists for some of `position`, `token_id` and `label`; the others are null.
+    """
     codec = dump.distribution
     raw = [column.name for column in codec.columns]
     frame = (
@@ -44,7 +47,7 @@ def decoded(dump: Recorded, per_position: Mapping[str, pl.Expr]) -> pl.LazyFrame
     )
     missing = [name for name in ("position", "token_id", "label") if name not in per_position]
     frame = frame.with_columns(pl.lit(None, dtype=pl.Int32).alias(name) for name in missing)
-    # polars would evaluate it anew for each of the columns that need it.
+    # A column, because polars would evaluate the expression again for each of the columns that use it.
     frame = frame.with_columns(codec.ranked_expr().alias("ranked"))
     frame = frame.select(
         "row",
@@ -66,20 +69,20 @@ def decoded(dump: Recorded, per_position: Mapping[str, pl.Expr]) -> pl.LazyFrame
 
 
 def texts_of(ids: pl.Expr, names: Sequence[str]) -> pl.Expr:
-    """Ids as what they are called, null for those beyond the names."""
+    """Return the names of ids; null for ids without a name."""
     return ids.replace_strict(range(len(names)), names, default=None, return_dtype=pl.String)
 
 
 def first_choice() -> pl.Expr:
-    """The most probable id of each row of `decoded`: of those whose probability is known, if there are any."""
+    """Return the most probable id of each row of `decoded`, among the ids with known probability if there are any."""
     return pl.col("ids").list.get(_known_log_probs().list.arg_max())
 
 
 def first_log_prob() -> pl.Expr:
-    """Its log-probability."""
+    """Return the log-probability of `first_choice`."""
     return _known_log_probs().list.max()
 
 
 def _known_log_probs() -> pl.Expr:
-    # Where all are drawn, the first is the one drawn most often.
+    # If all ids are drawn, the first is the one drawn most often.
     return pl.col("log_probs").list.head(pl.max_horizontal("exact", pl.lit(1, dtype=pl.UInt32)))

@@ -1,4 +1,4 @@
-"""At the positions that the column `positions` lists; where there are gold labels, they are in `labels`."""
+"""The layout with distributions at the positions in the column `positions`, and their gold labels in `labels`."""
 
 from collections.abc import Mapping
 
@@ -34,17 +34,17 @@ class Listed(Layout):
 
 
 def packed_positions(group: RowGroup) -> dict[str, Flat]:
-    """The column of positions."""
+    """Return the column `positions` of a row group."""
     return {POSITIONS.name: Flat(group.positions, group.position_offsets)}
 
 
 def packed_labels(group: RowGroup) -> dict[str, Flat]:
-    """The column of gold labels, one at each position."""
+    """Return the column `labels` of a row group, with one gold label for each position."""
     return {LABELS.name: Flat(group.labels, group.position_offsets)}
 
 
 def unpacked_lists(columns: Mapping[str, Flat], labelled: bool) -> Places:
-    """Both columns -> positions and labels. Raises ValueError where they have other lengths than each other."""
+    """Return positions and gold labels from both columns. Raises ValueError if the lengths of their lists differ."""
     offsets, positions = columns[POSITIONS.name].list_offsets(), columns[POSITIONS.name].numbers()
     if not labelled:
         return Places(offsets, positions, np.full(len(positions), MISSING, np.int32))

@@ -1,4 +1,7 @@
-"""At the positions that the column `positions` lists, each about the token that follows, which is its gold label."""
+"""The layout with distributions of the next token at the positions in the column `positions`.
+
+The gold label is the next token itself, so it is not stored.
+"""
 
 from collections.abc import Mapping
 
@@ -11,7 +14,7 @@ from shared.dump.rowgroup import Flat, Int32, Offsets, RowGroup
 
 
 class ListedNextToken(Layout):
-    """One distribution for each listed token, about the next."""
+    """One distribution of the next token for each listed token."""
 
     name = "listed-next-token"
     place = "one for each of `positions`: the distribution after token t is that of token t + 1"

@@ -1,6 +1,6 @@
-"""At every position but the last, each about the token that follows, which is also its gold label.
+"""The layout with distributions of the next token at every position except the last.
 
-Nothing is stored for it: positions and labels follow from the tokens.
+The gold label is the next token itself. No columns are added, because positions and labels follow from the tokens.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from shared.dump.rowgroup import Flat, Int32, Offsets, RowGroup
 
 
 class NextToken(Layout):
-    """One distribution for each token but the last."""
+    """One distribution of the next token for each token except the last."""
 
     name = "next-token"
     place = "one for each token but the last: the distribution after token t is that of token t + 1"

@@ -1,4 +1,4 @@
-"""Nowhere: rows without distributions and gold labels, of which vectors alone are recorded."""
+"""The layout of dumps that record only vectors: no distributions and no gold labels."""
 
 from collections.abc import Mapping
 

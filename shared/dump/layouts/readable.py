@@ -1,4 +1,4 @@
-"""Recorded positions of a row as lines for people."""
+"""Recorded positions of a row as lines of text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from shared.dump.layouts.frames import Recorded
 def position_lines(
     dump: Recorded, positions: pl.DataFrame, candidates: int, most_positions: int, gold_title: str
 ) -> Iterator[str]:
-    """A table of positions (of the columns of `frames.decoded`): the token, the gold label under its title, and the
-    most probable candidates."""
+    """Yield the lines of a table of positions (a frame with the columns of `frames.decoded`): the token, the gold
+    label with `gold_title` as its header, and the most probable candidates."""
     if len(positions):
         yield f"  {'at':>4}  {'token':<16}  {gold_title:<16}  {'outside':>7}  candidates and their probabilities"
     for position in positions.head(most_positions).iter_rows(named=True):
@@ -25,9 +25,9 @@ def position_lines(
 
 
 def gold_and_candidates(dump: Recorded, position: dict[str, Any], candidates: int) -> tuple[str, str]:
-    """(the gold label, the most probable candidates with their probabilities) of a row of `frames.decoded`."""
+    """Return (gold label, most probable candidates with their probabilities) of a row of `frames.decoded`, as text."""
     kept = list(zip(position["log_probs"], position["ids"], strict=True))
-    # The others were sampled: what they weigh is not their probability.
+    # The others were sampled, and their weight is not their probability.
     ranked = sorted(kept[: position["exact"]], reverse=True)[:candidates]
     texts = (f"{text_of(dump.class_texts, index)} {_probability(value)}" for value, index in ranked)
     label = position["label"]
@@ -35,7 +35,7 @@ def gold_and_candidates(dump: Recorded, position: dict[str, Any], candidates: in
 
 
 def text_of(texts: Sequence[str], index: int) -> str:
-    """What a token or class is called, in one line."""
+    """Return the name of a token or class, on one line."""
     return texts[index].replace("\n", "\\n") if index < len(texts) else f"<{index}>"
 
 

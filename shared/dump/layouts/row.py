@@ -1,4 +1,4 @@
-"""One for the whole row; its gold label is in `label`."""
+"""The layout with one distribution for the whole row, and its gold label in the column `label`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,7 +15,7 @@ LABEL = Field("label", "int32", "gold label of the row, or null", is_list=False,
 
 
 class Row(Layout):
-    """One distribution for the row."""
+    """One distribution for each row."""
 
     name = "row"
     place = "one for the row"

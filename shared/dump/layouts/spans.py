@@ -1,13 +1,14 @@
-"""Answers to questions: two distributions a row, over its recorded positions: where the answer starts, where it ends.
+"""The layout for question answering, with two distributions over the recorded positions of a row: for the start and for
+the end of the answer.
 
-Recorded are at each of `positions` the logits of both. Gold labels are in `labels`: 1 where the answer starts, 2 where
-it ends, 3 for both. A row is a window of a question's context; `question` says which question's.
+The logits of both are recorded at each of `positions`. The gold labels are in `labels`: 1 at the start of the answer, 2
+at its end, 3 for both. A row is a window of a question's context, and `question` has the number of the question.
 
-Everything compares distributions as rows of logits over the same number of classes. So the positions of a row are its
-classes in a batch, filled up to those of the batch's longest with -inf, which no softmax sees.
+Distributions of a batch are compared as logits over the same number of classes. So the positions of a row are its
+classes, padded with -inf to the number of the row with most positions, which changes no softmax.
 
-Shapes: B rows, N recorded positions of all rows, M positions of the row that has most, S = 2 B distributions: of each
-row where the answer starts, then where it ends.
+Shapes: B rows, N recorded positions of all rows, M positions of the row with most positions, S = 2 B distributions: for
+each row the start of the answer, then its end.
 """
 
 import math
@@ -29,7 +30,7 @@ from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup
 
 # The two logits of a position, in this order.
 ENDPOINTS = ("start", "end")
-# A position's gold label is the sum of those that it is; 0 is neither.
+# A position's gold label is the sum of these values, or 0 if it is neither.
 STARTS, ENDS = 1, 2
 MARKS = dict(zip(ENDPOINTS, (STARTS, ENDS), strict=True))
 
@@ -44,14 +45,17 @@ _LABELS = replace(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SpanIndex(BatchIndex):
-    """With `places`, bool [B, M]: which of M places a row has a recorded position for. `labels` say for each row which
-    of its places is the gold start, and which the gold end."""
+    """The index of a batch of questions. `labels` has for each row the places of the gold start and the gold end.
+
+    Attributes:
+        places: bool [B, M], which of the M places of each row are recorded positions and not padding.
+    """
 
     places: Tensor
 
 
 class Spans(Layout):
-    """Two distributions for the row, over its listed tokens."""
+    """Two distributions for each row, over its listed tokens."""
 
     name = "spans"
     place = "for each of `positions` the logits of starting and of ending the answer; each a softmax over the row"
@@ -86,7 +90,7 @@ class Spans(Layout):
         return frame.select("row", "question", "position", "token_id", token, *columns[2:])
 
     def lists(self, dump: Recorded) -> pl.LazyFrame:
-        """One row a window: row, question, and lists over its recorded positions: position, token_id, label,
+        """Return one row per window: row, question, and lists over its recorded positions: position, token_id, label,
         start_logit, end_logit, start_log_prob, end_log_prob."""
         column = dump.distribution.columns[0]
         pairs = pl.element().bin.reinterpret(dtype=pl.Array(pl.Float32, 2))
@@ -160,7 +164,7 @@ class Spans(Layout):
 
 
 def over_places(logits_N2: Tensor, places_BM: Tensor) -> Tensor:
-    """Logits of starting and of ending at each position -> logits_SM, -inf where a row has no more positions."""
+    """Return logits_SM, from the start and end logits of each position; -inf is padding."""
     nothing_BM = torch.full(places_BM.shape, -torch.inf, dtype=logits_N2.dtype, device=logits_N2.device)
     both = [nothing_BM.masked_scatter(places_BM, logits_N) for logits_N in logits_N2.unbind(-1)]
     return torch.stack(both, dim=1).flatten(0, 1)
@@ -172,6 +176,7 @@ def _places(index: BatchIndex) -> Tensor:
 
 
 def _gold_place(is_gold_BM: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first gold place of each row, [B]; MISSING if there is none."""
     return np.where(is_gold_BM.any(1), is_gold_BM.argmax(1) if is_gold_BM.shape[1] else 0, MISSING)
 
 

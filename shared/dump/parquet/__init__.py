@@ -1,1 +1,1 @@
-"""Parquet pages without Arrow: checked, and read straight into arrays."""
+"""Parquet files of a dump: tables and their schema, and a fast reader of pages that verifies checksums."""

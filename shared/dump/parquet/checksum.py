@@ -1,10 +1,10 @@
-"""CRC-32 in a third of zlib's time, for large buffers.
+"""CRC-32 of large buffers, in a third of zlib's time.
 
-A CRC is the rest of a message, taken as a polynomial over GF(2), on division by one of degree 32. On division by that
-one, x ** (8 * FAR) leaves the same rest as x ** (8 * NEAR) + 1. So the first bytes of a message can be taken away and
-added (exclusive or) `FAR - NEAR` and `FAR` bytes further on: numpy does this to blocks of bytes as fast as its caches
-are, and zlib has to look at no more than the last FAR bytes. (Every polynomial divides such sums of three powers; this
-is the least that has whole bytes.)
+A CRC is the remainder of a message, as a polynomial over GF(2), divided by a polynomial of degree 32. Divided by it,
+x ** (8 * FAR) and x ** (8 * NEAR) + 1 have the same remainder. So the first bytes of a message can be removed and added
+(exclusive or) `FAR - NEAR` and `FAR` bytes later: numpy does this to blocks of bytes at the speed of the caches, and
+zlib only has to process the last FAR bytes. (Every polynomial divides such sums of three powers; these are the smallest
+that are whole bytes.)
 """
 
 import zlib
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 FAR, NEAR = 91_639, 41_678
 BLOCK = FAR - NEAR
-# FAR bytes before the begin of a block, one is so far into the block before the last.
+# FAR bytes before the beginning of a block is this far into the block before the previous one.
 _INTO = 2 * BLOCK - FAR
-# Shorter ones are left to zlib.
+# Shorter messages are left to zlib.
 _LEAST_BYTES = 2 * FAR
 
 
 def crc32(message: NDArray[np.uint8]) -> int:
-    """The CRC-32 of bytes [n], as zlib.crc32 gives it."""
+    """Return the CRC-32 of bytes [n], equal to that of zlib.crc32."""
     if len(message) < _LEAST_BYTES:
         return zlib.crc32(message.data)
     end = len(message) - FAR
     lead = end % BLOCK
-    # Zeros ahead of a message change nothing where the register begins with zeros. A CRC's begins with ones, which is
-    # as if the first four bytes were inverted.
+    # Zeros before a message change nothing if the CRC register begins with zeros. It begins with ones, which is the
+    # same as inverting the first four bytes.
     first = np.zeros(2 * BLOCK, np.uint8)
     first[BLOCK - lead :] = message[: BLOCK + lead]
     first[BLOCK - lead :][:4] ^= 255
@@ -43,5 +43,5 @@ def crc32(message: NDArray[np.uint8]) -> int:
     tail[:BLOCK] ^= last
     tail[:NEAR] ^= before[_INTO:]
     tail[NEAR:] ^= last
-    # zlib inverts what it is given to go on from: this is a register of zeros.
+    # zlib inverts the start value that it is given, so this is a register of zeros.
     return zlib.crc32(tail.data, 0xFFFFFFFF)

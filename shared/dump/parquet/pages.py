@@ -1,11 +1,12 @@
-"""Columns of a row group as flat arrays, straight from the file's pages.
+"""Columns of a row group as flat arrays, read directly from the file's pages.
 
-Arrow reads every kind of column and builds lists entry by entry; this reads the kinds that most of a dump is (numbers
-and fixed-size binaries, none of them missing, one or a list of them a row) and leaves the others to Arrow. What is not
-compressed is checked and then used where it lies, which takes a third of Arrow's time (`just bench-train`).
+Arrow reads every kind of column, and builds lists entry by entry. This module reads the kinds that most of a dump
+consists of (numbers and fixed-size binaries, none of them missing, one or a list of them per row) and leaves the others
+to Arrow. Pages that are not compressed are verified and then used in place, without a copy, which takes a third of
+Arrow's time (`just bench-train`).
 
-A page is a head (a Thrift struct: sizes, checksum, how many values), then, where the column is of lists, for each value
-whether a row begins with it and whether there is one at all (each as a length and runs of bits), then the values.
+A page is a header (a Thrift struct: sizes, checksum, number of values), then, in a column of lists, two levels for each
+value: whether a row begins with it, and whether the value exists (each as a length and runs of bits), then the values.
 
 Shapes: R rows, N values of all rows.
 """
@@ -29,11 +30,12 @@ from shared.dump.rowgroup import Flat, Offsets
 _PHYSICAL = {"INT32": "<i4", "INT64": "<i8", "FLOAT": "<f4"}
 _CODECS = {"UNCOMPRESSED": None, "ZSTD": "zstd", "LZ4": "lz4_raw"}
 _PLAIN, _BYTE_STREAM_SPLIT = 0, 9
-# Of values and of levels.
+# The encodings of values and of levels.
 _ENCODINGS = {"PLAIN", "BYTE_STREAM_SPLIT", "RLE"}
-# Smaller pieces are copied. (Each that is mapped takes a file descriptor; two windows of the trainer's have some 128.)
+# Smaller chunks are copied. (Each mapped one takes a file descriptor; two windows of the trainer have about 128
+# chunks.)
 _LEAST_MAPPED = 2**18
-# What the bits of a byte are, the lowest first, a byte each.
+# The bits of each byte value, lowest bit first, as one byte per bit.
 _BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
@@ -52,14 +54,14 @@ class GroupPages:
         self._file, self._schema, self._group = file, metadata.schema, metadata.row_group(number)
         self._descriptor = _descriptor(file)
         self._leaves = {self._schema.column(leaf).path: leaf for leaf in range(metadata.num_columns)}
-        # Columns of as many values a row have the same levels, byte for byte.
+        # Columns with the same number of values in each row have the same levels, byte for byte.
         self._offsets: dict[tuple[tuple[int, tuple[bytes, ...]], ...], Offsets] = {}
 
     def read(self, column: Column) -> Flat | None:
-        """A column, or None for one of a kind that is left to Arrow. Values may be read-only.
+        """Return a column, or None if its kind is left to Arrow. The values may be read-only.
 
         Raises:
-            ValueError: for damage: a checksum, a length, or bytes that make no sense.
+            ValueError: for damage: a wrong checksum or length, or invalid bytes.
         """
         leaf = self._leaves.get(column.name, self._leaves.get(f"{column.name}.list.element"))
         if leaf is None or not _is_known(self._group.column(leaf), self._schema.column(leaf)):
@@ -76,7 +78,7 @@ class GroupPages:
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
         count = sum(page.values for page in pages)
         if count != chunk.num_values or len(values) != (count if offsets is None else offsets[-1]):
-            raise ValueError(f"column {column.name!r}: its values are not as many as its pages say")
+            raise ValueError(f"column {column.name!r}: the number of values differs from that in the page headers")
         return Flat(values.astype(column.dtype, copy=False), offsets)
 
     def _bytes(self, chunk: pq.ColumnChunkMetaData) -> NDArray[np.uint8]:
@@ -87,7 +89,7 @@ class GroupPages:
         if _CODECS[chunk.compression] is not None or size < _LEAST_MAPPED:
             return np.frombuffer(os.pread(self._descriptor, size, start), np.uint8)
         before = start % mmap.ALLOCATIONGRANULARITY
-        # Mapped for as long as something looks at it.
+        # The mapping stays open as long as an array uses it.
         mapped = mmap.mmap(self._descriptor, before + size, access=mmap.ACCESS_READ, offset=start - before)
         return np.frombuffer(mapped, np.uint8)[before:]
 
@@ -105,7 +107,7 @@ class GroupPages:
 
 
 def _descriptor(file: RawIOBase) -> int | None:
-    """By which the system knows a file, None for one that is not on this machine."""
+    """Return the system's file descriptor; None for a file that is not on this machine."""
     try:
         return file.fileno()
     except UnsupportedOperation:
@@ -113,7 +115,7 @@ def _descriptor(file: RawIOBase) -> int | None:
 
 
 def _is_known(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> bool:
-    """Whether a column is of a kind that is read here: nothing missing, no list in a list."""
+    """Whether a column is of a kind that is read here: no missing values, no lists in lists."""
     depth = column.max_repetition_level
     return (
         depth <= 1
@@ -125,20 +127,21 @@ def _is_known(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> bool:
 
 
 def _pages(chunk: NDArray[np.uint8], codec: str | None, depth: int) -> Iterator[_Page]:
-    """The data pages of a column of a row group.
+    """Yield the data pages of a column of a row group.
 
     Raises:
-        ValueError, or something else of that sort, where the bytes make no sense.
+        ValueError, or another exception such as IndexError, for invalid bytes.
     """
     data, at = chunk.data, 0
     while at < len(data):
         head, at = _struct(data, at)
-        # 2 and 3: bytes before and after compression; 4: the checksum; 5: of a data page, 1 and 2: values and encoding.
+        # Fields 2 and 3: bytes before and after compression; 4: checksum; 5: the data page's header, with fields 1 and
+        # 2: number of values and encoding.
         size, stored = head[2], head[3]
         body = chunk[at : at + stored]
         at += stored
         if len(body) != stored or crc32(body) != head[4] & 0xFFFFFFFF:
-            raise ValueError("CRC checksum verification failed: a page is not as it was written")
+            raise ValueError("CRC checksum verification failed: a page has changed since it was written")
         if codec is not None:
             body = np.frombuffer(pa.Codec(codec).decompress(body, size), np.uint8)
         levels = []
@@ -150,21 +153,21 @@ def _pages(chunk: NDArray[np.uint8], codec: str | None, depth: int) -> Iterator[
 
 
 def _numbers(page: _Page, stored: np.dtype[Any], dtype: str) -> NDArray[Any]:
-    """A page's values, [N] or [N, width], of the type `stored`, or of `dtype` already where that is easier."""
+    """Return a page's values, [N] or [N, width], of the type `stored`, or already of `dtype` if that is easier."""
     body = page.body
     if page.encoding == _BYTE_STREAM_SPLIT:
         planes = body.reshape(stored.itemsize, -1)
-        if dtype == "uint8":  # whose other planes are zeros
+        if dtype == "uint8":  # the other planes are zeros
             return planes[0]
         body = np.ascontiguousarray(planes.T).ravel()
     elif page.encoding != _PLAIN:
         raise ValueError(f"a page has encoding {page.encoding}")
-    # Values may lie anywhere in a file; numpy and torch want them at multiples of their size.
+    # Values may be at any address in a file; numpy and torch need them at multiples of their size.
     return np.require(body.view(stored.base), requirements="A").reshape(-1, *stored.shape)
 
 
 def _bits(runs: bytes, count: int) -> NDArray[np.uint8]:
-    """[count] bits from runs: of one bit repeated, or of eight bits a byte."""
+    """Return [count] bits from runs, which are one repeated bit, or bytes of eight bits each."""
     parts, at, missing = [], 0, count
     while missing > 0:
         head, at = _varint(runs, at)
@@ -178,19 +181,19 @@ def _bits(runs: bytes, count: int) -> NDArray[np.uint8]:
         missing -= number
     found = np.frombuffer(b"".join(parts), np.uint8)[:count]
     if len(found) != count:
-        raise ValueError("a page's levels are cut short")
+        raise ValueError("a page's levels are truncated")
     return found
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """(fields by number, where it ends) of a struct in Thrift's compact protocol."""
+    """Return (fields by number, index after the struct) of a struct in Thrift's compact protocol."""
     fields: dict[int, Any] = {}
     number = 0
     while head := data[at]:
         at += 1
         kind = head & 15
         if head < 16:
-            raise ValueError("a page's head has fields out of order")
+            raise ValueError("a page's header has fields out of order")
         number += head >> 4
         if kind in (1, 2):
             fields[number] = kind == 1
@@ -203,11 +206,12 @@ def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
         elif kind == 12:
             fields[number], at = _struct(data, at)
         else:
-            raise ValueError(f"a page's head has a field of kind {kind}")
+            raise ValueError(f"a page's header has a field of unknown kind {kind}")
     return fields, at + 1
 
 
 def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
+    """Return (value, index after it) of an integer of variable length."""
     value, shift = data[at], 7
     while value >> shift:
         at += 1

@@ -1,4 +1,4 @@
-"""Shards as a polars frame that is read when it is collected."""
+"""Shards as a lazy polars frame."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from shared.storage import Folder
 
 
 def scan_shards(files: Sequence[Folder], schema: pa.Schema) -> pl.LazyFrame:
-    """The rows of Parquet files with this schema, one file after the other.
+    """Return the rows of Parquet files with this schema, one file after the other.
 
-    polars reads files of this machine itself, in parallel, and passes over row groups that a filter rules out. Of files
-    elsewhere, row group after row group is fetched: of each only the columns that are needed, but of these all rows,
-    whatever is filtered.
+    If all files are on this machine, polars itself reads them, in parallel, and skips row groups that a filter
+    excludes. Other files are fetched one row group after another: only the columns that are needed, but always all rows
+    of a row group.
     """
     local = [file.local for file in files if file.local is not None]
     if len(local) == len(files):

@@ -1,4 +1,4 @@
-"""Row groups -> plain Arrow tables (`unpack` is the way back), by a schema that the manifest decides.
+"""Row groups as plain Arrow tables, with the schema that follows from the manifest (`unpack` is the reverse).
 
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
@@ -20,23 +20,23 @@ _TOKEN_TYPES = Field("token_type_ids", "uint8", "0 for the first text of a pair,
 
 
 def plain_fields(manifest: Manifest) -> tuple[Field, ...]:
-    """The columns of a dump that are no codec's."""
+    """Return the columns of a dump that are not a codec's."""
     pairs = (_TOKEN_TYPES,) if manifest.pairs else ()
     return (_ROW, _INPUT_IDS, *pairs, *manifest.layout.fields(manifest.labelled))
 
 
 def training_columns(manifest: Manifest) -> list[str]:
-    """Those of them that a trainer reads with every row."""
+    """Return the names of the plain columns that training reads with every row."""
     return [field.name for field in plain_fields(manifest) if field.trains]
 
 
 def few_values(manifest: Manifest) -> set[str]:
-    """Those of them whose numbers are few: types of texts and gold labels."""
+    """Return the names of the plain columns with few different values: token types and gold labels."""
     return {field.name for field in plain_fields(manifest) if field.holds_gold} | {_TOKEN_TYPES.name}
 
 
 def shard_schema(manifest: Manifest) -> pa.Schema:
-    """The Arrow schema of every shard, each field with a sentence about what it holds."""
+    """Return the Arrow schema of every shard; each field has a description of its content."""
     fields = [
         pa.field(field.name, _field_type(field), _may_be_null(field), {"description": field.about})
         for field in plain_fields(manifest)
@@ -51,7 +51,7 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
 
 
 def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table:
-    """A row group as a table of this schema."""
+    """Return a row group as a table with this schema."""
     plain = {
         _ROW.name: Flat(group.rows),
         _INPUT_IDS.name: Flat(group.input_ids, group.token_offsets),
@@ -72,7 +72,7 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
 
 
 def _in_rows(column: Flat, values: pa.Array, field: pa.Field) -> pa.Array:
-    """Numbers of all rows as one entry a row."""
+    """Return the values of all rows as an array with one entry per row."""
     if column.offsets is None:
         return values
     return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), values, type=field.type)
@@ -98,7 +98,7 @@ def _field_type(field: Field) -> pa.DataType:
 
 
 def _may_be_null(field: Field) -> bool:
-    """Of a list, its numbers may be null, and never the list itself."""
+    """Whether the column may have nulls; in a list column the numbers may be null, but never the list itself."""
     return field.holds_gold and not field.is_list
 
 

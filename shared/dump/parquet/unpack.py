@@ -1,4 +1,4 @@
-"""Arrow tables and flat columns -> row groups: what `tables.to_table` made, and no Python object a row."""
+"""Row groups from Arrow tables and flat columns (the reverse of `tables.to_table`), without a Python object per row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,32 +14,32 @@ from shared.dump.rowgroup import MISSING, Flat, Lists, Offsets, RowGroup, check_
 
 
 def from_table(manifest: Manifest, table: pa.Table, columns: Sequence[str]) -> RowGroup:
-    """A table with the plain columns and the codecs' columns named, flat and without a Python object a row.
+    """Return the row group of a table that has the plain columns and these columns of codecs.
 
     Raises:
-        ValueError: where a column has other lengths than the rows have (a damaged file).
+        ValueError: if the lengths of a column's lists do not fit the rows (a damaged file).
     """
     return from_columns(manifest, flat_columns(manifest, table), columns)
 
 
 def flat_columns(manifest: Manifest, table: pa.Table) -> dict[str, Flat]:
-    """A table's columns."""
+    """Return the columns of a table as flat arrays, by name."""
     known = columns_of(manifest)
     return {name: _flat(_contiguous(table[name]), known.get(name)) for name in table.column_names}
 
 
 def columns_of(manifest: Manifest) -> dict[str, Column]:
-    """What every column of a dump holds, by name: all but those in which numbers may be missing."""
+    """Return the type and width of every column of a dump, by name, except those in which numbers may be missing."""
     plain = (Column(field.name, field.dtype) for field in plain_fields(manifest) if not field.holds_gold)
     codecs = (column for signal in manifest.signals for column in signal.columns)
     return {column.name: column for column in (*plain, *codecs)}
 
 
 def from_columns(manifest: Manifest, flat: Mapping[str, Flat], columns: Sequence[str]) -> RowGroup:
-    """The plain columns and the codecs' columns named as one row group.
+    """Return the row group of flat columns: the plain columns and these columns of codecs.
 
     Raises:
-        ValueError: where a column has other lengths than the rows have (a damaged file).
+        ValueError: if the lengths of a column's lists do not fit the rows (a damaged file).
     """
     token_offsets, input_ids = flat["input_ids"].list_offsets(), flat["input_ids"].numbers()
     places = manifest.layout.unpack(flat, manifest.labelled, token_offsets, input_ids)
@@ -79,7 +79,7 @@ def _offsets_of(array: pa.ListArray) -> Offsets:
 
 
 def _numbers(array: pa.Array, column: Column | None) -> NDArray[Any]:
-    """An array's numbers, [n] or [n, width], without copying them where none is missing."""
+    """Return an array's numbers, [n] or [n, width], without a copy if none is missing."""
     if column is None or column.is_list or column.width == 1:
         return (array.fill_null(MISSING) if array.null_count else array).to_numpy(zero_copy_only=False)
     assert column.width is not None
