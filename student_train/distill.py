@@ -23,14 +23,22 @@ from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
 from student_train.students import build_student
 from student_train.training import ranks
-from student_train.training.journal import CHECKPOINTS, RECIPE, STAGES, Journal, StageResult, recipe_json, stages_json
+from student_train.training.journal import (
+    CHECKPOINTS,
+    RECIPE,
+    STAGES,
+    STAGING,
+    Journal,
+    StageResult,
+    recipe_json,
+    stages_json,
+)
 from student_train.training.plan import StageRun, training_plan
 from student_train.training.stage_run import train
 
 transformers.utils.logging.disable_progress_bar()
 
 METRICS = "metrics.json"
-STAGING = "student.tmp"
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,10 @@ def run(recipe: Recipe, resume: bool) -> Result:
     journal = Journal(recipe)
     with ExitStack() as held:
         ranks.first_does(lambda: _make_and_lock(recipe.output, held))
+        # Outside of what follows, because a folder that is refused stays as it is.
+        ranks.first_does(lambda: journal.open(resume, [run.stage.name for run in runs]))
         try:
-            results = _train(recipe, student, runs, journal, resume)
+            results = _train(recipe, student, runs, journal)
             report = _save_and_score(recipe, source, student, results) if ranks.is_first() else None
         except LecternError:
             if ranks.is_first():
@@ -88,11 +98,8 @@ def _make_and_lock(output: Path, held: ExitStack) -> None:
     held.enter_context(only_one(output))
 
 
-def _train(
-    recipe: Recipe, student: PreTrainedModel, runs: list[StageRun], journal: Journal, resume: bool
-) -> list[StageResult]:
+def _train(recipe: Recipe, student: PreTrainedModel, runs: list[StageRun], journal: Journal) -> list[StageResult]:
     """Train stage by stage, from the first one that has not ended."""
-    ranks.first_does(lambda: journal.open(resume))
     results = ranks.first_does(journal.results)
     if ranks.is_first():
         write_text_atomically(recipe.output / RECIPE, recipe_json(recipe))

@@ -4,6 +4,7 @@
     OUTPUT/checkpoints/STAGE/checkpoint-N/    the Trainer's checkpoints of the current stage: the last, and the best
     OUTPUT/checkpoints/STAGE.safetensors      the student's weights at the end of the stage that finished last
     OUTPUT/checkpoints/stages.json            the results of the finished stages
+    OUTPUT/student.tmp/                       the student while it is saved and scored
 
 A stage is finished once stages.json lists it; its checkpoints and the weights of earlier stages are deleted after that.
 """
@@ -26,6 +27,7 @@ from student_train.recipe.recipe import Recipe
 CHECKPOINTS = "checkpoints"
 TRACKED = "runs"
 RECIPE = "recipe.json"
+STAGING = "student.tmp"
 STAGES = "stages.json"
 
 
@@ -56,31 +58,47 @@ class Journal:
         self._recipe, self._output = recipe, recipe.output
         self._folder = recipe.output / CHECKPOINTS
 
-    def open(self, resume: bool) -> None:
-        """Remove what a killed run has left incomplete, and check that the run may start or be resumed.
+    def open(self, resume: bool, stages: Sequence[str]) -> None:
+        """Check that the run may start or be resumed; only then remove what a killed run has left incomplete.
+
+        Args:
+            stages: the names of the recipe's stages, in order.
 
         Raises:
-            RecipeError: if the folder holds an unfinished run and `resume` is not set, or the run of another recipe.
+            RecipeError: if the folder holds an unfinished run and `resume` is not set, the run of another recipe,
+                finished stages that this recipe does not have, or a symbolic link. Nothing is removed then.
         """
-        for folder in self._folder.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*"):
-            # The Trainer writes its state last; without it the checkpoint is incomplete.
-            if not (folder / TRAINER_STATE_NAME).exists():
-                shutil.rmtree(folder)
-        for result in self.results():
+        results = self.results()
+        if self._is_begun():
+            if not resume:
+                raise RecipeError(
+                    f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
+                )
+            if not _is_same_recipe((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
+                raise RecipeError(
+                    f"{self._output}: the unfinished run there has another recipe; choose another output."
+                )
+        self._check_names([result.name for result in results], stages)
+        self._check_links()
+        for stage in stages:
+            for folder in self.folder_of(stage).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                # The Trainer writes its state last; without it the checkpoint is incomplete.
+                if not (folder / TRAINER_STATE_NAME).exists():
+                    shutil.rmtree(folder)
+        for result in results:
             shutil.rmtree(self.folder_of(result.name), ignore_errors=True)
-        if not self._is_begun():
-            return
-        if not resume:
-            raise RecipeError(
-                f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
-            )
-        if not _is_same_recipe((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
-            raise RecipeError(f"{self._output}: the unfinished run there has another recipe; choose another output.")
 
     def results(self) -> list[StageResult]:
-        """Return the results of the finished stages, in order."""
+        """Return the results of the finished stages, in order. Raises RecipeError if they cannot be read."""
         path = self._folder / STAGES
-        return [StageResult(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+        if not path.exists():
+            return []
+        try:
+            return [StageResult(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        except (ValueError, TypeError) as error:
+            raise RecipeError(
+                f"{path}: not a list of finished stages ({error}); delete {self._output} to begin the run anew."
+            ) from None
 
     def folder_of(self, stage: str) -> Path:
         """Return the folder of a stage's checkpoints."""
@@ -116,7 +134,25 @@ class Journal:
             self._output.rmdir()
 
     def _is_begun(self) -> bool:
-        return bool(self.results()) or any(self._folder.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*"))
+        return bool(self.results()) or any(self._folder.glob(f"*/{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}"))
+
+    def _check_names(self, finished: list[str], stages: Sequence[str]) -> None:
+        """Raise RecipeError unless the finished stages are the recipe's first ones. Their names become paths."""
+        if finished != list(stages[: len(finished)]):
+            raise RecipeError(
+                f"{self._folder / STAGES}: the finished stages {', '.join(map(repr, finished))} are not the first ones "
+                f"of the recipe ({', '.join(stages)}); delete {self._output} to begin the run anew."
+            )
+
+    def _check_links(self) -> None:
+        """Raise RecipeError for a symbolic link where a run writes and deletes: what it points to may be anyone's."""
+        places = [self._folder, self._output / STAGING, *self._folder.glob("*"), *self._folder.glob("*/*")]
+        for path in places:
+            if path.is_symlink():
+                raise RecipeError(
+                    f"{path}: a symbolic link, and a run writes and deletes through none; remove the link, or put the "
+                    "folder in its place."
+                )
 
     def _weights(self, stage: str) -> Path:
         return self._folder / f"{stage}.safetensors"
