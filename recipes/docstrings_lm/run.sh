@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A small causal LM of docstrings as teacher, its top 64 of a sixth of its text, and students half as deep and half as
-# wide: from that text alone, and from the teacher, at equal steps. From the repository's folder, with .venv/bin on the
-# PATH:
+# A small causal LM of docstrings as teacher, a dump of its top 64 for a sixth of its text, and students half as deep and
+# half as wide, trained with equal steps on that text alone and on the dump. Run it in the repository's folder, with
+# .venv/bin on the PATH:
 #
 #     recipes/docstrings_lm/run.sh [SEED...]
 #
 # RESULTS.md shows seed 0, and seed 1 of student-text and student-kl-text.
-# Everything goes to out/docstrings_lm; started again, it goes on where it was stopped. The tables of RESULTS.md:
-# python recipes/results.py
+# All files are written to out/docstrings_lm; after an interruption, the same command continues. To print the tables of
+# RESULTS.md: python recipes/results.py
 set -euo pipefail
 here=$(dirname "$0")
 out=out/docstrings_lm
@@ -25,7 +25,7 @@ for seed in "${@:-0}"; do
         distill run "$here/student-$student.toml" --resume \
             --set training.seed=$seed --set output=$out/student-$student-$seed
     done
-    # As many steps over all the text that the teacher saw.
+    # As many steps, on all the text that the teacher was trained on.
     distill run "$here/student-text.toml" --resume --set data.limit=6000 \
         --set training.seed=$seed --set output=$out/student-more-text-$seed
 done

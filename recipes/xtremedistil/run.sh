@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The experiments of XtremeDistil: a teacher of each task, one dump of its labelled and transfer rows, and all students
-# from it. From the repository's folder, with .venv/bin on the PATH:
+# The experiments of XtremeDistil: for each task a teacher, one dump of its labelled and transfer rows, and all students
+# trained on it. Run it in the repository's folder, with .venv/bin on the PATH:
 #
 #     recipes/xtremedistil/run.sh DATA_DIR [agnews] [sst2] [trec] [ner] [squad] [parts]
 #
 # DATA_DIR holds the folders agnews, sst2, trec, ner_multi and squad, each with train, dev and test .parquet (squad: train
-# and dev). Without names all of them run; `parts` needs agnews. Everything goes to out/; started again, it goes on where
-# it was stopped. The tables of RESULTS.md: python recipes/results.py
+# and dev). Without names it runs all of them; `parts` needs agnews. All files are written to out/; after an interruption,
+# the same command continues. To print the tables of RESULTS.md: python recipes/results.py
 set -euo pipefail
 here=$(dirname "$0")
 data=${1:-}
@@ -22,7 +22,7 @@ teacher() {
     distill run "$here/teacher-$1.toml" --resume --set student.path="$minilm/model"
 }
 
-# FOLDER TASK MAX_LENGTH [more options]: gold labels travel along where they are known.
+# FOLDER TASK MAX_LENGTH [more options]: make a dump; gold labels are kept where they are known.
 dump_all() {
     local out=$1 task=$2 length=$3
     shift 3
@@ -51,7 +51,7 @@ trec() {
     distill sweep "$here/sweep-trec.toml"
 }
 
-# Chinese is left out: the teacher's vocabulary does not cover its script.
+# Chinese is left out, because the teacher's vocabulary does not cover its script.
 ner() {
     python "$here/../split.py" --data "$data/ner_multi" --out out/ner/data --by lang --each 1000 --transfer 2000 --leave zh
     teacher ner
