@@ -1,4 +1,4 @@
-"""The demo without its minutes of training: its recipes are fair, it runs in the right order, once, and can be read."""
+"""The demo without its minutes of training: its recipes are fair, commands run once and in order, output is clear."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ METRICS = {"metrics": {"accuracy": 0.6}, "agreement": 0.7, "parameters": 3_000_0
 
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, at work in a folder of its own."""
+    """The demo script, running in a folder of its own."""
     spec = importlib.util.spec_from_file_location("demo", RECIPES / "demo.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,7 +32,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def commands(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The commands that the demo runs; each does no more than leave behind what the demo looks for."""
+    """The commands that the demo runs; each one only creates the files that the demo checks for."""
     ran: list[str] = []
 
     def run(command: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo's corpus: no text or file in two splits, every class present, the same twice, and no answer in a text."""
+"""The demo's corpus: no text or file in two splits, all classes present, deterministic, and no answer in a text."""
 
 import importlib.util
 import json

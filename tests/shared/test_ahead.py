@@ -1,4 +1,4 @@
-"""Work done ahead in a thread: nothing is lost, repeated or reordered, errors arrive, and no thread stays behind."""
+"""Prefetching in a thread: nothing is lost, repeated or reordered, errors reach the reader, and no thread is left."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 20.0
 
 
 def within_patience(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises; a failed test where it hangs, and not a suite that hangs."""
+    """Return or raise what `work` does; if it hangs, fail the test instead of blocking the suite."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -43,7 +43,7 @@ def no_thread_left() -> Iterator[None]:
 
 
 class Source:
-    """So many numbers, then perhaps an error, with a count of how many have been made."""
+    """Yields numbers, then perhaps an error, and counts how many numbers it has yielded."""
 
     def __init__(self, count: int, error: BaseException | None = None) -> None:
         self.count, self.error, self.made = count, error, 0
@@ -57,7 +57,7 @@ class Source:
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    """Whether the condition comes to hold."""
+    """Whether the condition becomes true in time."""
     ends = time.monotonic() + PATIENCE_SECONDS
     while not condition() and time.monotonic() < ends:
         time.sleep(0.001)
@@ -65,7 +65,7 @@ def until(condition: Callable[[], bool]) -> bool:
 
 
 def settled(source: Source) -> int:
-    """How many items have been made once no more are being made."""
+    """How many items have been computed when no more are being computed."""
     made = -1
     while made != source.made:
         made = source.made
@@ -74,14 +74,14 @@ def settled(source: Source) -> int:
 
 
 def chained(items: Any, depths: list[int], stack: ExitStack) -> Any:
-    """`ahead` upon `ahead`, with a generator between two of them, as stages of a pipeline are."""
+    """A chain of two `ahead` with a generator between them, like the stages of a pipeline."""
     for depth in depths:
         items = stack.enter_context(ahead((item for item in items), depth))
     return items
 
 
 def slowly(items: Iterator[int], first: int) -> Iterator[int]:
-    """The items, with a rest after each of the first few."""
+    """Yields the items, with a pause after each of the first few."""
     for number, item in enumerate(items):
         yield item
         if number < first:
@@ -169,7 +169,7 @@ def test_after_an_error_there_is_only_the_error() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_never_more_than_depth_items_are_made_that_were_not_read(depth: int) -> None:
-    """And as many as that are: else it would not be ahead."""
+    """Exactly `depth` items are computed ahead, not fewer."""
     source = Source(20)
     with ahead(source, depth) as items:
         assert settled(source) == depth
@@ -181,7 +181,7 @@ def test_never_more_than_depth_items_are_made_that_were_not_read(depth: int) -> 
 
 
 def test_the_reader_and_the_thread_are_at_work_at_the_same_time() -> None:
-    """Each waits for the other in the midst of its own work: one after the other would never end."""
+    """Each waits for the other during its own work; if they ran one after the other, they would never end."""
     meet = threading.Barrier(2, timeout=PATIENCE_SECONDS)
 
     def source() -> Iterator[int]:
@@ -287,7 +287,7 @@ def test_a_stage_in_the_middle_that_raises_ends_the_chain_with_its_own_error() -
 
 
 def test_leaving_waits_for_the_item_at_work() -> None:
-    """What the thread works on is about to be used otherwise: it must not be at it any more."""
+    """What the thread works on may be used differently afterwards, so the thread must have stopped."""
     begun, at_work = threading.Event(), []
 
     def source() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What the command lines have in common."""
+"""The common part of the command lines: messages, exit codes, repeated options."""
 
 import sys
 from typing import Annotated, Any

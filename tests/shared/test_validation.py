@@ -1,4 +1,4 @@
-"""What pydantic finds wrong is told in sentences that name the key, its value and what is valid."""
+"""Errors of pydantic become sentences that name the key, its value and what is valid."""
 
 from dataclasses import dataclass as plain
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Students of chats: batches, losses and scores are about the tokens that the assistant says, and no others."""
+"""Students of chats: batches, losses and scores are of the assistant's tokens, and no others."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_padded_batch_asks_about_the_same_tokens(chat_dump: Path) -> None:
 
 @torch.no_grad()
 def spoken_loss(model_path: Path, chats: list[dict[str, Any]]) -> float:
-    """Mean negative log-likelihood of what the assistant says, by transformers' own mask and cross-entropy."""
+    """Mean negative log-likelihood of the assistant's tokens, with transformers' own mask and cross-entropy."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(model_path).eval(),
         AutoTokenizer.from_pretrained(model_path),
@@ -100,9 +100,9 @@ def spoken_loss(model_path: Path, chats: list[dict[str, Any]]) -> float:
         encoded = tokenizer.apply_chat_template(
             row["messages"], chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, said = torch.tensor([encoded["input_ids"][:64]]), torch.tensor([encoded["assistant_masks"][:64]])
-        labels = ids.masked_fill(said == 0, -100)
-        here = int(said.sum())
+        ids, mask = torch.tensor([encoded["input_ids"][:64]]), torch.tensor([encoded["assistant_masks"][:64]])
+        labels = ids.masked_fill(mask == 0, -100)
+        here = int(mask.sum())
         total += float(model(ids, labels=labels).loss) * here if here else 0.0
         count += here
     return total / count

@@ -1,4 +1,4 @@
-"""`distill.run` from recipe to scored student, on dumps of tiny teachers: what it leaves, learns and resumes."""
+"""`distill.run` from recipe to scored student, on dumps of tiny teachers: files, training and resuming."""
 
 import json
 import os
@@ -270,7 +270,7 @@ def interrupted(made: Recipe, monkeypatch: pytest.MonkeyPatch, call: str, at: in
 def test_a_killed_run_goes_on_to_the_very_weights_of_an_undisturbed_one(
     call: str, at: int, kept: str | None, dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dropout, accumulation, a learnt projection and a rate that changes with every step."""
+    """With dropout, accumulation, a projection that is trained, and a learning rate that changes with every step."""
 
     def made(name: str) -> Recipe:
         return recipe(

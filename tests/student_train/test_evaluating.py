@@ -1,4 +1,4 @@
-"""A student that is looked at is left as it was, whatever happens."""
+"""A student is in its earlier mode after evaluation, even after an error."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`distill export`: the file says what torch says on rows of any length, or it is not written."""
+"""`distill export`: the file gives the logits of torch for rows of any length, or it is not written."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def specs_of(case: tuple[str, str]) -> tuple[Any, ...]:
 
 
 def targets_for(case: tuple[str, str]) -> BatchTargets:
-    """A teacher, of whom a dump kept two exact ids, two sampled ones and a filling, or everything; two labels of seven
-    are missing."""
+    """A teacher of which a dump kept two exact ids, two sampled ones and one of padding, or everything; two of seven
+    labels are missing."""
     teacher_NV = 2 * draw(1, N, V)
     labels_N = torch.tensor([2, -100, 0, 8, 5, -100, 1])
     targets: Targets = DenseTargets(teacher_NV)
@@ -92,7 +92,7 @@ def targets_for(case: tuple[str, str]) -> BatchTargets:
 
 
 def head_of(step: str = "plain") -> tuple[SlicedLogits, list[Tensor]]:
-    """Logits that are still to be made, and what they are made of: states, weight, bias."""
+    """Logits that are not computed yet, and their inputs: states, weight, bias."""
     inputs = [tensor.requires_grad_() for tensor in (2 * draw(2, N, D), draw(3, V, D), draw(4, V))]
     return SlicedLogits(*inputs, STEPS[step], torch.float64), inputs
 
@@ -272,7 +272,7 @@ def test_half_precision_rounds_products_and_nothing_else(
 
 
 def test_gradients_too_small_for_float16_are_not_lost() -> None:
-    """Autocast's loss scale is multiplied in afterwards, when it would be too late."""
+    """Autocast's loss scale is applied afterwards, when it would be too late."""
     case = ("sparse", "forward")
     (sliced, inputs), batch_targets = head_of(), targets_for(case)
     expected = torch.autograd.grad(in_slices(case, sliced, batch_targets)[0], inputs)

@@ -94,7 +94,7 @@ def test_the_student_learns_the_same_from_slices(
 
 @pytest.mark.parametrize("name", DUMPS)
 def test_padding_changes_nothing(name: str, dumps: dict[str, Path], make_teacher: Callable[..., Path]) -> None:
-    """Rows each alone and unpadded, counted by their shares of what is counted, add up to the padded batch."""
+    """Losses of single rows without padding, weighted by their shares of the terms, add up to the padded batch's."""
     source = DumpSource(dumps[name])
     task = source.task.name
     model, rows = load(task, make_teacher(task, seed=1)), [0, 15, 8]

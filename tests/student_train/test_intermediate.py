@@ -112,7 +112,7 @@ def test_the_last_layers_meet_each_through_its_own_projection(
 
 @pytest.mark.parametrize("at", ["first", "mean"])
 def test_rows_are_counted_where_rows_are_compared(at: Any, source: DumpSource) -> None:
-    """Shares add up: the mean over a batch is that of its rows alone, and padding is no part of it."""
+    """Shares add up: the mean over a batch is that over its rows alone, without padding."""
     model, spec = student_of(), HiddenLoss(teacher_layer=3, student_layer=-1, metric="kl", at=at)
     projections = make_projections((spec,), source, model)
     batch = batch_of(source)

@@ -1,4 +1,4 @@
-"""An unfinished run goes on with its own recipe, whatever the order of the keys in the file that tells it."""
+"""An unfinished run can be resumed with its own recipe, whatever the order of the keys in recipe.json."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from student_train.training.journal import Journal, recipe_json
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Recipe:
-    """The recipe of a run of which a stage has ended."""
+    """The recipe of a run with a finished stage."""
     recipe = Recipe.model_validate(
         {
             "output": tmp_path,

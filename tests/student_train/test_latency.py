@@ -1,4 +1,4 @@
-"""Latencies: everyone gets the same inputs, equally often."""
+"""Latencies: all runtimes get the same inputs, equally often."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def source(write_corpus: Callable[..., Path], tiny_tokenizer: PreTrainedTokenize
 
 
 class Recorder:
-    """A runtime that only notes what it is given."""
+    """A runtime that only records its inputs."""
 
     def __init__(self, name: str, calls: list[tuple[str, tuple[int, ...]]]) -> None:
         self.name, self.calls = name, calls

@@ -50,7 +50,7 @@ def softmax_longhand(logits: np.ndarray) -> np.ndarray:
 def kl_sparse_longhand(
     student_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, tail_N: Tensor, temperature: float, tail: str
 ) -> float:
-    """Class by class and row by row: the probabilities are made first, then lumped, then tempered."""
+    """Class by class and row by row: first the probabilities, then lumping, then the temperature."""
     rows = []
     for student_V, ids_K, log_probs_K, tail_log_prob in zip(
         student_NV.numpy(), ids_NK.numpy(), log_probs_NK.numpy(), tail_N.numpy(), strict=True
@@ -186,7 +186,7 @@ def test_a_tail_of_minus_infinity_adds_nothing_but_still_counts_in_the_students_
 def test_filling_short_rows_up_changes_neither_value_nor_gradient(
     seed: int, k: int, temperature: float, tail: formulas.Tail
 ) -> None:
-    """Also with a filling id that is kept elsewhere in the row, and in rows with nothing kept at all."""
+    """Also with a padding id that is kept elsewhere in the row, and in rows with nothing kept at all."""
     student_NV, teacher_NV = draw_logits(seed, 3, 7).requires_grad_(), draw_logits(seed + 1, 3, 7)
     ids_NK, log_probs_NK, tail_N = keep_top_k(teacher_NV, max(k, 1))
     if k == 0:
@@ -264,8 +264,8 @@ def test_gradient_of_sampled_kl_is_the_softmax_times_the_weights_sum_minus_the_w
 @given(seeds, st.integers(0, 5))
 @settings(max_examples=20, deadline=None)
 def test_filling_sampled_rows_up_changes_neither_value_nor_gradient(seed: int, k: int) -> None:
-    """Also with a filling id that is kept elsewhere in the row, in rows with nothing kept, and where the student rules
-    the filling's id out."""
+    """Also with a padding id that is kept elsewhere in the row, in rows with nothing kept, and where the student rules
+    the padding's id out."""
     student_NV = draw_logits(seed, 3, 7)
     student_NV[:, 6] = -INFINITY
     student_NV.requires_grad_()
@@ -353,7 +353,7 @@ def test_with_log_sums_the_gradient_agrees_with_finite_differences(temperature: 
 
 @pytest.mark.parametrize("error", [-1e-3, 1e-3])
 def test_rounded_log_sums_that_leave_no_tail_or_less_give_a_finite_loss(error: float) -> None:
-    """float16 log sums make the kept ids' tempered mass a little more or less than 1."""
+    """With float16 log sums the mass of the kept ids at a temperature is slightly more or less than 1."""
     student_NV, teacher_NV = draw_logits(36, 3, 8).requires_grad_(), draw_logits(37, 3, 8)
     teacher_NV[:, 5:] -= 100.0
     ids_NK, log_probs_NK, tail_N = keep_top_k(teacher_NV, 5)

@@ -29,7 +29,7 @@ from student_train.losses.total import total_loss
 from student_train.students import BiLSTMStudent, Needs, PretrainedStudent, TransformerStudent, build_student
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
-# Codes fine enough for a student that is its teacher to be punished for nothing; one dump with a sampled tail.
+# Codes so fine that a student with the teacher's weights has a loss of zero; one dump with a sampled tail.
 SELECTIONS: dict[str, dict[str, Any]] = {
     "causal-lm": {"top_k": 30, "levels": 65_000},
     "masked-lm": {"threshold": 0.02, "levels": 65_000},
@@ -109,7 +109,7 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
 
 
 def sparse_targets(seed: int = 0, positions: int = 4, classes: int = 10) -> tuple[SparseTargets, torch.Tensor]:
-    """(three exact ids, two sampled ones, which weigh more, and a filling; the teacher's log-probabilities)."""
+    """(three exact ids, two sampled ones, which weigh more, and padding; the teacher's log-probabilities)."""
     generator = torch.Generator().manual_seed(seed)
     log_probs_NV = torch.randn(positions, classes, generator=generator).log_softmax(-1)
     order_NV = log_probs_NV.argsort(-1, descending=True)
@@ -195,7 +195,7 @@ def test_the_teachers_choice_is_the_best_exact_id_however_much_a_sampled_one_wei
 
 
 def test_ids_beyond_the_students_head_join_the_tail_and_sampled_ones_leave_it_as_it_is() -> None:
-    """The tail already counts what the sampled ids stand for."""
+    """The tail already includes the mass that the sampled ids represent."""
     ids = torch.tensor([[1, 9, 3, 8], [1, 2, 3, 4]])
     log_probs = torch.tensor([[0.4, 0.2, 0.1, 0.1], [0.4, 0.2, 0.1, 0.1]]).log()
     is_sampled = torch.tensor([[False, False, True, True]] * 2)

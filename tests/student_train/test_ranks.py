@@ -57,7 +57,7 @@ def recipe(output: Path, dump: Path, *losses: dict[str, Any], **training: Any) -
 
 
 class Recorder(TrainerCallback):
-    """Keeps what the Trainer tells its trackers on rank 0, in a file, which outlives a forked process."""
+    """Keeps what the Trainer logs to its trackers on rank 0, in a file, which remains after a forked process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,9 +137,9 @@ def files(folder: Path) -> set[str]:
 def test_ranks_train_the_student_of_one(
     task: str, count: int, dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of 59 rows and 1, which only one rank has; rows of 1 to 64 positions; a projection that is learnt along.
+    """Steps of 59 rows and 1, which only one rank has; rows of 1 to 64 positions; a trained projection.
 
-    What is shown is the same, too, with a clock that goes one second from line to line and all positions compared.
+    The log lines are the same, too, with a clock that goes one second from line to line and all positions compared.
     """
     monkeypatch.setattr(training_log, "time", types.SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(training_log, "COMPARED_POSITIONS", 10_000)
@@ -360,7 +360,7 @@ def test_torchrun_trains_saves_scores_and_speaks_once(
     assert len(re.findall("trained for 3 steps", first.stdout)) == 1
     assert len(re.findall("accuracy", first.stdout)) == 1
     assert (tmp_path / "student" / "metrics.json").exists()
-    for rank, said in (("0", 1), ("1", 0)):
+    for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         again = CliRunner().invoke(app, command[-3:])
-        assert again.output.count("is already finished") == said
+        assert again.output.count("is already finished") == lines

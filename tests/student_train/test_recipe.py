@@ -122,8 +122,8 @@ def test_columns_are_those_that_the_task_reads() -> None:
 
 
 def test_a_recipe_tells_where_its_dump_is_as_its_file_does(tmp_path: Path) -> None:
-    """An unfinished run goes on where its recipe is, text for text, that of the run before."""
-    for given, told in (
+    """An unfinished run can be resumed only if the text of its recipe is that of the run before."""
+    for given, written in (
         ("out/dump", "out/dump"),
         ("./out//dump/", "out/dump"),
         ("memory://dump/", "memory://dump/"),
@@ -131,7 +131,7 @@ def test_a_recipe_tells_where_its_dump_is_as_its_file_does(tmp_path: Path) -> No
     ):
         recipe = read(tmp_path, FROM_DUMP, f'dump="{given}"', f'eval.dump="{given}"')
         content = json.loads(recipe_json(recipe))
-        assert (content["dump"], content["eval"]["dump"]) == (told, told)
+        assert (content["dump"], content["eval"]["dump"]) == (written, written)
         assert Recipe.model_validate(content) == recipe
 
 

@@ -1,4 +1,4 @@
-"""Relations from end to end: a dump of queries, keys and values, a recipe, a student of another shape that learns."""
+"""Relations from end to end: a dump of queries, keys and values, a recipe, a trained student of another shape."""
 
 from collections.abc import Callable
 from pathlib import Path

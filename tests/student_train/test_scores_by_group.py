@@ -1,4 +1,4 @@
-"""Scores by group, and words that no model saw: what `distill eval` says is what a plain loop over the file says."""
+"""Scores by group, and words that no model saw: `distill eval` gives the results of a plain loop over the file."""
 
 import functools
 import json

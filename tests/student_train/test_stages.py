@@ -1,5 +1,5 @@
-"""Stages: what a recipe's stages become, that each trains what it says on the rows it says, and that the best weights
-go from one to the next; also in a run that was killed, and on several ranks."""
+"""Stages: each trains the parameters and uses the rows that its section names, and passes its best weights to the next
+one; also in a run that was killed, and on several ranks."""
 
 import json
 import os
@@ -78,8 +78,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def results(made: Recipe) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = json.loads((made.output / "stages.json").read_text())
-    return told
+    written: list[dict[str, Any]] = json.loads((made.output / "stages.json").read_text())
+    return written
 
 
 def rows_of(source: Source) -> list[int]:
@@ -104,10 +104,10 @@ def test_a_stage_has_what_training_says_but_for_what_it_says_itself(dump: Path) 
 
 def test_a_recipe_that_is_written_down_says_no_more_than_it_was_told(dump: Path) -> None:
     made = recipe(Path("out"), dump, {**LOGITS, "learning_rate": 5e-3})
-    told = json.loads(journal.recipe_json(made))
-    assert "weight_decay" not in told["stage"][0]
-    assert told["stage"][0]["learning_rate"] == 5e-3
-    assert Recipe.model_validate(told) == made
+    content = json.loads(journal.recipe_json(made))
+    assert "weight_decay" not in content["stage"][0]
+    assert content["stage"][0]["learning_rate"] == 5e-3
+    assert Recipe.model_validate(content) == made
 
 
 def test_gradual_unfreezing_is_a_stage_for_each_group_from_the_top(dump: Path) -> None:
@@ -255,16 +255,16 @@ def test_stages_train_what_they_say_and_leave_no_projection(dump: Path, tmp_path
     made = recipe(tmp_path / "a", dump, head_only, {**REPRESENTATION, "max_steps": 2}, {**GOLD, "epochs": 1})
     torch.manual_seed(99)
     result = distill.run(made, resume=False)
-    told = results(made)
-    assert [(stage["name"], stage["best_score"]) for stage in told] == [
+    stages = results(made)
+    assert [(stage["name"], stage["best_score"]) for stage in stages] == [
         ("logits", None),
         ("representation", None),
         ("gold", None),
     ]
     labelled = len(rows_of(Split(DumpSource(dump), 0.0, 0).to_train("labelled")))
-    assert [stage["steps"] for stage in told] == [3, 2, -(-labelled // 8)]
-    assert result.steps == sum(stage["steps"] for stage in told)
-    assert all(stage["seconds"] > 0 and stage["cpu_seconds"] > 0 for stage in told)
+    assert [stage["steps"] for stage in stages] == [3, 2, -(-labelled // 8)]
+    assert result.steps == sum(stage["steps"] for stage in stages)
+    assert all(stage["seconds"] > 0 and stage["cpu_seconds"] > 0 for stage in stages)
     after = weights(made.output)
     assert after.keys() == before.keys()
     only_head = recipe(tmp_path / "b", dump, head_only)
@@ -291,7 +291,7 @@ def test_a_recipe_without_stages_is_a_single_one(dump: Path, tmp_path: Path) -> 
 
 
 def test_a_score_is_that_of_all_held_out_rows_at_once(dump: Path) -> None:
-    """Against float64 sums over rows: losses by their weight and places, agreement, and the task's metric."""
+    """Against float64 sums over rows: losses by their weights and terms, agreement, and the task's metric."""
     source = DumpSource(dump)
     both = [{"kind": "logits-mse", "weight": 2.0}, {"kind": "gold", "weight": 0.5}]
     validation = {**VALIDATION, "share": 0.5}
@@ -323,7 +323,7 @@ def test_a_score_is_that_of_all_held_out_rows_at_once(dump: Path) -> None:
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> list[dict[str, torch.Tensor]]:
-    """Let the scores be these, whatever the student says; its weights at each of them."""
+    """Make the scores these, whatever the student predicts; return its weights at each of them."""
     seen: list[dict[str, torch.Tensor]] = []
 
     def score(self: Validation, student: Any) -> float:
@@ -355,8 +355,8 @@ def test_the_best_weights_go_to_the_next_stage(
     for name, value in after.items():
         assert torch.allclose(value, seen[best][name], atol=1e-6), name
     assert any(not torch.allclose(value, seen[4][name], atol=1e-6) for name, value in after.items())
-    told = results(made)[0]
-    assert (told["metric"], told["best_score"], told["best_step"]) == (metric, scores[best], 2 * best)
+    first = results(made)[0]
+    assert (first["metric"], first["best_score"], first["best_step"]) == (metric, scores[best], 2 * best)
 
 
 def test_a_killed_stage_that_only_harms_ends_with_the_weights_it_began_with(

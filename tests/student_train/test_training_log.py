@@ -1,4 +1,4 @@
-"""What a run shows: each value against a plain computation, on the line and in what trackers get."""
+"""What a run logs: each value against a plain computation, in the printed line and in the trackers."""
 
 import math
 import sys
@@ -47,7 +47,7 @@ def recipe(output: Path, dump: Path, *losses: dict[str, Any], **training: Any) -
 
 
 class Tracker(TrainerCallback):
-    """Keeps what every tracker is given."""
+    """Keeps what every tracker gets."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
@@ -58,7 +58,7 @@ class Tracker(TrainerCallback):
 
 @pytest.fixture
 def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str, float]]]:
-    """Run a recipe; what its trackers were given at each line, without the Trainer's summary at the end."""
+    """Run a recipe; what its trackers got at each line, without the Trainer's summary at the end."""
 
     def run(made: Recipe) -> list[dict[str, float]]:
         tracker = Tracker()
@@ -74,7 +74,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], list[dict[str
 
 
 def sparse_targets(teacher_NV: torch.Tensor) -> SparseTargets:
-    """The first three ids exactly, a fourth that stands for the tail; in the first row one exact id fewer."""
+    """The first three ids exactly, a fourth that represents the tail; in the first row one exact id fewer."""
     log_probs_NV = teacher_NV.log_softmax(-1)
     log_probs_NK, ids_NK = log_probs_NV.topk(4)
     log_probs_NK[0, 2] = -math.inf
@@ -176,7 +176,7 @@ def test_a_line_is_for_people() -> None:
 def test_a_run_tells_its_trackers_what_a_plain_computation_gives(
     dumps: dict[str, Path], tmp_path: Path, tracked: Callable[[Recipe], list[dict[str, float]]]
 ) -> None:
-    """All 60 rows in every batch, at a rate at which nothing is learnt."""
+    """All 60 rows in every batch, with a learning rate so small that nothing changes."""
     made = recipe(tmp_path / "a", dumps[TASK], KL, {"kind": "gold", "weight": 0.5}, batch_size=60, learning_rate=1e-12)
     seen = tracked(made)
     assert [values["step"] for values in seen] == [2, 4]
@@ -215,7 +215,7 @@ def test_waiting_for_batches_is_the_loaders_share(
     tracked: Callable[[Recipe], list[dict[str, float]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a clock that moves only where batches are made, three seconds for each, and one second in the model."""
+    """On a clock that advances only while batches are made, three seconds for each, and one second in the model."""
     clock = [0.0]
     for module in ("trainer", "log"):
         monkeypatch.setattr(f"student_train.training.{module}.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
@@ -243,11 +243,11 @@ def test_waiting_for_batches_is_the_loaders_share(
 def test_the_terminal_gets_one_line_a_log(
     dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    printed: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: printed.append(text))
     distill.run(recipe(tmp_path / "student", dumps["causal-lm"], KL), resume=False)
-    assert len(said) == 2
-    for text, step in zip(said, (2, 4), strict=True):
+    assert len(printed) == 2
+    for text, step in zip(printed, (2, 4), strict=True):
         assert text.startswith(f"student  step {step}/4  kl ")
         for shown in ("agree ", "kept ", "tail ", "(student ", "lr ", " tokens/s", "loader ", " left"):
             assert shown in text
@@ -266,7 +266,7 @@ def test_a_tracker_that_is_not_installed_is_refused(dumps: dict[str, Path], tmp_
 def test_tensorboard_gets_every_value_in_a_folder_beside_the_student(
     dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers' own callback, with a writer that keeps what it is given."""
+    """transformers' own callback, with a writer that keeps what it gets."""
     scalars: list[tuple[str, int]] = []
     folders: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Trimmed vocabularies: rare tokens are read as the unknown token, inside the student, and nobody outside notices."""
+"""Trimmed vocabularies: rare tokens are read as the unknown token inside the student, and nothing changes outside."""
 
 import shutil
 import subprocess

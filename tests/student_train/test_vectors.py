@@ -172,7 +172,7 @@ def plain_rows(vectors_TD: Tensor, of_row: str) -> Tensor:
 def test_one_vector_a_row_is_compared_as_the_formula_has_it(
     metric: str, of_row: Any, slice_numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64 on the student's side, through a projection; the teacher's means are made in float32."""
+    """In float64 on the student's side, through a projection; the teacher's means are computed in float32."""
     monkeypatch.setattr(vectors, "SLICE_NUMBERS", slice_numbers)
     teacher = encoded(CODECS["int8"])
     target = plain_rows(teacher.codec.decode(teacher.columns).double(), of_row)

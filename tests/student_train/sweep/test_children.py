@@ -1,4 +1,4 @@
-"""Children end when they are asked to, when we are killed, and say why they failed."""
+"""Child processes end when asked to and when this process is killed, and their failures have a reason."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def is_gone(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return True
-    return state == "Z"  # ended; whoever adopted it has not looked yet
+    return state == "Z"  # ended, but its new parent has not waited for it yet
 
 
 def finish(started: Child) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A sweep file becomes runs with stable names, and what makes no sense is refused with a sentence."""
+"""A sweep file becomes runs with stable names; an invalid one is refused with a clear message."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a sweep shows: means over seeds, the best first, and which students nothing else beats."""
+"""The results of a sweep: means over seeds, the best first, and the students on a Pareto front."""
 
 import random
 import re

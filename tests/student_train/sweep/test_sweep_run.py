@@ -1,4 +1,4 @@
-"""`distill sweep` as a command, on dumps of a tiny teacher: failures, interruptions, what it leaves behind."""
+"""`distill sweep` as a command, on dumps of a tiny teacher: failures, interruptions, and the files that it writes."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def attempts(output: Path) -> dict[str, int]:
 def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Two widths, a good and a damaged dump; then the damaged one is mended."""
+    """Two widths, a good and a damaged dump; then the damaged one is repaired."""
     made = write_sweep(
         folder,
         "failing",
@@ -130,10 +130,10 @@ def test_a_sweep_with_failing_runs_compares_the_others_and_tries_again(
     )
     output = folder / "failing"
     outcome = sweep(made)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert set(outcome.failed) == {"hidden_size=8_dump=damaged", "hidden_size=16_dump=damaged"}
     assert all("damaged" in reason and "Traceback" not in reason for reason in outcome.failed.values())
-    assert f"hidden_size=8_dump=damaged: failed: {outcome.failed['hidden_size=8_dump=damaged']}" in said
+    assert f"hidden_size=8_dump=damaged: failed: {outcome.failed['hidden_size=8_dump=damaged']}" in printed
     with pytest.raises(LecternError, match=r"2 failed: .*the same command tries them again") as raised:
         sweeps.check_outcome(outcome)
     assert raised.value.exit_code == 1

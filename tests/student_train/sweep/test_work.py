@@ -1,4 +1,4 @@
-"""Jobs side by side, as many as the machine allows: a failure does not stop the others, an interruption ends all."""
+"""Jobs run at the same time as the machine allows: a failure does not stop the others, an interruption ends all."""
 
 import json
 import os
@@ -35,10 +35,10 @@ def job(name: str, code: str) -> Job:
 def test_a_failure_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     jobs = [job("a", ""), job("b", "raise SystemExit('error: no such dump.')"), job("c", "")]
     assert work_through(jobs, tmp_path, ONE) == {"b": "no such dump."}
-    said = capsys.readouterr().err
-    assert "a: accuracy 0.5" in said
-    assert "b: failed: no such dump." in said
-    assert "c: accuracy 0.5" in said
+    printed = capsys.readouterr().err
+    assert "a: accuracy 0.5" in printed
+    assert "b: failed: no such dump." in printed
+    assert "c: accuracy 0.5" in printed
 
 
 def test_attempts_add_up(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_attempts_add_up(tmp_path: Path) -> None:
 
 
 def meeting(folder: Path, name: str, other: str) -> Job:
-    """A job that ends when it has met the other."""
+    """A job that ends once the other one is running."""
     code = f"import pathlib, time\nhere = pathlib.Path({str(folder)!r})\n(here / {name!r}).touch()\n"
     return job(name, f"{code}while not (here / {other!r}).exists(): time.sleep(0.01)")
 
