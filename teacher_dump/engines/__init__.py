@@ -1,4 +1,4 @@
-"""What runs a teacher: the contract (base.py), the table `ENGINES`, and one folder or file an engine."""
+"""Engines, which run a teacher: the contract (base.py), the table `ENGINES`, and a folder or a file for each engine."""
 
 from teacher_dump.engines.table import ENGINES, describe_teacher
 

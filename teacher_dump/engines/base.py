@@ -1,9 +1,9 @@
-"""What an engine is, the part of `dump` that runs the teacher.
+"""The contract of an engine, the part of `dump` that runs the teacher.
 
-An entry of the table `ENGINES` describes a teacher before its weights are loaded (`TeacherDescription`), so that a
-whole corpus can be checked first; what the description loads is the `Engine`. `dump` asks it for everything that
-depends on how a teacher is run: which signals there are and how wide they are, how rows become a batch, what a batch
-gives, and what the device's memory holds. Nothing else of the teacher is known outside of the engine's file or folder.
+An entry of the table `ENGINES` describes a teacher before its weights are loaded (`TeacherDescription`), so that the
+whole corpus can be checked first. The description loads the `Engine`, which knows everything that depends on how a
+teacher is run: which signals it can give and their widths, how rows become a batch, the outputs of a batch, and how
+much fits into the device's memory. No code outside of the engine's file or folder knows more about the teacher.
 
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions, D width, V vocabulary or classes.
 """
@@ -28,28 +28,33 @@ from teacher_dump.engines.devices import DeviceMemory
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a forward pass: what distributions are made from (logits, or the states that a vocabulary's
-    head makes them of), and the vectors of some signals."""
+    """The outputs that a forward pass should give.
+
+    Attributes:
+        distribution: "logits", "states" (the inputs of the output projection over a vocabulary), or None for neither.
+        keys: the signals of vectors.
+    """
 
     distribution: Literal["logits", "states"] | None
     keys: tuple[SignalKey, ...] = ()
 
     @classmethod
     def of(cls, distribution: Literal["logits", "states"] | None, vectors: Iterable[Signal]) -> "Wanted":
-        """What these signals are made from."""
+        """The outputs from which these signals are encoded."""
         return cls(distribution, tuple(signal.key for signal in vectors))
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What the teacher gives for a batch.
+    """The teacher's outputs for a batch.
 
     Attributes:
-        distribution_at: indices [N] into the flattened inputs (of a task with one distribution a row, indices of rows)
-            -> float32 logits_NV, or states_ND where the vocabulary's head is. None where neither is wanted.
-        slice_positions: how many to ask for at a time; None for all.
-        vectors: of each wanted signal [T, D] of any floating type, tokens without padding; of a site that is recorded
-            per position [N, D], per row [B, D].
+        distribution_at: a function of indices [N] into the flattened inputs (for a task with one distribution per row:
+            indices of rows), which returns float32 logits_NV, or states_ND on the device of the output projection. None
+            if neither is wanted.
+        slice_positions: the largest number of indices to give `distribution_at` at once; None for any number.
+        vectors: of each wanted signal [T, D] of any floating type, without padding; for a site that is recorded per
+            position [N, D], per row [B, D].
     """
 
     distribution_at: Callable[[Tensor], Tensor] | None
@@ -59,12 +64,12 @@ class TeacherOutputs:
 
 @dataclass(frozen=True)
 class TeacherDescription(ABC):
-    """What is known of a teacher before its weights are loaded.
+    """The properties of a teacher that are known before its weights are loaded.
 
     Attributes:
-        tokenizer: a fast one.
-        label_names: in the order of its logits; None where the task's classes have no names.
-        longest_row: the most tokens that it takes at once; None for any number.
+        tokenizer: a fast tokenizer.
+        label_names: in the order of the logits; None if the task's classes have no names.
+        longest_row: the largest number of tokens of a row; None for any number.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,21 +78,21 @@ class TeacherDescription(ABC):
 
     @abstractmethod
     def load(self) -> "Engine":
-        """The teacher, ready to run. Raises TeacherError or UsageError with what it lacks."""
+        """Load the teacher and return it ready to run. Raises TeacherError or UsageError if it lacks something."""
 
 
 class Engine(ABC):
-    """A loaded teacher, and all that `dump` asks of it.
+    """A loaded teacher.
 
-    `run` is called inside of `torch.inference_mode`, in one thread, and `batch` meanwhile in another.
+    `run` is called inside `torch.inference_mode` in one thread, while `batch` is called in another.
 
     Attributes:
-        architecture: what kind of model it is, for people.
-        device: where batches are run.
-        dtype: in which type it computes, as the manifest names it ("fp32", "bf16", "fp16").
-        vocabulary: of a language model, classes of a distribution; of another, rows of its embeddings.
-        pad_token_id: what fills up the rows of a padded batch.
-        one_row_a_batch: whether padding would be taken for text.
+        architecture: the kind of model, for messages.
+        device: the device of the batches.
+        dtype: the type of the computation, as the manifest names it ("fp32", "bf16", "fp16").
+        vocabulary: the number of classes of a language model's distribution; for other models, rows of the embeddings.
+        pad_token_id: the id that fills up the rows of a padded batch.
+        one_row_a_batch: whether a batch may have only one row, because the model would take padding for text.
     """
 
     architecture: str
@@ -101,20 +106,25 @@ class Engine(ABC):
 
     @abstractmethod
     def facts(self) -> TeacherFacts:
-        """What the manifest says of the teacher. Its fingerprint must differ between any two teachers that give
-        different outputs: a dump never mixes them."""
+        """The manifest's entry about the teacher.
+
+        The fingerprint must differ between any two teachers with different outputs, because a dump never mixes them.
+        """
 
     @abstractmethod
     def offers(self) -> Mapping[str, Sequence[int | None]]:
-        """The layers of each site whose vectors it can give, in rising order; (None,) for a site that is no layer's.
-        Distributions are not among them: every teacher of a task that has distributions gives those."""
+        """The layers of each site whose vectors the teacher can give, in ascending order.
+
+        (None,) for a site that does not belong to a layer. Distributions are not listed, because every teacher for a
+        task with distributions gives them.
+        """
 
     @abstractmethod
     def widths(self, keys: Sequence[SignalKey]) -> list[int]:
-        """How wide the vectors of each signal are, all of them among `offers()`.
+        """The width of the vectors of each signal; all are among `offers()`.
 
         Raises:
-            TeacherError: where the teacher turns out not to give them.
+            TeacherError: if the teacher does not give them after all.
         """
 
     @property
@@ -125,43 +135,44 @@ class Engine(ABC):
     # ---------------------------------------------------------------- running
 
     def batch(self, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-        """Rows (`numbers` in the corpus) as one batch on the host: padded, unless the engine does without."""
+        """Put rows (`numbers` in the corpus) into one batch on the host, padded unless the engine needs no padding."""
         return self.on_host(pad(rows, numbers, self.pad_token_id))
 
     def on_host(self, batch: Batch) -> Batch:
-        """A batch where the device copies it from at once: in pinned memory, if it is a CUDA device."""
+        """The batch in memory from which the device copies without waiting: pinned memory for a CUDA device."""
         return batch.pinned() if self.device.type == "cuda" else batch
 
     @abstractmethod
     def run(self, batch: Batch, wanted: Wanted) -> TeacherOutputs:
         """Run the teacher over a batch that is on its device."""
 
-    # ---------------------------------------------------------------- what only some give
+    # ---------------------------------------------------------------- what only some engines give
 
     def exact(self, name: str, states: str) -> Exact:
-        """The codec `name` of all logits of its vocabulary, made from states that are kept as `states` ("float16",
-        "int8", ...). Where there is one, `run` gives the states.
+        """The codec `name` of all logits over the vocabulary, computed from states stored as `states` ("float16", ...).
+
+        An engine that gives this codec also gives the states in `run`.
 
         Raises:
-            TeacherError: where logits cannot be had from a state and a head.
+            TeacherError: if the logits cannot be computed from a state and a head.
         """
         raise TeacherError(
-            f"--exact: {self.architecture} gives logits, and not the states and the output projection that "
-            "they are made of; choose another rule, such as --preset near-lossless."
+            f"--exact: {self.architecture} gives logits, but not the states and the output projection from which they "
+            "are computed; choose another rule, such as --preset near-lossless."
         )
 
     def word_embeddings(self) -> Tensor:
-        """Its input word embeddings [V, D]. Raises TeacherError where it does not show them."""
+        """The input word embeddings [V, D]. Raises TeacherError if the teacher does not give them."""
         raise TeacherError(
-            f"--embeddings: {self.architecture} does not show its word embeddings; leave the option out."
+            f"--embeddings: {self.architecture} does not give its word embeddings; leave the option out."
         )
 
     def check(self, key: SignalKey) -> None:
-        """Whether the vectors of a signal may be asked for.
+        """Check that the teacher can give the vectors of a signal.
 
         Raises:
             UsageError: for a layer that is not among `offers()`.
-            TeacherError: for a site that is not.
+            TeacherError: for a site that is not among them.
         """
         site, layers = SITES.named(key.site), self.offers().get(key.site, ())
         if key.layer in layers:
@@ -169,11 +180,11 @@ class Engine(ABC):
         if not layers:
             shown = ", ".join(site for site, layers in self.offers().items() if layers)
             raise TeacherError(
-                f"signal {key.name!r}: {self.architecture} does not show its {site.words}"
+                f"signal {key.name!r}: {self.architecture} does not give its {site.words}"
                 f"{f', but {shown}' if shown else ''}; leave the signal out, or use another teacher."
             )
         if site.first_layer is None:
-            raise UsageError(f"signal {key.name!r}: {key.site!r} is of no layer; ask for it without one.")
+            raise UsageError(f"signal {key.name!r}: {key.site!r} does not belong to a layer; request it without one.")
         raise UsageError(
             f"signal {key.name!r}: this teacher has it in layers {layers[0]} to {layers[-1]}; name one of these."
         )

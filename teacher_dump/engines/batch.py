@@ -1,4 +1,4 @@
-"""What a teacher is given at once: some rows as tensors.
+"""Batches: some rows as tensors, the input of a teacher's forward pass.
 
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions.
 """
@@ -19,16 +19,16 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as the teacher takes them.
+    """Rows as tensors for the teacher.
 
     Attributes:
         rows: the tokenized rows, in the shard's order.
-        numbers: which rows of the corpus they are.
+        numbers: the rows' numbers in the corpus.
         inputs: padded on the right, input_ids and attention_mask [B, L]; or packed, input_ids and position_ids [1, T],
             one row after the other. Also token_type_ids for pairs.
-        packed: which of the two.
-        positions: where the recorded positions are in what the model gives, flattened, int64 [N], where the layout says
-            so; None where they are tokens of the inputs.
+        packed: whether the inputs are packed.
+        positions: the indices of the recorded positions in the model's flattened outputs, int64 [N], if the layout
+            gives them; None if the recorded positions are tokens of the inputs.
     """
 
     rows: Sequence[TokenizedRow]
@@ -39,29 +39,29 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return [len(row.input_ids) for row in self.rows]
 
     @property
     def tokens(self) -> int:
-        """Tokens, padding not counted."""
+        """The number of tokens, without padding."""
         return sum(self.lengths)
 
     def token_index(self) -> Int64:
-        """Where the rows' tokens are in the flattened inputs, int64 [T]."""
+        """The indices of the rows' tokens in the flattened inputs, int64 [T]."""
         if self.packed:
             return np.arange(self.tokens)
         return np.flatnonzero(np.arange(self.width) < np.array(self.lengths)[:, None])
 
     def position_index(self) -> Int64:
-        """Where the recorded positions are in what the model gives, flattened, int64 [N]."""
+        """The indices of the recorded positions in the model's flattened outputs, int64 [N]."""
         if self.positions is not None:
             return self.positions
         starts_B = np.cumsum([0, *self.lengths])[:-1] if self.packed else np.arange(len(self.rows)) * self.width
         return np.concatenate([row.positions for row in self.rows]) + np.repeat(starts_B, self._recorded)
 
     def owners(self, per: Per) -> Int64:
-        """Whose each token is, or each recorded position, or each row: row numbers [T], [N] or [B]."""
+        """The row number of each token [T], of each recorded position [N], or of each row [B]."""
         counts = {"token": self.lengths, "position": self._recorded, "row": [1] * len(self.rows)}[per]
         return np.repeat(np.asarray(self.numbers, np.int64), counts)
 
@@ -71,22 +71,22 @@ class Batch:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest row; of a packed batch, of all rows."""
+        """The number of tokens of the longest row; in a packed batch, of all rows."""
         return self.inputs["input_ids"].shape[1]
 
     def pinned(self) -> "Batch":
-        """In memory that a CUDA device can copy from by itself."""
+        """The batch in pinned memory, from which a CUDA device copies without the host."""
         return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. From pinned memory the host does not wait for the copy."""
+        """The batch on a device. The host does not wait for a copy from pinned memory."""
         return replace(
             self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         )
 
 
 def pad(rows: Sequence[TokenizedRow], numbers: Sequence[int], pad_token_id: int) -> Batch:
-    """Rows as one padded batch on the host. Padding is on the right and masked out."""
+    """Put rows into one padded batch on the host. Padding is on the right and masked out."""
     lengths_B = np.array([len(row.input_ids) for row in rows])
     is_token_BL = np.arange(max(1, lengths_B.max())) < lengths_B[:, None]
     input_ids_BL = np.full(is_token_BL.shape, pad_token_id, np.int64)

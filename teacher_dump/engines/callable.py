@@ -1,4 +1,4 @@
-"""A model of your own as a teacher: a torch module, or any Python function, that gives dense logits and hidden states.
+"""Your own model as a teacher: a torch module, or any Python function, that returns logits and hidden states.
 
     from teacher_dump.annotate import annotate, prepare
     from teacher_dump.engines.callable import CallableTeacher
@@ -33,29 +33,30 @@ from teacher_dump.engines.fingerprint import fingerprint_of
 from teacher_dump.engines.probe import looks_ahead, probe_batch
 from teacher_dump.request import Request
 
-# Options that say how a folder or a hub id is loaded.
+# Options for loading a folder or a hub id.
 _OF_FOLDERS = ("device_map", "revision", "trust_remote_code")
 
 
 @dataclass(frozen=True, eq=False)
 class CallableTeacher:
-    """A torch module or a function, and what `dump` cannot find out from it.
+    """A torch module or a function, and the facts that `dump` cannot find out by running it.
 
     It is called as `model(input_ids=..., attention_mask=...)` with int64 tensors [B, L], padded on the right, on the
-    device of its parameters or of the option `device`; also with `token_type_ids` where rows are pairs and it has a
-    parameter of that name. It returns the logits as one tensor, [B, C] for a task with one
-    distribution a row and else [B, L, C]; or a dict or an object with them as `logits`, and perhaps with
-    `hidden_states`, a sequence of tensors [B, L, D], of which number 0 is what goes into the first layer and number n
-    what comes out of the n-th. A module is put into evaluation mode.
+    device of its parameters or of the option `device`. If rows are pairs and it has a parameter `token_type_ids`, it
+    gets that too. It returns the logits as one tensor: [B, C] for a task with one distribution per row, otherwise
+    [B, L, C]. Or it returns a dict or an object with `logits` and optionally `hidden_states`, a sequence of tensors
+    [B, L, D], where number 0 is the input of the first layer and number n the output of the n-th layer. A module is
+    put into evaluation mode.
 
     Attributes:
         model: the module or function.
-        tokenizer: a fast one of transformers.
-        label_names: of its classes, in the order of the logits; not needed for vocabularies.
-        name: for people; of a function it also tells it from others. By default the module's class.
-        version: of a function, to be changed whenever it computes something else, because a dump never mixes teachers.
-            Of a module the weights and the class say so; give a version where more than these decides.
-        longest_row: the most tokens that it takes at once; None for any number.
+        tokenizer: a fast tokenizer of transformers.
+        label_names: the names of the classes, in the order of the logits; not needed for vocabularies.
+        name: a name for messages; by default the module's class. It also distinguishes a function from others.
+        version: the version of a function; change it whenever the function computes something else, because a dump
+            never mixes teachers. A module is recognised by its class and weights; give it a version if its outputs
+            depend on more than these.
+        longest_row: the largest number of tokens of a row; None for any number.
     """
 
     engine: ClassVar[str] = "callable"
@@ -70,30 +71,30 @@ class CallableTeacher:
 
 @dataclass(frozen=True)
 class Description(TeacherDescription):
-    """What the object says of itself."""
+    """The properties of a `CallableTeacher`."""
 
     request: Request
     task: Task
     given: CallableTeacher
 
     def load(self) -> "CallableEngine":
-        """The model, run once on a made-up batch."""
+        """Return the engine, after running the model once on an artificial batch."""
         return CallableEngine(self)
 
 
 def describe(request: Request, task: Task) -> Description:
-    """The teacher of a request, checked as far as that goes without running it.
+    """The description of a request's teacher, checked as far as possible without running it.
 
     Raises:
-        UsageError: where something about it is missing, or is given that it cannot have.
+        UsageError: if a required property is missing, or an option is given that does not apply to such a teacher.
     """
     given = request.teacher
     if not isinstance(given, CallableTeacher):
-        raise UsageError(f"teacher {given!r}: the engine 'callable' runs a CallableTeacher; make one of your model.")
+        raise UsageError(f"teacher {given!r}: the engine 'callable' runs a CallableTeacher; wrap your model in one.")
     if not isinstance(given.model, nn.Module) and (given.name is None or given.version is None):
         raise UsageError(
-            "this teacher is no torch module, so that no weights tell it from others; give it a name and a version, "
-            "and change the version whenever it computes something else."
+            "this teacher is not a torch module, so it has no weights that distinguish it from others; give it a name "
+            "and a version, and change the version whenever it computes something else."
         )
     for name in _OF_FOLDERS:
         if getattr(request, name) != getattr(Request, name):
@@ -109,14 +110,14 @@ def describe(request: Request, task: Task) -> Description:
 
 @dataclass(frozen=True)
 class _Returned:
-    """What the model returned for a batch: logits [B, C] or [B, L, C], and hidden states [B, L, D] by layer."""
+    """The model's outputs for a batch: logits [B, C] or [B, L, C], and hidden states [B, L, D] by layer."""
 
     logits: Tensor | None
     hidden: Sequence[Tensor]
 
 
 class CallableEngine(Engine):
-    """Runs a `CallableTeacher`."""
+    """The engine that runs a `CallableTeacher`."""
 
     def __init__(self, teacher: Description) -> None:
         given, request, self.task = teacher.given, teacher.request, teacher.task
@@ -174,7 +175,7 @@ class CallableEngine(Engine):
     # ---------------------------------------------------------------- the model
 
     def _place(self, device: str) -> torch.device:
-        """Where it is run: where its parameters are, or where the option says, and they are moved to."""
+        """The device to run on: that of the option, to which the module is moved, or that of its parameters."""
         if self.module is not None:
             self.module.eval()
             if device != "auto":
@@ -186,7 +187,7 @@ class CallableEngine(Engine):
         return [] if self.module is None else list(self.module.parameters())
 
     def _call(self, inputs: Mapping[str, Tensor]) -> _Returned:
-        """What it returns for a batch, checked. Raises TeacherError for what it should not have returned."""
+        """The model's checked outputs for a batch. Raises TeacherError for outputs of a wrong type or shape."""
         returned = self.given.model(**{name: tensor for name, tensor in inputs.items() if name in self._inputs})
         if isinstance(returned, Tensor):
             returned = {"logits": returned}
@@ -201,7 +202,7 @@ class CallableEngine(Engine):
         return _Returned(logits, hidden)
 
     def _logits(self, output: Any) -> Any:
-        """Its `logits`; or what the task makes of models like those of transformers, of which some put out others."""
+        """The output's `logits`; or those that the task takes from outputs with other fields, as in transformers."""
         try:
             return output.logits
         except AttributeError:
@@ -218,8 +219,8 @@ class CallableEngine(Engine):
         described = f"{tuple(found.shape)} of {found.dtype}" if is_tensor else type(found).__name__
         axes = ("rows",) if len(leading) == 1 else ("rows", "tokens")
         raise TeacherError(
-            f"the teacher {self.architecture} returned {what} as {described}, and the task {self.task.name} needs a "
-            f"tensor of numbers [{', '.join([*axes, last])}], here {[*leading]} and its {last}."
+            f"the teacher {self.architecture} returned {what} as {described}, but the task {self.task.name} needs a "
+            f"floating-point tensor [{', '.join([*axes, last])}], here {[*leading]} and its {last}."
         )
 
     @torch.inference_mode()
@@ -227,8 +228,8 @@ class CallableEngine(Engine):
         found = self._call(probe_batch(self.device))
         if self.task.is_causal and looks_ahead(lambda inputs: self._call(inputs).logits, self.device):
             raise TeacherError(
-                f"the teacher {self.architecture} sees the tokens that it should predict, so it is no causal language "
-                "model; choose masked-lm, or mask what is to the right of a token."
+                f"the teacher {self.architecture} sees the tokens that it should predict, so it is not a causal "
+                "language model; choose masked-lm, or mask the tokens to the right of each token."
             )
         return found
 
@@ -254,9 +255,9 @@ class CallableEngine(Engine):
 
 
 def _parameters_named(name: str, model: Callable[..., Any]) -> list[str]:
-    """The name, if the model has a parameter of that name."""
+    """The list of this name, or an empty list if the model has no parameter of this name."""
     try:
         found = signature(model.forward if isinstance(model, nn.Module) else model).parameters
-    except (TypeError, ValueError):  # compiled ones do not say
+    except (TypeError, ValueError):  # compiled functions have no signature
         return []
     return [name] if name in found else []

@@ -1,4 +1,4 @@
-"""A hash of everything that decides what a model computes."""
+"""A hash of everything that determines a model's outputs."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fingerprint_of(kind: str, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over what kind of model it is, in words or JSON, and every weight."""
+    """SHA-256 over the kind of model, as any text such as JSON, and over every weight."""
     digest = hashlib.sha256(kind.encode())
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -1,7 +1,8 @@
-"""The table of engines: what can run a teacher.
+"""The table of engines.
 
-An entry takes what is asked for and the task, and gives the teacher's description, which loads it. Adding an engine is
-one file or folder here, and one line; a program may also put its own into `ENGINES`, and name it in `Request.engine`.
+An entry is a function that takes the request and the task and returns the teacher's description, which loads the
+teacher. To add an engine, add a file or folder here and a line to the table. A program may also put its own engine into
+`ENGINES`, and name it in `Request.engine`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shared.registry import Registry
 
-if TYPE_CHECKING:  # an engine's libraries are loaded when it is used
+if TYPE_CHECKING:  # an engine's libraries are loaded only when it is used
     from shared.text.tasks import Task
     from teacher_dump.engines.base import TeacherDescription
     from teacher_dump.request import Request
@@ -35,11 +36,11 @@ ENGINES: Registry[Callable[[Request, Task], TeacherDescription]] = Registry(
 
 
 def describe_teacher(request: Request, task: Task) -> TeacherDescription:
-    """The teacher that is asked for, described by its engine.
+    """The description of the requested teacher, from its engine.
 
     Raises:
-        UsageError: for an engine that there is not, or a tokenizer that cannot serve the task.
-        TeacherError: where there is no such teacher, or it lacks what the task needs.
+        UsageError: for an unknown engine, or a tokenizer that does not fit the task.
+        TeacherError: if the teacher does not exist, or lacks something that the task needs.
     """
     own = "transformers" if isinstance(request.teacher, str) else request.teacher.engine
     return ENGINES.named(request.engine or own)(request, task)

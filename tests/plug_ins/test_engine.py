@@ -122,8 +122,8 @@ def test_a_dump_never_mixes_its_teachers(dump: Path, make_dump: Callable[..., Pa
     ("options", "error", "sentence"),
     [
         ({"hidden": "1"}, UsageError, r"--hidden 1: this teacher has layers 0 .*to 0"),
-        ({"relations": "last"}, TeacherError, r"signal 'queries.1': Table does not show its queries of attention"),
-        ({"embeddings": True}, TeacherError, "--embeddings: Table does not show its word embeddings"),
+        ({"relations": "last"}, TeacherError, r"signal 'queries.1': Table does not give its queries of attention"),
+        ({"embeddings": True}, TeacherError, "--embeddings: Table does not give its word embeddings"),
         ({"max_length": 65}, UsageError, "this teacher takes at most 64 tokens"),
         ({"engine": "chair"}, UsageError, "unknown engine 'chair'; there are: transformers, callable, table"),
     ],

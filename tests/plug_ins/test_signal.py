@@ -210,7 +210,7 @@ def test_readers_need_no_table(dump: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ([SignalRequest("pooled", 1)], r"signal 'pooled\.1': 'pooled' is of no layer"),
+        ([SignalRequest("pooled", 1)], r"signal 'pooled\.1': 'pooled' does not belong to a layer"),
         ([SignalRequest("pooled"), SignalRequest("pooled", codec="int4")], r"signal 'pooled' is requested twice"),
         ([SignalRequest("poled")], r"unknown signal 'poled'; there are: distribution, hidden, .*pooled"),
     ],

@@ -1,6 +1,6 @@
-"""A teacher's attention through a function of ours: rows packed without padding; queries, keys and values looked at.
+"""Replace a teacher's attention function, to pack rows without padding and to capture queries, keys and values.
 
-Outside of the contexts of `Attention` the model is as it was.
+The model is changed only inside the contexts of `Attention`.
 
 Shapes: B rows, L tokens of the longest, T tokens of all packed rows, H heads, D their width.
 """
@@ -33,19 +33,19 @@ from teacher_dump.engines.transformers.packing import (
 )
 from teacher_dump.engines.transformers.packing_probe import first_position_of, same_when_packed, same_within
 
-# The model's own attention functions that packed rows are handed on to.
+# Attention functions of transformers that can be called for packed rows.
 OWN = ("sdpa", "eager")
 
 
 class Attention:
-    """A model's attention, routed to `attend` and its masks to `make_mask` (shared/models/attention.py).
+    """A model whose attention is routed to `attend`, and its masks to `make_mask` (shared/models/attention.py).
 
-    Routed is what reads the model's configuration object; `from_pretrained` gives every model one of its own.
+    Everything that shares the model's configuration object is routed; `from_pretrained` gives every model its own.
 
     Attributes:
-        packs: whether packed rows give what each row gives alone (teacher_dump/engines/transformers/packing_probe.py).
-        first_position: what `packed_inputs` needs to know: the position id of a row's first token, or None where the
-            model takes no position ids.
+        packs: whether packed rows give the same outputs as each row alone (packing_probe.py).
+        first_position: the position id of a row's first token, for `packed_inputs`; None if the model takes no position
+            ids.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -58,14 +58,16 @@ class Attention:
 
     @classmethod
     def take_over(cls, model: PreTrainedModel) -> "Attention | None":
-        """None where the model's attention does not go through the interface (DeBERTa, MPNet, BLOOM, models with code
-        of their own), or where a single bit would change with ours in its place. The model, which must be in evaluation
-        mode, is left exactly as it was."""
+        """Route a model's attention, if that changes no bit of its outputs; otherwise return None.
+
+        None is also returned for models whose attention does not use the interface of transformers (DeBERTa, MPNet,
+        BLOOM, models with remote code). The model must be in evaluation mode, and is left exactly as it was.
+        """
         if not _can_be_routed(model):
             return None
         attention = cls(model)
         with torch.inference_mode():
-            # A model may fail in any way when it meets what it was not made for, and then it is left alone.
+            # A model may fail in any way on inputs that it was not made for; then it is not routed.
             try:
                 if not same_within(model, attention._routed) or not attention.calls:
                     return None
@@ -80,8 +82,7 @@ class Attention:
 
     @contextmanager
     def packed(self, lengths: Sequence[int]) -> Iterator[None]:
-        """While open, a forward pass over `packed_inputs` [1, T] holds rows of these lengths one after the other, and
-        no token sees another row.
+        """While open, a forward pass takes `packed_inputs` [1, T] with rows of these lengths, kept apart by attention.
 
         Raises:
             TeacherError: for a model that does not pack.
@@ -93,12 +94,13 @@ class Attention:
 
     @contextmanager
     def capture(self, layers: Mapping[int, nn.Module]) -> Iterator[dict[int, Captured]]:
-        """While open, a forward pass fills in what attention inside each of these modules (transformer layers) works
-        with; packed rows as one row of T tokens.
+        """While open, a forward pass fills in the queries, keys and values of these modules (transformer layers).
+
+        Packed rows are captured as one row of T tokens.
 
         Raises:
-            TeacherError: in the forward pass, where attention inside one of the modules runs twice (ALBERT's layers are
-                all one module), so that it cannot be told which is meant.
+            TeacherError: in the forward pass, if attention inside one of the modules runs twice (ALBERT's layers are
+                all one module), because it is not known which of them is meant.
         """
         before, self._capture = self._capture, Capture(layers, self._refusal)
         try:
@@ -118,7 +120,7 @@ class Attention:
 
     @contextmanager
     def _routed(self) -> Iterator[None]:
-        """While open, the model's attention and masks are made by the two functions that follow."""
+        """While open, the model calls `attend` and `make_mask`."""
         try:
             with routed(configs_of(self.model), self.attend, self.make_mask):
                 yield
@@ -130,7 +132,7 @@ class Attention:
     def attend(
         self, own: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """What the model's attention calls in place of its own function while a context is open."""
+        """The function that the model calls in place of its own attention function while a context is open."""
         self.calls += 1
         if self._capture is not None:
             self._capture.note(module, query, key, value)
@@ -142,7 +144,7 @@ class Attention:
         return attend_packed(function, varlen, self._runs, module, query, key, value, mask, **options)
 
     def make_mask(self, own: str, arguments: dict[str, Any]) -> Tensor | RunMasks | None:
-        """What the model calls in place of its own function that makes masks."""
+        """The function that the model calls in place of its own function for masks."""
         function = own_mask_function(own)
         return function(**arguments) if self._runs is None else masks_of_runs(function, self._runs, arguments)
 
@@ -154,8 +156,10 @@ class Attention:
 
 
 def _can_be_routed(model: PreTrainedModel) -> bool:
-    """What can be said without running it. Code of a model's own (remote code) may do anything with a mask; a compiled
-    model is bound to the function that it was compiled with."""
+    """Whether a model can be routed, as far as this is known without running it.
+
+    A model with remote code may use masks in any way, and a compiled model keeps the function it was compiled with.
+    """
     return (
         type(model).__module__.startswith("transformers.models.")
         and getattr(model, "_compiled_call_impl", None) is None

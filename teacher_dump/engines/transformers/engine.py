@@ -1,4 +1,4 @@
-"""Models of the transformers library, as an engine."""
+"""The engine that runs models of the transformers library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from teacher_dump.engines.transformers.teacher import Teacher
 
 
 class TransformersEngine(Engine):
-    """A model of the transformers library; `name` is its folder or hub id."""
+    """A loaded model of the transformers library; `name` is its folder or hub id."""
 
     def __init__(self, name: str, teacher: Teacher) -> None:
         self.name, self.teacher = name, teacher
@@ -49,9 +49,9 @@ class TransformersEngine(Engine):
         return widths_of(self.teacher, keys)
 
     def batch(self, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-        """Rows as one batch on the host: without padding where the model's attention allows it."""
+        """Put rows into one batch on the host, without padding if the model's attention allows it."""
         attention = self.teacher.attention
-        has_tokens = any(len(row.input_ids) for row in rows)  # without one, padding is all that a model could be given
+        has_tokens = any(len(row.input_ids) for row in rows)  # if no row has any, the batch must consist of padding
         if not (self.teacher.packs and attention is not None and has_tokens):
             return super().batch(rows, numbers)
         inputs = packed_inputs(rows, attention.first_position, torch.device("cpu"))
@@ -71,7 +71,7 @@ class TransformersEngine(Engine):
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over the configuration and every weight, so that two teachers are equal only when they compute alike."""
+    """SHA-256 over the configuration and every weight: different for teachers with different outputs."""
     config = model.config.to_diff_dict()
     for key in ("transformers_version", "_name_or_path", "dtype", "architectures"):
         config.pop(key, None)

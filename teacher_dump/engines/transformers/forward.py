@@ -1,4 +1,4 @@
-"""One batch through the teacher, of which only what is recorded is kept.
+"""The teacher's forward pass over one batch, which keeps only the outputs that are recorded.
 
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions, D width, V vocabulary or classes.
 """
@@ -41,7 +41,7 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> TeacherOutputs:
     shown = {layer: hidden[layer] for layer in hidden_layers}
     passed = ForwardPass(shown, parts, torch.from_numpy(batch.token_index()), batch.lengths)
     vectors = {key: SOURCES.named(key.site).take(passed, teacher, key.layer) for key in wanted.keys}
-    # States are no wider than the model, so that all of them are had at once.
+    # States are only as wide as the model, so all of them can be taken at once.
     head = teacher.head if wanted.distribution == "logits" else None
     return TeacherOutputs(distribution_at, head.slice_positions if head else None, vectors)
 
@@ -49,7 +49,7 @@ def run(teacher: Teacher, batch: Batch, wanted: Wanted) -> TeacherOutputs:
 def _run_whole(
     teacher: Teacher, arguments: dict[str, Any], wanted: Literal["logits", "states"] | None
 ) -> tuple[Any, Callable[[Tensor], Tensor] | None]:
-    """(hidden states by layer, what gives the distributions at some positions)."""
+    """(hidden states by layer, the function `distribution_at`), from a forward pass through all layers."""
     if wanted is None:
         return getattr(teacher.model.base_model(**arguments), "hidden_states", None), None
     if teacher.head is not None:
@@ -57,7 +57,7 @@ def _run_whole(
         hidden = getattr(output, "hidden_states", None)
         if wanted == "logits":
             return hidden, found_at
-        # Of several devices, the last layer's may not be the head's.
+        # If the teacher is spread over devices, the last layer and the head may be on different ones.
         device = teacher.head.projection.weight.device
         return hidden, lambda index_N: found_at(index_N).to(device)
     output = teacher.model(**arguments)

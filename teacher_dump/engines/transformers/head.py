@@ -1,7 +1,7 @@
-"""A language model's head, applied to slices of the recorded positions only: for the codecs of distributions, which
-want logits or the states they are made of.
+"""The head of a language model, applied to slices of the recorded positions only.
 
-Where slices are not what the model itself gives, the model's own full logits are used.
+The codecs of distributions take logits, or the states from which the head computes them. If slices differ from the
+model's own logits, those of the whole batch are used instead.
 
 Shapes: B rows, L tokens, D width, V vocabulary, N positions.
 """
@@ -34,8 +34,11 @@ class VocabularyHead:
     def run(
         self, arguments: dict[str, Any], takes: Literal["logits", "states"] = "logits"
     ) -> tuple[Any, Callable[[Tensor], Tensor]]:
-        """Run the model; returns its output and a function: flat indices [N] into B * L -> float32 logits_NV, or with
-        `takes="states"` (of a sliced head only) the states_ND that go into the projection."""
+        """Run the model. Returns its output, and a function of flat indices [N] into B * L.
+
+        The function returns float32 logits_NV; with `takes="states"`, which needs a sliced head, it returns the
+        states_ND that are the input of the projection.
+        """
         if not self.sliced:
             output = self.model(**arguments)
             logits_NV = output.logits.flatten(0, 1)
@@ -47,26 +50,27 @@ class VocabularyHead:
         return output, lambda index_N: self._logits(states_ND, index_N)
 
     def exact(self, name: str, states: str) -> Exact:
-        """The codec `name` of this head's distributions, its states kept as `states` ("float16", "int8", "int4").
+        """The codec `name` of this head's distributions, with states stored as `states` ("float16", "int8", "int4").
 
         Raises:
-            TeacherError: where logits are more than a linear map of a state and a step that is known, or a weight is no
-                number.
+            TeacherError: if logits are more than a linear map of a state and a known step after it, or if a weight is
+                NaN or infinite.
         """
         model, projection = type(self.model).__name__, self.projection
         if not (self.sliced and isinstance(projection, nn.Linear) and projection.weight.is_floating_point()):
             raise TeacherError(
                 f"--exact: the logits of {model} are not just its output projection ({type(projection).__name__}) of a "
-                "last hidden state, so they can't be had from it; choose another rule, such as --preset near-lossless."
+                "last hidden state, and cannot be computed from it; choose another rule, such as --preset "
+                "near-lossless."
             )
         weight_VD, bias_V = projection.weight, projection.bias
         if not (weight_VD.isfinite().all() and (bias_V is None or bias_V.isfinite().all())):
-            raise TeacherError(f"--exact: NaN or infinity in the output projection of {model}; mend its weights.")
+            raise TeacherError(f"--exact: NaN or infinity in the output projection of {model}; repair its weights.")
         return Exact.of_head(name, weight_VD, bias_V, self._after_projection, states)
 
     @property
     def slice_positions(self) -> int:
-        """How many positions to ask for at a time."""
+        """The number of positions in a slice."""
         return slice_positions(self.vocabulary, self.projection.weight.device)
 
     def _logits(self, states_ND: Tensor, index_N: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The teacher's layers: run no further than the last one that is recorded.
+"""The teacher's layers, run only up to the last one that is recorded.
 
-Hidden states count as in transformers: 0 is what goes into the first layer, n what comes out of the n-th.
+Hidden states are numbered as in transformers: 0 is the input of the first layer, n the output of the n-th layer.
 """
 
 from collections.abc import Collection
@@ -16,15 +16,15 @@ from shared.models.probe import probe_inputs
 
 
 class _Enough(Exception):
-    """Raised inside the model when the last layer that is wanted has run."""
+    """Raised inside the model when the last wanted layer has run."""
 
 
 class Layers:
     """The layers of a model's trunk.
 
     Attributes:
-        modules: the n-th layer is modules[n - 1]; empty where there is none for each of them (`numbered_layers`).
-        stops: whether running to a layer and no further gives what the whole model gives there, decided on a probe.
+        modules: the n-th layer is modules[n - 1]; empty if not every layer is a module (`numbered_layers`).
+        stops: whether running only up to a layer gives the same hidden states as the whole model, tested on a probe.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -33,7 +33,7 @@ class Layers:
         self.stops = bool(self.modules) and self._same_as_whole()
 
     def run(self, arguments: dict[str, Any], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Hidden states [B, L, D] of the wanted layers, of which the last is below the model's last."""
+        """The hidden states [B, L, D] of the wanted layers, which must not include the model's last layer."""
         found: dict[int, Tensor] = {}
         last = max(wanted)
 
@@ -68,7 +68,7 @@ class Layers:
         try:
             whole = self.model(**inputs, output_hidden_states=True).hidden_states
             found = self.run(inputs, wanted)
-        except Exception:  # a model that goes its own ways is run whole
+        except Exception:  # an unusual model is run whole
             return False
         return len(whole) == len(self.modules) + 1 and all(
             torch.equal(found[layer].nan_to_num(), whole[layer].nan_to_num()) for layer in wanted

@@ -1,4 +1,4 @@
-"""A model of transformers: described, loaded, and checked to be fit for the task.
+"""Describe and load a model of transformers, and check that it fits the task.
 
 Shapes: B rows, L tokens of the longest, V vocabulary.
 """
@@ -29,7 +29,7 @@ transformers.utils.logging.disable_progress_bar()
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
-# Of a device's memory; the rest is for batches.
+# The largest share of a device's memory for weights; the rest is for batches.
 WEIGHTS_SHARE = 0.8
 
 
@@ -43,20 +43,20 @@ class Description(TeacherDescription):
     config: Any
 
     def load(self) -> TransformersEngine:
-        """The model with its weights, on its device. Raises what `load_teacher` does."""
+        """Load the model and return its engine. Raises the errors of `load_teacher`."""
         return TransformersEngine(self.name, load_teacher(self))
 
 
 def describe(request: Request, task: Task) -> Description:
-    """The configuration and tokenizer of a folder or a hub id.
+    """The description of a folder or a hub id, from its configuration and tokenizer.
 
     Raises:
-        TeacherError: where there is no model, or none with a head for the task.
-        UsageError: where the tokenizer cannot serve the task.
+        TeacherError: if there is no model, or the model has no head for the task.
+        UsageError: if the tokenizer does not fit the task.
     """
     name = request.teacher
     if not isinstance(name, str):
-        raise UsageError(f"the engine 'transformers' loads a folder or a hub id, and no {type(name).__name__}.")
+        raise UsageError(f"the engine 'transformers' loads a folder or a hub id, but not a {type(name).__name__}.")
     source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
     if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
         raise TeacherError(f"{name}: there is no such folder; give a model's folder or a hub id.")
@@ -66,7 +66,7 @@ def describe(request: Request, task: Task) -> Description:
     except (OSError, ValueError) as error:
         raise TeacherError(f"{name}: no model and tokenizer can be loaded from there ({_first_line(error)}).") from None
     task.check_tokenizer(tokenizer)
-    # Every configuration has label names, generic ones at least; without the head they would be held against the data.
+    # Every configuration has label names, at least generic ones: without a head they would be compared with the data.
     architectures = config.architectures or []
     if task.has_labels and architectures and not task.fits(architectures):
         raise TeacherError(
@@ -78,11 +78,11 @@ def describe(request: Request, task: Task) -> Description:
 
 
 def load_teacher(description: Description) -> Teacher:
-    """A model with its weights, on its device, checked to be fit for the task.
+    """Load a model onto its device, and check that it fits the task.
 
     Raises:
         TeacherError: for a missing head, or a vocabulary smaller than the tokenizer's.
-        UsageError: for a device that is not there.
+        UsageError: for a device that is not available.
     """
     name, request, task, config = description.name, description.request, description.task, description.config
     if request.device_map not in ("none", "auto"):
@@ -128,7 +128,7 @@ def load_teacher(description: Description) -> Teacher:
     if task.is_causal and looks_ahead(lambda inputs: task.logits_of(model(**inputs)), model.device):
         raise TeacherError(
             f"{name}: loaded as {type(model).__name__} it sees the tokens that it should predict, so it is "
-            "no causal language model; choose masked-lm, or a decoder as the teacher."
+            "not a causal language model; choose masked-lm, or a decoder as the teacher."
         )
     own_pad = own_pad_token(model)
     attention = Attention.take_over(model)
@@ -150,13 +150,16 @@ def load_teacher(description: Description) -> Teacher:
 
 
 def _knows_token_types(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Not to be tried out: GPT-2, for one, takes token types for tokens and adds their embeddings."""
+    """Whether the model takes token types.
+
+    A trial would not tell: GPT-2, for example, accepts token types but takes them for tokens and adds their embeddings.
+    """
     types = getattr(config, "type_vocab_size", None)
     return "token_type_ids" in tokenizer.model_input_names if types is None else types > 1
 
 
 def _is_too_large(loader: Any, config: Any, dtype: str, device: torch.device) -> bool:
-    """Whether the weights alone would fill a CUDA device, so that they are spread over all of them."""
+    """Whether the weights would take more than their share of a CUDA device, and must be spread over several."""
     if device.type != "cuda":
         return False
     with torch.device("meta"):
@@ -165,7 +168,7 @@ def _is_too_large(loader: Any, config: Any, dtype: str, device: torch.device) ->
 
 
 def _dtype(name: str, device: torch.device) -> str:
-    """auto: bfloat16 where CUDA has it, float16 on older CUDA, float32 elsewhere."""
+    """The name of the type. auto is bfloat16 if the CUDA device supports it, float16 on older ones, else float32."""
     if name not in ("auto", *DTYPES):
         raise UsageError(f"--dtype {name!r}: use auto, {', '.join(DTYPES)}.")
     if name != "auto":

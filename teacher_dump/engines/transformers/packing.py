@@ -1,8 +1,8 @@
-"""Rows one after the other in place of a padded batch, and attention that keeps them apart.
+"""Packed batches: rows one after the other instead of padded, and attention that keeps them apart.
 
-Sorted by length, rows of the same length follow one another. Such a run is an ordinary batch without padding, so
-attention takes the packed tokens run by run, with the mask that the model makes for a row of that length alone: usually
-none at all, which is what the fast kernels want.
+Rows are sorted by length, so rows of the same length follow one another. Such a run is an ordinary batch without
+padding: attention takes the packed tokens run by run, with the mask that the model makes for a single row of this
+length. Usually this is no mask at all, which the fast kernels need.
 
 Shapes: T tokens of all rows, H heads (keys and values may have fewer), D their width; within a run n rows of L tokens.
 """
@@ -21,14 +21,14 @@ from torch.nn.attention.varlen import varlen_attn
 
 from shared.text.tokenized import TokenizedRow
 
-# Tensors that attention functions may be given beside the masks: positions, which change nothing any more, and sinks,
-# which hold a number for each head and none for tokens.
+# Tensors other than masks that attention functions may get for packed rows: positions, which they no longer use, and
+# sinks, which have one number per head and none per token.
 _HARMLESS = ("position_ids", "s_aux")
 
 
 @dataclass(frozen=True)
 class Run:
-    """`rows` rows of `length` tokens each, from token `start` of the packed batch on."""
+    """`rows` rows of `length` tokens each, which begin at token `start` of the packed batch."""
 
     start: int
     rows: int
@@ -36,20 +36,19 @@ class Run:
 
     @property
     def stop(self) -> int:
-        """One past its last token."""
+        """The index after its last token."""
         return self.start + self.rows * self.length
 
 
 @dataclass(frozen=True)
 class RunMasks:
-    """What goes through a model in place of its attention mask: for each length, the mask [1, 1, L, L] of one row, or
-    None where attention needs none."""
+    """The replacement of the attention mask: for each length, the mask [1, 1, L, L] of one row, or None for no mask."""
 
     by_length: Mapping[int, Tensor | None]
 
 
 def runs_of(lengths: Sequence[int]) -> tuple[Run, ...]:
-    """Consecutive rows of equal length. Rows without tokens take no part.
+    """The runs of consecutive rows of equal length. Rows without tokens are left out.
 
     >>> runs_of([5, 3, 3])
     (Run(start=0, rows=1, length=5), Run(start=5, rows=2, length=3))
@@ -61,15 +60,15 @@ def runs_of(lengths: Sequence[int]) -> tuple[Run, ...]:
 
 
 def packed_inputs(rows: Sequence[TokenizedRow], first_position: int | None, device: torch.device) -> dict[str, Tensor]:
-    """Rows as one packed batch.
+    """The inputs of rows as one packed batch.
 
     Args:
         first_position: the position id of a row's first token (`Attention.first_position`); None for models that take
             no position ids.
 
     Returns:
-        input_ids, attention_mask (ones: without it transformers would look for rows itself, and make a [T, T] mask),
-        where wanted position_ids, and for pairs token_type_ids; each [1, T].
+        input_ids, attention_mask (of ones: without it transformers would detect rows itself, and make a [T, T] mask),
+        position_ids unless `first_position` is None, and token_type_ids for pairs; each [1, T].
     """
     lengths = [len(row.input_ids) for row in rows]
     arrays = {"input_ids": np.concatenate([row.input_ids for row in rows])}
@@ -83,11 +82,10 @@ def packed_inputs(rows: Sequence[TokenizedRow], first_position: int | None, devi
 
 
 def masks_of_runs(make_mask: Callable[..., Tensor | None], runs: Sequence[Run], arguments: dict[str, Any]) -> RunMasks:
-    """The mask of one row of each length, from the function (and the arguments to it) that would make the whole
-    batch's.
+    """The mask of one row of each length, by the function (and its arguments) that makes the mask of a batch.
 
     Raises:
-        ValueError: where the model was given no attention mask, and took the rows for what they are by itself.
+        ValueError: if the model was given no attention mask, because transformers then detects packed rows itself.
     """
     if arguments["attention_mask"] is None:
         raise ValueError("packed rows need an attention_mask of ones; packed_inputs makes one.")
@@ -106,16 +104,16 @@ def attend_packed(
     masks: RunMasks | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed rows, [1, T, H, D], by a function that knows only padded batches.
+    """The attention output of packed rows, [1, T, H, D], by a function for padded batches.
 
     Args:
         attend: one of transformers' attention functions.
-        varlen: whether `attend` does no more than `attend_varlen`, which takes all rows at once (`varlen_serves`).
-        masks: None where the model makes no mask, and `attend` sees to what is causal.
+        varlen: whether `attend_varlen`, which takes all rows at once, may replace `attend` (`varlen_serves`).
+        masks: None if the model makes no mask, and `attend` applies the causal mask itself.
         options: the other arguments of `attend`.
 
     Raises:
-        ValueError: for anything that holds numbers for tokens or pairs of tokens, and would have to be cut by row.
+        ValueError: for an argument with numbers for tokens or pairs of tokens, which cannot be cut by row.
     """
     tokens = runs[-1].stop if runs else 0
     if not all(tensor.shape[0] == 1 and tensor.shape[2] == tokens for tensor in (query_1HTD, key_1HTD, value_1HTD)):
@@ -143,8 +141,11 @@ def attend_packed(
 
 
 def varlen_serves(query_1HTD: Tensor, value_1HTD: Tensor) -> bool:
-    """Whether PyTorch's kernel for rows of varying length takes these: FlashAttention's conditions, and a PyTorch
-    whose function knows of keys with fewer heads (2.12, for one)."""
+    """Whether PyTorch's kernel for rows of varying length supports these tensors.
+
+    These are the conditions of FlashAttention, and a PyTorch whose function supports keys with fewer heads, as 2.12
+    does.
+    """
     width = query_1HTD.shape[-1]
     return (
         query_1HTD.is_cuda
@@ -160,7 +161,7 @@ def varlen_serves(query_1HTD: Tensor, value_1HTD: Tensor) -> bool:
 def attend_varlen(
     runs: Sequence[Run], query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, causal: bool, scaling: float | None
 ) -> Tensor:
-    """Attention of all rows in one kernel: [1, T, H, D]."""
+    """The attention output of all rows, [1, T, H, D], computed by one kernel."""
     ends = _ends_of_rows(tuple(runs), query_1HTD.device)
     longest = max(run.length for run in runs)
     query_THD, key_THD, value_THD = (each[0].transpose(0, 1) for each in (query_1HTD, key_1HTD, value_1HTD))
@@ -182,6 +183,6 @@ def attend_varlen(
 
 @lru_cache(maxsize=1)
 def _ends_of_rows(runs: tuple[Run, ...], device: torch.device) -> Tensor:
-    """0, and where every row ends. Every layer asks for the same."""
+    """0 and the end of each row, int32. Cached, because every layer needs the same."""
     lengths = np.concatenate([[0]] + [np.full(run.rows, run.length) for run in runs])
     return torch.from_numpy(lengths.cumsum().astype(np.int32)).to(device)

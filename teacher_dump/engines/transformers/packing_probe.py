@@ -1,10 +1,10 @@
-"""Whether a model may be given packed rows: found out on a few tokens, not assumed.
+"""Test on a few tokens whether a model gives the same outputs for packed rows.
 
-Something besides attention may look across rows (convolutions, recurrences, statistics of a batch) or count tokens from
-the start of the batch (positions, distances). So a few rows are run one by one and packed, and must give the same but
-for rounding. Rounding hides much in half precision, so two questions are asked that have exact answers: does a row keep
-every bit when it is given the position ids that it should have by itself? And when one row is made of NaN, which
-spreads to whatever looks at it, are the others free of it?
+Other parts than attention may mix rows (convolutions, recurrences, statistics of a batch) or count tokens from the
+start of the batch (positions, distances). So a few rows are run one by one and packed, and their outputs must be the
+same up to rounding. In half precision rounding hides many differences, so two more tests are exact: a row must keep
+every bit when it is given the position ids that it has when alone; and when the embeddings of one row are NaN, which
+spreads to everything computed from them, the other rows must stay free of NaN.
 
 Shapes: T tokens of all rows, D width, V vocabulary or classes.
 """
@@ -23,14 +23,14 @@ from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.transformers.packing import packed_inputs
 
 LENGTHS = (5, 3, 3, 1)
-# Tables of positions up to this size are outgrown by the packed rows on purpose, as batches will outgrow them.
+# The packed rows are longer than a table of positions of up to this size, as batches will be.
 SMALL_TABLE = 1024
 ROUNDINGS = 16
 GOLDEN = 0.6180339887
 
 
 def same_within(model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]) -> bool:
-    """Whether a row gives the same inside of a context as outside, bit by bit."""
+    """Whether a row gives the same outputs inside a context as outside, bit by bit."""
     inputs = {"input_ids": _alone(model, probe_rows(model)[0])}
     outside = _outputs(model, inputs)
     with context():
@@ -39,8 +39,10 @@ def same_within(model: PreTrainedModel, context: Callable[[], AbstractContextMan
 
 
 def first_position_of(model: PreTrainedModel) -> int | None:
-    """The position id that the model gives to the first token of a row: 0, or one past its pad token (RoBERTa and its
-    kin). None where it takes no position ids, or makes them in another way."""
+    """The position id of a row's first token: 0, or the pad token's id plus 1 (RoBERTa and similar models).
+
+    None if the model takes no position ids, or computes them in another way.
+    """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return None
     ids_1T = _alone(model, probe_rows(model)[0])
@@ -57,10 +59,10 @@ def same_when_packed(
     first_position: int | None,
     packing: Callable[[Sequence[int]], AbstractContextManager[None]],
 ) -> bool:
-    """Whether packed rows, run inside of `packing(lengths)`, give what each gives alone, without mask and padding.
+    """Whether packed rows, run inside `packing(lengths)`, give the same outputs as each row alone without padding.
 
-    Compared are the last hidden states, and logits where there are any for every token, each position by the length of
-    the difference.
+    Last hidden states are compared, and logits if there are some for every token, by the norm of the difference at each
+    position.
     """
     distinct = probe_rows(model)
     table = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
@@ -78,14 +80,14 @@ def same_when_packed(
     poisoned_T = (
         torch.arange(len(rows), device=model.device).repeat_interleave(torch.tensor(lengths, device=model.device))
         == copies
-    )  # the first of the rows that have neighbours of their own length
+    )  # the first of the rows that are next to a row of the same length
     with packing(lengths), _not_a_number(model, poisoned_T):
         hidden_1TD = _outputs(model, inputs)[0]
     return torch.equal(hidden_1TD[0].isnan().any(-1), poisoned_T)
 
 
 def probe_rows(model: PreTrainedModel) -> list[TokenizedRow]:
-    """Rows of LENGTHS ordinary tokens, from all over the vocabulary."""
+    """Rows of LENGTHS ordinary tokens, spread over the vocabulary."""
     config = model.config.get_text_config()
     named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask", "unk")]
     special = {index for ids in named for index in (ids if isinstance(ids, list) else [ids])}
@@ -102,10 +104,10 @@ def _alone(model: PreTrainedModel, row: TokenizedRow) -> Tensor:
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """The last hidden states [1, T, D] and, of classifiers that have them for every token, logits [1, T, V].
+    """The last hidden states [1, T, D] and, for classifiers of tokens, the logits [1, T, V].
 
-    A language model runs without its head, which looks at each token by itself (`VocabularyHead` asks about that): its
-    logits for this many tokens would be the largest thing in memory of the whole dump.
+    A language model runs without its head, whose logits for this many tokens would be the largest tensor of the whole
+    dump. Its head takes each token by itself (`VocabularyHead` tests that).
     """
     runner = model if model.get_output_embeddings() is None else model.base_model
     arguments: dict[str, Any] = {**inputs, "output_hidden_states": True, "return_dict": True}
@@ -135,7 +137,10 @@ def _identical(some: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _close(found_1TD: Tensor, expected_1TD: Tensor, rounding: float) -> bool:
-    """At every position by itself: over the whole batch, one large number would hide the others' differences."""
+    """Whether the outputs are equal up to rounding at each position.
+
+    With one norm over the whole batch, a large number would hide differences at other positions.
+    """
     differences_1T = (found_1TD.float() - expected_1TD.float()).norm(dim=-1)
     allowed_1T = max(1e-4, ROUNDINGS * rounding) * expected_1TD.float().norm(dim=-1)
     return bool((differences_1T <= allowed_1T).all())

@@ -1,4 +1,4 @@
-"""How this engine gets what is recorded: for each site which layers have to be looked at, and what is taken of them.
+"""How this engine gets the signals: for each site, the layers that a forward pass must keep, and the vectors of them.
 
 Shapes: B rows, L tokens of the longest, T tokens of all rows, H heads, D width.
 """
@@ -20,13 +20,13 @@ from teacher_dump.engines.transformers.teacher import Teacher
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a forward pass has shown.
+    """The kept outputs of a forward pass.
 
     Attributes:
         hidden: hidden states by layer, [B, L, D].
         attention: queries, keys and values by layer.
-        token_T: where the rows' tokens are in the flattened [B * L].
-        lengths: tokens of each row.
+        token_T: indices of the rows' tokens in the flattened [B * L].
+        lengths: number of tokens of each row.
     """
 
     hidden: Mapping[int, Tensor]
@@ -35,29 +35,31 @@ class ForwardPass:
     lengths: Sequence[int]
 
     def tokens(self, states_BLD: Tensor) -> Tensor:
-        """States of the rows' tokens, one row after the other, without padding: [T, D]."""
+        """The states [T, D] of the rows' tokens, row by row, without padding."""
         return states_BLD.flatten(0, 1)[self.token_T.to(states_BLD.device)]
 
 
 class Source(ABC):
-    """Where a site's vectors come from. Layers count as in transformers; None is for what is not looked at."""
+    """How the vectors of a site are taken from a forward pass. Layers are numbered as in transformers."""
 
     def layers(self, teacher: Teacher) -> Sequence[int | None]:
-        """The layers that have them, in rising order; none where the teacher does not show them. (None,), as here, for
-        a site that is no layer's."""
+        """The layers that have such vectors, in ascending order; empty if the teacher does not give them.
+
+        (None,), the default, is for a site that does not belong to a layer.
+        """
         return (None,)
 
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
-        """The layer whose hidden states it is made from."""
+        """The layer whose hidden states `take` needs; None for no layer."""
         return None
 
     def attention_layer(self, teacher: Teacher, layer: int | None) -> int | None:
-        """The layer whose queries, keys and values it is made from."""
+        """The layer whose queries, keys and values `take` needs; None for no layer."""
         return None
 
     @abstractmethod
     def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
-        """The vectors, of any floating type: [T, D], or as many as the site's `per` says."""
+        """The vectors, of any floating type: [T, D], or one per position or row if the site's `per` says so."""
 
 
 class HiddenStates(Source):
@@ -76,7 +78,7 @@ class HiddenStates(Source):
 
 @dataclass(frozen=True)
 class PartOfAttention(Source):
-    """Queries, keys or values of a layer, heads side by side; `part` is which."""
+    """The queries, keys or values of a layer, with the heads concatenated; `part` says which."""
 
     part: str
 
@@ -99,7 +101,7 @@ SOURCES: Registry[Source] = Registry(
 
 
 def layers_of(teacher: Teacher, keys: Iterable[SignalKey]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(the layers whose hidden states are looked at, those whose attention is), each in rising order."""
+    """(the layers whose hidden states are needed, the layers whose attention is needed), each in ascending order."""
     sources = [(SOURCES.named(site), layer) for site, layer in keys]
     hidden = {source.hidden_layer(teacher, layer) for source, layer in sources}
     attention = {source.attention_layer(teacher, layer) for source, layer in sources}
@@ -108,13 +110,13 @@ def layers_of(teacher: Teacher, keys: Iterable[SignalKey]) -> tuple[tuple[int, .
 
 @torch.inference_mode()
 def widths_of(teacher: Teacher, keys: Sequence[SignalKey]) -> list[int]:
-    """How wide the vectors of each are, seen on a made-up row.
+    """The width of the vectors of each signal, measured on an artificial row.
 
     Raises:
-        TeacherError: where the teacher does not show them.
+        TeacherError: if the teacher does not give them.
     """
     hidden, attention = layers_of(teacher, keys)
-    # Hidden states are as wide as the model: for them nothing has to be run.
+    # Hidden states are as wide as the model, so the model need not be run for them.
     states = {layer: torch.zeros(1, FEWEST_TOKENS, teacher.width) for layer in hidden}
     shown = ForwardPass(states, _attention_on_probe(teacher, attention), torch.arange(FEWEST_TOKENS), [FEWEST_TOKENS])
     return [SOURCES.named(site).take(shown, teacher, layer).shape[-1] for site, layer in keys]
@@ -129,7 +131,7 @@ def _attention_on_probe(teacher: Teacher, layers: Sequence[int]) -> dict[int, Ca
     for layer in layers:
         if layer not in parts:
             raise TeacherError(
-                f"--relations {layer}: {type(teacher.model).__name__} does not show its queries, keys and values; "
+                f"--relations {layer}: {type(teacher.model).__name__} does not give its queries, keys and values; "
                 "leave --relations out, or use a teacher of another architecture."
             )
     return parts

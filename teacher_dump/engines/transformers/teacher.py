@@ -1,4 +1,4 @@
-"""A loaded model and the parts of it that are looked at; run without gradients, dropout or surprises."""
+"""A loaded model, and the parts of it from which signals are taken."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,17 @@ class Teacher:
     """A loaded teacher.
 
     Attributes:
-        task: what it is run for.
+        task: the task for which it is run.
         head: the vocabulary head of a language model; None for other tasks.
-        trunk: its layers.
-        attention: its attention routed through ours; None where that cannot be.
-        packs: whether rows may lie one after the other in a batch, without padding.
-        pad_token_id: what fills up the rows of a batch: its own where it has one, because some classifiers look for it.
-        token_types: whether its inputs say which text of a pair a token belongs to.
-        vocabulary: entries of its head (language models) or of its embeddings.
-        width: of its hidden states; layers: how many of them follow the embeddings.
+        trunk: the model's layers.
+        attention: the model's attention, which can be routed; None if it cannot.
+        packs: whether rows may be packed in a batch, one after the other without padding.
+        pad_token_id: the id that fills up the rows of a batch. It is the model's own pad token if it has one, because
+            some classifiers search for it.
+        token_types: whether its inputs include the token types of pairs.
+        vocabulary: number of entries of its head (language models) or of its embeddings.
+        width: the width of its hidden states.
+        layers: the number of its layers, without the embeddings.
     """
 
     task: Task
@@ -43,15 +45,18 @@ class Teacher:
 
     @property
     def one_row_a_batch(self) -> bool:
-        """Whether padding would be taken for text: classifiers that pool the last token find it by the pad token."""
+        """Whether the model would take padding for text.
+
+        Classifiers that pool the last token find it by the pad token, which this model lacks.
+        """
         return own_pad_token(self.model) is None and "SequenceClassification" in type(self.model).__name__
 
     def takes(self, name: str) -> bool:
-        """Whether a batch's tensor of this name is one of its inputs."""
+        """Whether the batch's tensor of this name is one of the model's inputs."""
         return self.token_types or name != "token_type_ids"
 
 
 def own_pad_token(model: PreTrainedModel) -> int | None:
-    """The pad token that the model itself knows of, if it can be read by it at all (some have -1)."""
+    """The pad token of the model's configuration, or None if it is not an id of the vocabulary (some have -1)."""
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     return pad if pad is not None and 0 <= pad < model.get_input_embeddings().weight.shape[0] else None

@@ -187,8 +187,8 @@ def test_functions_are_told_apart_by_name_and_version(teacher: Make, make_dump: 
         ({}, {"dtype": "fp16"}, "--dtype fp16: this teacher computes in fp32; convert it yourself"),
         ({"longest_row": 16}, {"max_length": 17}, "--max-length 17: this teacher takes at most 16 tokens"),
         ({"label_names": ("a", "b")}, {}, "Bag has 3 logits for the 2 labels a, b; there must be one for each"),
-        ({}, {"relations": "last"}, r"signal 'queries\.1': Bag does not show its queries of attention, but hidden"),
-        ({}, {"embeddings": True}, "--embeddings: Bag does not show its word embeddings"),
+        ({}, {"relations": "last"}, r"signal 'queries\.1': Bag does not give its queries of attention, but hidden"),
+        ({}, {"embeddings": True}, "--embeddings: Bag does not give its word embeddings"),
         ({}, {"hidden": "2"}, r"--hidden 2: this teacher has layers 0 \(the embeddings\) to 1"),
         ({}, {"engine": "transformers"}, "the engine 'transformers' loads a folder or a hub id"),
     ],
@@ -202,12 +202,12 @@ def test_what_a_module_cannot_have(
 
 @pytest.mark.parametrize("facts", [{}, {"name": "bag"}, {"version": "1"}], ids=str)
 def test_a_function_without_name_and_version_is_refused(facts: dict[str, Any], teacher: Make, make_dump: Any) -> None:
-    with pytest.raises(UsageError, match=r"no torch module, .* give it a name and a version"):
+    with pytest.raises(UsageError, match=r"not a torch module, .* give it a name and a version"):
         make_dump(teacher=teacher(functions()["a dict"], **facts), data=ROWS)
 
 
 def test_all_logits_of_a_vocabulary_are_refused(teacher: Make, make_dump: Any) -> None:
-    with pytest.raises(TeacherError, match="--exact: Tagger gives logits, and not the states and the output proj"):
+    with pytest.raises(TeacherError, match="--exact: Tagger gives logits, but not the states and the output proj"):
         make_dump("masked-lm", teacher=teacher(Tagger(classes=128)), data=ROWS, exact=True)
 
 
@@ -217,7 +217,11 @@ def test_a_folder_is_no_callable(make_dump: Any) -> None:
 
 
 RETURNED: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
-    "nothing": (TASK, lambda ids: None, "returned logits as NoneType, .* needs a tensor of numbers .rows, classes."),
+    "nothing": (
+        TASK,
+        lambda ids: None,
+        "returned logits as NoneType, .* needs a floating-point tensor .rows, classes.",
+    ),
     "no logits": (TASK, lambda ids: {"hidden_states": ()}, "returned logits as NoneType"),
     "a list": (TASK, lambda ids: {"logits": [[0.0] * 3] * len(ids)}, "returned logits as list"),
     "one a token": (TASK, lambda ids: torch.zeros(*ids.shape, 3), r"as \(2, 3, 3\) of torch.float32"),
@@ -250,7 +254,7 @@ def test_hidden_states_that_it_does_not_give_are_refused(teacher: Make, make_dum
     made = teacher(Tagger())
     rows = [{"tokens": row["text"].split()} for row in ROWS]
     for asked in ("last", "all", "3"):
-        with pytest.raises(TeacherError, match=r"signal 'hidden.0': Tagger does not show its hidden states; leave"):
+        with pytest.raises(TeacherError, match=r"signal 'hidden.0': Tagger does not give its hidden states; leave"):
             make_dump("token-classification", teacher=made, data=rows, hidden=asked)
 
 

@@ -143,7 +143,7 @@ def test_more_is_refused_with_a_sentence(case: Case, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(SITES, "mood", Site("mood"))
     with pytest.raises(UsageError, match=rf"signal 'hidden\.9': this teacher has it in layers 0 to {LAYERS}; name one"):
         case.engine.check(SignalKey(HIDDEN, 9))
-    with pytest.raises(TeacherError, match=r"signal 'mood': Bert\w+|Llama\w+ does not show its mood, but hidden"):
+    with pytest.raises(TeacherError, match=r"signal 'mood': Bert\w+|Llama\w+ does not give its mood, but hidden"):
         case.engine.check(SignalKey("mood"))
     with pytest.raises(UsageError, match="unknown signal 'smell'"):
         case.engine.check(SignalKey("smell"))
