@@ -1,1 +1,1 @@
-"""The dump on disk: manifest, codecs, shards, receipts, verification, inspection."""
+"""The dump on disk: manifest, signals, codecs, layouts, shards, receipts, verification and inspection."""

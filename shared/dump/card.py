@@ -1,4 +1,4 @@
-"""The dataset card: a README.md made from the manifest, so that a dump's folder can be pushed to a hub as it is."""
+"""The dataset card: a README.md made from the manifest, so that a dump's folder can be pushed to a hub unchanged."""
 
 from pathlib import Path
 
@@ -47,8 +47,8 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 |---|---|---|
 {columns}
 
-A fixed-size binary is an array of the numbers named, little-endian. In polars:
+A fixed-size binary is an array of numbers of the type in the last column, little-endian. In polars:
 `pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`. `shared.Dump(folder).positions()` and
-`.vectors(name)` give everything decoded.
+`.vectors(name)` decode everything.
 {explained}"""
     (folder / "README.md").write_text(text)

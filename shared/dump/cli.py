@@ -1,4 +1,4 @@
-"""The command line `shards`: what is in a dump, and whether it is whole."""
+"""The command line `shards`: inspect and verify a dump."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     epilog=EPILOG,
-    help="Look into a dump: facts, readable rows, distributions, damage.",
+    help="Inspect a dump: facts, readable rows, distributions, damage.",
 )
 
 DumpFolder = Annotated[str, typer.Argument(metavar="DUMP", help="The dump's folder, or its URL.")]
@@ -20,7 +20,7 @@ DumpFolder = Annotated[str, typer.Argument(metavar="DUMP", help="The dump's fold
 
 @app.command()
 def info(dump: DumpFolder) -> None:
-    """What the dump is, what it holds, and what each column costs."""
+    """Show the facts of a dump, and the size of each column."""
     from shared.dump.dump import Dump
     from shared.dump.inspection import facts
     from shared.dump.shards import column_sizes, open_shard
@@ -40,11 +40,13 @@ def info(dump: DumpFolder) -> None:
 @app.command()
 def head(
     dump: DumpFolder,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
-    candidates: Annotated[int, typer.Option("-k", "--candidates", min=1, help="How many candidates a position.")] = 4,
-    positions: Annotated[int, typer.Option(min=1, help="How many positions a row.")] = 12,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows to show.")] = 3,
+    candidates: Annotated[
+        int, typer.Option("-k", "--candidates", min=1, help="How many candidates to show per position.")
+    ] = 4,
+    positions: Annotated[int, typer.Option(min=1, help="How many positions to show per row.")] = 12,
 ) -> None:
-    """The first rows as readable tokens, with the teacher's most probable candidates."""
+    """Show the first rows as readable tokens, with the teacher's most probable candidates."""
     from shared.dump.dump import Dump
     from shared.dump.inspection import readable_rows
 
@@ -57,7 +59,7 @@ def stats(
     dump: DumpFolder,
     plot: Annotated[Path | None, typer.Option(help="Also draw histograms into this PNG.", show_default=False)] = None,
 ) -> None:
-    """Distributions of length, entropy, top-1 probability and kept mass; how often the teacher is right."""
+    """Show the distributions of length, entropy, top-1 probability and kept mass, and the teacher's accuracy."""
     from shared.dump import inspection
     from shared.dump.dump import Dump
 
@@ -77,7 +79,7 @@ def stats(
 
 @app.command()
 def verify(dump: DumpFolder) -> None:
-    """Whether every byte is as it was written. Ends with 1, naming the files, where it is not."""
+    """Check that every byte is as it was written. Exits with 1 and names the files if one is not."""
     from shared.dump.dump import Dump
 
     opened = Dump(dump)

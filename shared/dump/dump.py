@@ -1,4 +1,4 @@
-"""`Dump`: a dump opened for reading, as polars frames for people and as row groups for trainers."""
+"""`Dump`: a dump that is opened for reading, as polars frames."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,10 +20,10 @@ from shared.storage import Folder, Place
 
 
 class Dump:
-    """A dump, opened for reading.
+    """A dump that is opened for reading.
 
     Args:
-        path: where it is kept: a path of this machine, or a URL that fsspec knows ("s3://bucket/dump").
+        path: location of the dump: a path on this machine, or a URL that fsspec knows ("s3://bucket/dump").
 
     Example:
         >>> from shared import Dump
@@ -31,7 +31,7 @@ class Dump:
         >>> dump.positions().filter(pl.col("tail") > -1).head().collect()  # doctest: +SKIP
 
     Raises:
-        DumpError: when the folder holds no dump, a damaged manifest, or one of another format version.
+        DumpError: if the folder has no dump, a damaged manifest, or a format version that cannot be read.
     """
 
     def __init__(self, path: Place) -> None:
@@ -44,7 +44,7 @@ class Dump:
         return read_receipts(self.path, self.manifest.shards)
 
     def require_complete(self) -> None:
-        """Raises DumpError where a shard is missing, so that nobody trains on part of a corpus unawares."""
+        """Raise DumpError if a shard is missing, so that nobody trains on part of a corpus without knowing it."""
         missing = [index for index in range(self.manifest.shards) if index not in self.receipts]
         if missing:
             names = ", ".join(f"{index:05d}" for index in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -54,10 +54,13 @@ class Dump:
             )
 
     def scan(self) -> pl.LazyFrame:
-        """The raw columns, one row a sequence; within a shard the longest come first.
+        """Return the raw columns, with one row per sequence; within a shard the longest sequences come first.
 
-        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number. Of a dump that is not on this machine a
-        frame fetches the columns that it needs, of all shards; `head(n)` alone stops earlier.
+        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number. If the dump is not on this machine, a
+        frame fetches only the columns that it needs, but of all shards; only `head(n)` stops earlier.
+
+        Raises:
+            DumpError: if no shard is finished.
         """
         paths = [shard_path(self.path, index) for index in sorted(self.receipts)]
         if not paths:
@@ -65,36 +68,40 @@ class Dump:
         return scan_shards(paths, shard_schema(self.manifest))
 
     def positions(self) -> pl.LazyFrame:
-        """One row a recorded position.
+        """Return one row per recorded position.
 
-        Columns: row, position, token_id, token, label, ids, texts, log_probs, exact, tail, entropy.
-        `ids` are the kept candidates, most probable first (all classes in their order for a dense signal, the 64 most
-        probable ids for an exact one), `texts` what they say, `log_probs` their log-probabilities, of which the first
-        `exact` are known; the others were sampled and this is the log of what they weigh. `tail` is the log of the mass
-        outside the exact ones, `entropy` that of the distribution in nats: exact where every logit is known or it was
-        kept (`dump --entropy`), a lower bound elsewhere (what is outside counts as one class, or as ids just as
-        probable as the threshold where it is sampled). `label` is the gold class or token id. A distribution over a
-        whole row has no position and no token. In causal-lm everything after `token` is about the token that follows.
+        Its columns are row, position, token_id, token, label, ids, texts, log_probs, exact, tail and entropy:
 
-        Columns that are not selected cost nothing, and a dump larger than memory streams:
+        - `label` is the gold class or token id.
+        - `ids` are the kept candidates, most probable first (for a dense signal all classes in their order, for an
+          exact one the 64 most probable ids), `texts` their names, and `log_probs` their log-probabilities.
+        - `exact` is how many of these, from the first on, are exact; the others are sampled, and their `log_probs` are
+          the logs of their weights. `tail` is the log of the mass outside the exact ones.
+        - `entropy` is that of the distribution in nats. It is exact if every logit is known or the entropy was recorded
+          (`dump --entropy`), else a lower bound (the tail counts as one class, or, if it is sampled, as ids with the
+          probability of the threshold).
+
+        A distribution over a whole row has no position and no token. In causal-lm, all columns after `token` refer to
+        the next token. A dump of questions has two distributions per row, over its positions. Its columns are row,
+        question, position, token_id, token, label (1 at the start of the gold answer, 2 at its end, 3 for both, else
+        0), start_logit, end_logit, start_log_prob and end_log_prob.
+
+        Columns that are not selected cost nothing, and a dump larger than memory can be streamed:
         `dump.positions().select("row", "entropy").sink_parquet(...)`.
 
-        A dump of questions has two distributions a row, over its positions: its columns are row, question, position,
-        token_id, token, label (1 where the gold answer starts, 2 where it ends, 3 for both, else 0), start_logit,
-        end_logit, start_log_prob and end_log_prob.
-
         Raises:
-            DumpError: when no distribution is recorded.
+            DumpError: if no distribution is recorded.
         """
         return self.manifest.layout.positions(self)
 
     def vectors(self, name: str) -> pl.LazyFrame:
-        """The vectors of signal `name` ("hidden.6"): row, position, vector (list of float32). One row a token; of a
-        signal that is recorded at the recorded positions alone, or once a row, one for each of those (without a
-        position, where it is about the whole row).
+        """Return the vectors of signal `name` ("hidden.6") as columns row, position and vector (list of float32).
+
+        There is one row per token; or one per recorded position or per row of the corpus, if the signal is recorded per
+        position or per row. Vectors of whole rows have no position.
 
         Raises:
-            DumpError: when there is no such signal, naming those there are.
+            DumpError: if there is no such signal; the message lists those that exist.
         """
         if name not in self.manifest.vectors:
             have = ", ".join(self.manifest.vectors) or "none at all"
@@ -121,20 +128,20 @@ class Dump:
         return frame.select("row", "position", "vector")
 
     def word_embeddings(self) -> Tensor:
-        """The teacher's input word embeddings [V, D], float16, read from the disk at each call.
+        """Return the teacher's input word embeddings [V, D], float16; each call reads them from the disk.
 
         Raises:
-            DumpError: when the dump keeps none (`dump --embeddings`), or their file is missing or damaged.
+            DumpError: if the dump has none (`dump --embeddings`), or if their file is missing or damaged.
         """
         return load_embeddings(self.manifest, self.path)
 
     def verify(self) -> list[str]:
-        """Every damage as a sentence that names the file; empty when every byte is as it was written."""
+        """Return one sentence for each damage, with the file's name; empty if every byte is as it was written."""
         return verify(self.path, self.manifest)
 
     @property
     def distribution(self) -> DistributionCodec:
-        """The codec of the distribution. Raises DumpError when none is recorded."""
+        """The codec of the distribution. Raises DumpError if none is recorded."""
         if self.manifest.distribution is None:
             raise DumpError(
                 f"{self.path}: no distribution is recorded in this dump (its task is {self.manifest.task})."
@@ -148,17 +155,18 @@ class Dump:
 
     @property
     def class_texts(self) -> Sequence[str]:
-        """What each class of a distribution is called: label names, or the texts of the tokens."""
+        """The name of each class of a distribution: label names, or the texts of the tokens."""
         return self.manifest.label_names or self.token_texts
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """The text of each token id of the tokenizer; ids beyond it (padding of the head) are absent."""
+        """The text of each token id of the tokenizer; ids above those (padding of the head) have none."""
         tokenizer = Tokenizer.from_buffer((self.path / "tokenizer" / "tokenizer.json").read_bytes())
         pieces = {index: piece for piece, index in tokenizer.get_vocab(with_added_tokens=True).items()}
         texts = []
         for index in range(max(pieces) + 1):
             text = tokenizer.decode([index], skip_special_tokens=False)
-            # Part of a multi-byte character has no text of its own; its byte-level name is clearer than a box.
+            # Part of a multi-byte character has no text of its own; its byte-level name is clearer than a replacement
+            # character.
             texts.append(text if text and "\ufffd" not in text else pieces.get(index, f"<{index}>"))
         return texts

@@ -1,6 +1,6 @@
-"""The teacher's input word embeddings, which a dump keeps once in `weights/`, so that students may begin from them.
+"""The teacher's input word embeddings, which a dump can store once in `weights/` as a start for students.
 
-Shapes: V rows of the matrix (the tokenizer may have fewer entries, and a vocabulary's head more), D width.
+Shapes: V rows of the matrix (the tokenizer may have fewer entries, and the vocabulary's head more), D width.
 """
 
 from typing import ClassVar, Self
@@ -16,9 +16,9 @@ NAME = "embeddings"
 
 
 class WordEmbeddings(BaseModel):
-    """The matrix [V, D] in float16: its shape, and its hash among the manifest's facts.
+    """The word embeddings [V, D] in float16; the manifest stores their shape and hash.
 
-    The file's name is fixed, so that no manifest can point anywhere else.
+    The file's name is fixed, so that no manifest can refer to another file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +34,11 @@ class WordEmbeddings(BaseModel):
 
     @classmethod
     def of(cls, weight_VD: Tensor) -> Self:
-        """Those of a teacher's matrix. Raises TeacherError where a value has no place in float16."""
+        """Return the word embeddings of a teacher's matrix.
+
+        Raises:
+            TeacherError: for a value that is NaN or too large for float16.
+        """
         half_VD = weight_VD.detach().to("cpu", torch.float16)
         if not half_VD.isfinite().all():
             row = int((~half_VD.isfinite().all(-1)).nonzero()[0])
@@ -48,23 +52,23 @@ class WordEmbeddings(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """What the file takes on the disk, but for its header."""
+        """Bytes of the file, without its header."""
         return self.rows * self.width * torch.float16.itemsize
 
     def describe(self) -> str:
-        """For people."""
+        """Describe them in a few words, for messages and reports."""
         return f"word embeddings ({self.rows:,} rows, {self.width} wide, float16)"
 
     def constants(self) -> dict[str, Tensor]:
-        """The tensors of the file. Raises DumpError where they have not been read."""
+        """Return the tensors of the file. Raises DumpError if they have not been read."""
         return self._constants.known(f"the word embeddings in weights/{self.constants_file} have not been read.")
 
     def with_constants(self, tensors: dict[str, Tensor]) -> Self:
-        """The same with its matrix. Raises DumpError where that is another one."""
+        """Return the same with the tensors of the file. Raises DumpError if their hash differs."""
         if fingerprint(tensors) != self.constants_sha256:
             raise DumpError(
-                "not the teacher's word embeddings that the manifest knows (their SHA-256 differs); restore the file "
-                "or dump again."
+                "not the teacher's word embeddings that the manifest describes (their SHA-256 differs); restore the "
+                "file or dump again."
             )
         copy = self.model_copy()
         copy._constants = Constants(tensors)

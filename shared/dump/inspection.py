@@ -1,4 +1,4 @@
-"""What is in a dump, for people: facts, readable rows, and distributions of what matters for training."""
+"""Inspection of a dump: facts, readable rows, and statistics that matter for training."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity over rows or positions: its mean and its QUANTILES."""
+    """The distribution of a quantity over rows or positions: its mean and QUANTILES."""
 
     name: str
     count: int
@@ -27,7 +27,7 @@ class Spread:
 
 
 def facts(dump: Dump) -> list[tuple[str, str]]:
-    """(name, value) of what the manifest and the receipts say."""
+    """Return (name, value) of the facts in the manifest and the receipts."""
     manifest, receipts = dump.manifest, dump.receipts.values()
     rows, tokens = sum(receipt.rows for receipt in receipts), sum(receipt.tokens for receipt in receipts)
     size = sum(receipt.bytes for receipt in receipts)
@@ -56,7 +56,8 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
 
 
 def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) -> Iterator[str]:
-    """The first rows of the corpus as text: tokens, and at each recorded position the most probable candidates."""
+    """Yield the first rows of the corpus as lines of text: tokens, and the most probable candidates at each recorded
+    position."""
     raw = dump.scan().select("row", "input_ids").filter(pl.col("row") < count).sort("row").collect()
     layout, recorded = dump.manifest.layout, None
     if dump.manifest.distribution is not None:
@@ -72,22 +73,22 @@ def readable_rows(dump: Dump, count: int, candidates: int, most_positions: int) 
 
 
 def spreads(dump: Dump) -> list[Spread]:
-    """Lengths of rows; entropy (nats), top-1 probability and kept mass at recorded positions.
+    """Return the spreads of row lengths, and of entropy (nats), top-1 probability and kept mass at recorded positions.
 
-    Where ids were cut off, the entropy is a lower bound (see `Dump.positions`).
+    If not all ids are kept, the entropy is a lower bound (see `Dump.positions`).
     """
     return [spread for frame in _quantities(dump) for spread in _spreads(frame)]
 
 
 def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
-    """(how often the teacher's first choice is the gold label, over how many labelled positions), None without any."""
+    """Return (share of labels that are the teacher's first choice, number of labels); None without gold labels."""
     if dump.manifest.distribution is None or not dump.labelled:
         return None
     return dump.manifest.layout.accuracy(dump)
 
 
 def plot(dump: Dump, file: Path) -> None:
-    """Histograms of the quantities of `spreads` as a PNG. Raises UsageError without matplotlib."""
+    """Write histograms of the quantities of `spreads` as a PNG. Raises UsageError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -96,7 +97,7 @@ def plot(dump: Dump, file: Path) -> None:
     figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
         unit = " (nats)" if name == "entropy" else ""
-        # Whole numbers get bars of whole numbers, so that none stays empty for want of a value.
+        # Bars of an integer quantity are a whole number of values wide, so that no bar is empty between them.
         first, last = int(values.min()), int(values.max())
         step = 1 + (last - first) // 40
         edges = np.arange(first - 0.5, last + 0.5 + step, step) if name == "tokens a row" else 40
@@ -108,7 +109,8 @@ def plot(dump: Dump, file: Path) -> None:
 
 
 def _quantities(dump: Dump) -> list[pl.LazyFrame]:
-    """A frame with one row a row of the corpus, and where there is a distribution one with a row a position."""
+    """Return a frame with one row per row of the corpus and, if there is a distribution, one with one row per
+    distribution."""
     lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
     if dump.manifest.distribution is None:
         return [lengths]
@@ -116,7 +118,7 @@ def _quantities(dump: Dump) -> list[pl.LazyFrame]:
 
 
 def _spreads(frame: pl.LazyFrame) -> list[Spread]:
-    """The spread of each column, all in one pass."""
+    """Return the spread of each column, computed in one pass."""
     names = frame.collect_schema().names()
     statistics = [[pl.col(name).mean(), *(pl.col(name).quantile(q) for q in QUANTILES)] for name in names]
     flat = [expr.alias(str(index)) for index, expr in enumerate(expr for group in statistics for expr in group)]

@@ -1,4 +1,4 @@
-"""The manifest: what makes a dump self-describing, and what decides whether a command may go on with it."""
+"""The manifest, which describes a dump completely, and decides whether a command may continue it."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from shared.validation import in_words
 
 FILE_NAME = "manifest.json"
 
-# Where things came from, for people; two dumps that differ in these alone hold the same.
+# Facts about origins, for information only; dumps that differ in nothing else have the same content.
 _INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "teacher.attention_heads", "measured.")
 
 
@@ -25,9 +25,15 @@ class _Frozen(BaseModel):
 
 
 class Teacher(_Frozen):
-    """The teacher: its name for people, and a hash of its configuration and every weight for the comparison.
+    """The teacher.
 
-    `attention_heads` is said where queries, keys and values are recorded.
+    Attributes:
+        name: name or path, for information only.
+        revision: revision on the hub, if any.
+        architecture: name of the model's class.
+        parameters: number of parameters.
+        fingerprint: hash of the configuration and all weights, by which teachers are compared.
+        attention_heads: number of heads, if queries, keys and values are recorded.
     """
 
     name: str
@@ -39,10 +45,14 @@ class Teacher(_Frozen):
 
 
 class TokenizerFacts(_Frozen):
-    """`size` counts the tokenizer's entries; a head may be wider (padding), never narrower.
+    """The tokenizer.
 
-    Where rows are chats, `chat_template` is the SHA-256 of the template that rendered them, and `special_tokens` are
-    those that it could name.
+    Attributes:
+        size: number of entries; the teacher's head may be wider (padding), but not narrower.
+        fingerprint: SHA-256 of the tokenizer's JSON.
+        pad_token_id: id of the padding token, if any.
+        chat_template: if rows are chats, SHA-256 of the template that rendered them.
+        special_tokens: if rows are chats, the special tokens that the template could use, by name.
     """
 
     size: int
@@ -53,9 +63,13 @@ class TokenizerFacts(_Frozen):
 
 
 class CorpusFacts(_Frozen):
-    """`fingerprint` covers the values read, not the files' names; `labelled_rows` counts rows with a gold label.
+    """The corpus.
 
-    Where rows are windows of questions' contexts, `questions` counts the rows of the files.
+    Attributes:
+        rows: number of rows.
+        labelled_rows: number of rows with a gold label.
+        fingerprint: hash of the values read from the files, but not of the files' names.
+        questions: number of rows in the files, if the corpus's rows are windows of questions' contexts.
     """
 
     rows: int
@@ -64,14 +78,17 @@ class CorpusFacts(_Frozen):
     questions: int | None = None
 
     def in_words(self) -> str:
-        """How many rows there are, of what, and how many have a gold label."""
+        """Return the number of rows, and how many have a gold label, as text."""
         of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
         return f"{self.rows:,} rows{of}, {self.labelled_rows:,} with a gold label"
 
 
 class Options(_Frozen):
-    """Every option that changes what is recorded and that the signals do not tell. `stride` is by how many tokens the
-    windows of a question's context overlap."""
+    """All options that change what is recorded and do not follow from the signals.
+
+    Attributes:
+        stride: number of tokens by which the windows of a question's context overlap.
+    """
 
     positions: str | None
     max_length: int
@@ -93,7 +110,7 @@ _WORDS = {
     "channel_error": "median channel's error",
 }
 
-# By which the shards' pages are made smaller.
+# Compression of the shards' pages.
 Compression = Literal["zstd", "lz4", "none"]
 
 
@@ -105,22 +122,22 @@ def _layout_named(value: Any) -> Layout:
     return LAYOUTS[value]
 
 
-# In the manifest, its name in the table of layouts.
+# A layout; the manifest's file has its name in the table of layouts.
 NamedLayout = Annotated[Layout, PlainValidator(_layout_named), PlainSerializer(lambda layout: layout.name)]
 
 
 class Manifest(_Frozen):
-    """Everything a student needs to know about a dump.
+    """Everything that a student needs to know about a dump.
 
     Attributes:
-        format_version: of the dump's files; what was read of an earlier one is nonetheless as today's.
+        format_version: version of the dump's files. The other fields of an earlier version are upgraded when read.
         vocabulary: rows of the teacher's embedding or head; the tokenizer may have fewer entries.
         layout: where in a row the distributions (and gold labels) are.
-        labelled: whether any row has gold labels; of a language model, the text itself is them.
-        pairs: whether rows are pairs of texts, so that `token_type_ids` are stored.
-        embeddings: the teacher's word embeddings, where they are kept.
-        compression: what the columns that are worth it are compressed with.
-        measured: what the signals cost and lose, by signal, on a sample of the corpus.
+        labelled: whether any row has gold labels; those of a language model are the text itself.
+        pairs: whether rows are pairs of texts; then `token_type_ids` are stored.
+        embeddings: the teacher's word embeddings, if the dump has them.
+        compression: compression of the columns for which it saves enough bytes.
+        measured: size and loss of the signals, measured on a sample of the corpus, by signal.
     """
 
     format_version: int
@@ -142,7 +159,7 @@ class Manifest(_Frozen):
 
     @property
     def shards(self) -> int:
-        """How many shards the whole dump has."""
+        """The number of shards of the complete dump."""
         return -(-self.corpus.rows // self.options.shard_rows)
 
     @property
@@ -163,25 +180,26 @@ class Manifest(_Frozen):
 
     @property
     def per_column(self) -> dict[str, Per]:
-        """What each of the signals' columns has an entry for, by the column's name."""
+        """What an entry of each signal column belongs to (token, position or row), by the column's name."""
         return {column.name: signal.per for signal in self.signals for column in signal.columns}
 
     def measured_in_words(self, signal: str) -> str:
-        """What a signal costs and loses, to be put after its description; empty where nothing was measured."""
+        """Return the measured size and loss of a signal as text after its description; empty if nothing was
+        measured."""
         facts = [f"{_WORDS.get(key, key)} {value:.3g}" for key, value in self.measured.get(signal, {}).items()]
         return f"; on a sample: {', '.join(facts)}" if facts else ""
 
     def rows_of_shard(self, index: int) -> range:
-        """The corpus rows that shard `index` holds."""
+        """Return the corpus rows of shard `index`."""
         first = index * self.options.shard_rows
         return range(first, min(first + self.options.shard_rows, self.corpus.rows))
 
     def write(self, folder: Folder) -> None:
-        """Write it into a dump's folder, whole or not at all."""
+        """Write the manifest into a dump's folder, atomically."""
         (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n")
 
     def differences(self, asked: "Manifest") -> list[str]:
-        """One sentence for each thing in which a command that would write `asked` differs from this dump."""
+        """Return one sentence for each difference between this dump and the manifest that a command would write."""
         mine, theirs = self._facts(), asked._facts()
         return [
             f"{key}: the dump has {mine.get(key, 'none')}, this command asks for {theirs.get(key, 'none')}"
@@ -190,17 +208,18 @@ class Manifest(_Frozen):
         ]
 
     def _facts(self) -> dict[str, Any]:
-        """Everything by its place, a signal's by its name and whether they are the codec's or not."""
+        """Return all values by their path; in a signal's path, its name replaces its index, and the codec's values are
+        beside its own."""
         content = self.model_dump(mode="json")
         entries = {signal.name: entry for signal, entry in zip(self.signals, content["signals"], strict=True)}
         return _flat(content | {"signals": {name: entry | entry["codec"] for name, entry in entries.items()}})
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a dump's folder.
+    """Read the manifest of a dump's folder.
 
     Raises:
-        DumpError: when there is none, when it is damaged, or when another format version wrote it.
+        DumpError: if there is none, if it is damaged, or if its format version cannot be read.
     """
     path = folder / FILE_NAME
     try:

@@ -1,9 +1,10 @@
-"""Row groups of a dump, as a trainer reads them: in any order, again and again, without ever reading a whole shard.
+"""Row groups of a dump for training: read in any order and repeatedly, without reading whole shards.
 
-Every page has a checksum, which is verified whenever it is read; what no page holds (the footer, the pages' heads) is
-held against the manifest, the receipt and the other columns. So damage is found before anything is learnt from it, and
-the first batch need not wait until whole shards are hashed, as `Dump.verify` does. (Of 58,645 ways to change one byte
-of a shard, all but six changed nothing that is read or were found; these made one encoding of a page another.)
+Every page has a checksum, which is verified whenever the page is read. What is outside of pages (the footer, the page
+headers) is compared with the manifest, the receipt and the other columns. So damage is found before anything is learnt
+from it, and the first batch does not wait until whole shards are hashed, as `Dump.verify` does. (Of 58,645 ways to
+change one byte of a shard, all except six either changed nothing that is read or were found; those six changed one
+encoding of a page into another.)
 """
 
 from collections import OrderedDict
@@ -25,19 +26,19 @@ from shared.dump.shards import Receipt, open_shard, shard_path
 from shared.errors import DumpError
 from shared.storage import Folder
 
-# Files that are open at once: opening one takes some 0.2 ms, and systems allow a process 1,024, often fewer.
+# The most files open at once. Opening one takes about 0.2 ms; systems allow a process 1,024 open files, often fewer.
 MOST_OPEN = 64
-# What a row group has in memory and not in the file, for each token: int32 positions and labels.
+# Bytes per token that a row group has in memory but not in the file: int32 positions and labels.
 _MORE_BYTES_PER_TOKEN = 8
-# What pyarrow raises for bytes that make no sense.
+# What pyarrow raises for invalid bytes.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, IndexError)
 
 
 @dataclass(frozen=True, eq=False)
 class GroupSizes:
-    """Rows, tokens and bytes in memory of each row group, int64 [G] each; tokens and bytes are good to a few per cent.
+    """Rows, tokens and bytes in memory of each row group, int64 [G] each.
 
-    (Parquet counts a row without tokens as one token.)
+    Tokens and bytes are accurate to a few per cent. (Parquet counts a row without tokens as one token.)
     """
 
     rows: NDArray[np.int64]
@@ -46,10 +47,12 @@ class GroupSizes:
 
 
 class GroupReader:
-    """The row groups of all shards of a complete dump, numbered through.
+    """A reader of the row groups of a complete dump, which are numbered across all shards.
 
     Args:
-        receipts: those of all shards, by index.
+        folder: location of the dump.
+        manifest: the dump's manifest.
+        receipts: the receipts of all shards, by index.
     """
 
     def __init__(self, folder: Folder, manifest: Manifest, receipts: dict[int, Receipt]) -> None:
@@ -64,7 +67,13 @@ class GroupReader:
         self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
-        """Sizes of the row groups with the codecs' columns named. Reads the footers alone, some 0.3 ms a shard."""
+        """Return the sizes of all row groups with these columns of codecs.
+
+        It reads the footers only, which takes about 0.3 ms per shard.
+
+        Raises:
+            DumpError: for damage, with the name of the file.
+        """
         read = {*self._plain, *columns}
         tokens: list[int] = []
         sizes: list[int] = []
@@ -82,10 +91,10 @@ class GroupReader:
         )
 
     def read(self, group: int, columns: Sequence[str]) -> RowGroup:
-        """Row group `group` with the codecs' columns named.
+        """Read row group `group` with these columns of codecs.
 
         Raises:
-            DumpError: for damage, naming the file and the row group within it.
+            DumpError: for damage, with the name of the file and the number of the row group in it.
         """
         shard, within = self._groups[group]
         try:
@@ -99,11 +108,13 @@ class GroupReader:
         return found
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(row numbers [R], whether each has a gold label [R]) of row group `group`, from its smallest columns alone.
-        Rows that belong together (the windows of a question's context) have the same number.
+        """Return (row numbers [R], whether each row has a gold label [R]) of row group `group`.
+
+        Rows that belong together (the windows of a question's context) have the same number. It reads only the smallest
+        columns.
 
         Raises:
-            DumpError: for damage, naming the file and the row group within it.
+            DumpError: for damage, with the name of the file and the number of the row group in it.
         """
         shard, within = self._groups[group]
         layout, labelled = self._manifest.layout, self._manifest.labelled
@@ -152,7 +163,7 @@ class GroupReader:
 
 
 def _footer(metadata: pq.FileMetaData, read: Collection[str]) -> Iterator[tuple[int, int]]:
-    """(tokens, bytes of the columns read) of each row group."""
+    """Yield (tokens, bytes of the columns in `read`) of each row group."""
     names = [metadata.schema.column(leaf).path.split(".list.")[0] for leaf in range(metadata.num_columns)]
     leaves = [leaf for leaf, name in enumerate(names) if name in read]
     ids = names.index("input_ids")

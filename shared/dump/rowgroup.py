@@ -1,4 +1,4 @@
-"""Row groups in memory: flat arrays, and no Python object a row.
+"""Row groups in memory: flat arrays, without a Python object per row.
 
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shared.dump.codecs import Column, counts_of
 from shared.dump.signals import Per
 
-# A gold label that nobody knows: what torch's cross-entropy ignores, and a null in the files.
+# A missing gold label: the value that torch's cross-entropy ignores, and null in the files.
 MISSING = -100
 
 Offsets = NDArray[np.int64]
@@ -21,9 +21,9 @@ Int32 = NDArray[np.int32]
 
 
 class Lists:
-    """A list column in memory: the values of all positions one after the other, and where each position's begin.
+    """A list column in memory: the values of all positions one after the other, and the offsets of each position.
 
-    Cut and joined like an array of one list a position.
+    It is sliced and joined like an array with one list per position.
 
     Attributes:
         values: [E].
@@ -35,12 +35,12 @@ class Lists:
 
     @classmethod
     def of_counts(cls, values: NDArray[Any], counts: NDArray[Any]) -> "Lists":
-        """From how many values each position has."""
+        """Return the list column with `counts` values at each position."""
         return cls(values, np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 
     @property
     def counts(self) -> NDArray[np.int32]:
-        """How many values each position has, [N]."""
+        """The number of values of each position, [N]."""
         return np.diff(self.offsets).astype(np.int32)
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ Values = NDArray[Any] | Lists
 
 
 def join(parts: Sequence[Values]) -> Values:
-    """Several pieces of one column, one after the other."""
+    """Concatenate pieces of one column."""
     if not isinstance(parts[0], Lists):
         return np.concatenate(parts)  # type: ignore[arg-type]
     lists = [part for part in parts if isinstance(part, Lists)]
@@ -66,7 +66,7 @@ def join(parts: Sequence[Values]) -> Values:
 
 
 def from_flat(columns: Sequence[Column], flat: Mapping[str, NDArray[Any]]) -> dict[str, Values]:
-    """What a codec's `encode` gives, as arrays -> one entry a column."""
+    """Return a codec's columns, from the result of its `encode` as arrays."""
     return {
         column.name: Lists.of_counts(flat[column.name], flat[counts_of(column.name)])
         if column.is_list
@@ -76,7 +76,7 @@ def from_flat(columns: Sequence[Column], flat: Mapping[str, NDArray[Any]]) -> di
 
 
 def to_flat(columns: Mapping[str, Values]) -> dict[str, NDArray[Any]]:
-    """One entry a column -> what a codec's `decode` takes, as arrays."""
+    """Return the arguments of a codec's `decode` as arrays, from its columns."""
     flat: dict[str, NDArray[Any]] = {}
     for name, values in columns.items():
         if isinstance(values, Lists):
@@ -91,47 +91,48 @@ class Flat:
     """A column of R rows.
 
     Attributes:
-        values: of all rows, one after the other; MISSING in place of a missing number.
-        offsets: int64 [R + 1]; row r has values[offsets[r]:offsets[r + 1]]. None where each row has one value.
+        values: values of all rows, one after the other; MISSING instead of a missing number.
+        offsets: int64 [R + 1]; row r has values[offsets[r]:offsets[r + 1]]. None if each row has one value.
     """
 
     values: Values
     offsets: Offsets | None = None
 
     def numbers(self) -> NDArray[Any]:
-        """The values of a column that has no lists but its rows'."""
+        """Return the values of a column without lists in lists."""
         assert not isinstance(self.values, Lists)
         return self.values
 
     def list_offsets(self) -> Offsets:
-        """Where the rows' lists begin and end, of a column that has a list for each row."""
+        """Return the offsets of a column that has a list for each row."""
         assert self.offsets is not None
         return self.offsets
 
 
 def check_lengths(name: str, columns: Mapping[str, Flat], expected: Offsets) -> None:
-    """Raises ValueError where the lists of a column have other lengths than these (a damaged file)."""
+    """Raise ValueError if the offsets of a column's lists are not the expected ones (a damaged file)."""
     found = columns[name].list_offsets()
     if found is not expected and not np.array_equal(found, expected):
-        raise ValueError(f"the lists of column {name!r} have other lengths than their rows")
+        raise ValueError(f"the lengths of the lists in column {name!r} do not fit their rows")
 
 
 @dataclass
 class RowGroup:
-    """Some rows, flat.
+    """Some rows, as flat arrays.
 
     Attributes:
         rows: int64 [R], row numbers of the corpus.
         token_offsets: int64 [R + 1]; row r's tokens are input_ids[token_offsets[r]:token_offsets[r + 1]].
         input_ids: int32 [T].
-        token_type_ids: uint8 [T], or None where rows are no pairs.
-        position_offsets: int64 [R + 1], likewise into the recorded positions.
+        token_type_ids: uint8 [T], or None if rows are not pairs.
+        position_offsets: int64 [R + 1]; row r's recorded positions are
+            positions[position_offsets[r]:position_offsets[r + 1]].
         positions: int32 [P], indices into the row's own tokens.
-        labels: int32 [P], gold labels, -100 where missing.
-        columns: the codecs' columns, [n, width] ([n] at width 1), `Lists` of n where there are different numbers of
-            values; n is T, P or R, as what the signal is recorded per.
-        questions: int64 [R], where rows are windows of a question's context: the question's row in the files. A row
-            group that is read again is without them.
+        labels: int32 [P], gold labels, -100 if missing.
+        columns: columns by name. Those of codecs are [n, width] ([n] at width 1), or `Lists` of n if the number of
+            values varies; n is T, P or R for a signal that is recorded per token, position or row.
+        questions: int64 [R], the question's row in the files, if rows are windows of a question's context; None after
+            reading.
     """
 
     rows: NDArray[np.int64]
@@ -145,10 +146,11 @@ class RowGroup:
     questions: NDArray[np.int64] | None = None
 
     def offsets(self, per: Per) -> Offsets:
-        """int64 [R + 1], where each row's entries begin and end in a column of a signal that is recorded per this."""
+        """Return the offsets of rows, int64 [R + 1], in a column of a signal that is recorded per token, position or
+        row."""
         return offsets_per(per, self.token_offsets, self.position_offsets)
 
 
 def offsets_per(per: Per, token_offsets: Offsets, position_offsets: Offsets) -> Offsets:
-    """The offsets [R + 1] of entries of which there is one for each token, recorded position or row."""
+    """Return the offsets of rows, [R + 1], in a column with one entry per token, recorded position or row."""
     return {"token": token_offsets, "position": position_offsets, "row": np.arange(len(token_offsets))}[per]

@@ -1,8 +1,8 @@
 """Shards: row groups in plain Parquet files, and the receipt that commits a shard.
 
-Rows lie in a shard in the order in which the teacher met them: longest first, then by row number. A row group is cut
-where its signals reach about `ROW_GROUP_BYTES`, from the rows' lengths alone, so that the file does not depend on how
-rows were batched.
+Rows are in the order in which the teacher processed them: longest first, then by row number. A row group ends when its
+signals reach about `ROW_GROUP_BYTES`, computed only from the lengths of its rows, so that the file does not depend on
+how rows were batched.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,15 +23,15 @@ from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
 SHARDS = "shards"
-# Receipts that are fetched side by side.
+# The number of receipts that are fetched in parallel.
 READ_AT_ONCE = 32
 ROW_GROUP_BYTES = 2 * 2**20
-# More than a row group has, unless a single row is that large.
+# More than the size of a row group, unless a single row is that large.
 MOST_PAGE_BYTES = 2**26
 
 
 class Receipt(BaseModel):
-    """What was written: a shard without a receipt that fits it is not there."""
+    """What was written into a shard; a shard without a matching receipt counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,17 +44,17 @@ class Receipt(BaseModel):
 
 
 def shard_path(folder: Folder, index: int) -> Folder:
-    """Where shard `index` of a dump lies."""
+    """Return the location of shard `index` of a dump."""
     return folder / SHARDS / f"{index:05d}.parquet"
 
 
 def receipt_path(folder: Folder, index: int) -> Folder:
-    """Where its receipt lies."""
+    """Return the location of the receipt of shard `index`."""
     return folder / SHARDS / f"{index:05d}.json"
 
 
 def read_receipt(folder: Folder, index: int) -> Receipt | None:
-    """The receipt of a committed shard, or None where the shard is absent, incomplete or of another size."""
+    """Return the receipt of a committed shard; None if the shard is absent, incomplete or of another size."""
     try:
         receipt = Receipt.model_validate_json(receipt_path(folder, index).read_bytes())
         return receipt if shard_path(folder, index).size() == receipt.bytes else None
@@ -63,7 +63,7 @@ def read_receipt(folder: Folder, index: int) -> Receipt | None:
 
 
 def read_receipts(folder: Folder, shards: int) -> dict[int, Receipt]:
-    """The receipts of all committed shards of so many, by index."""
+    """Return the receipts of all committed shards of a dump with `shards` shards, by index."""
     indices = range(shards)
     if folder.local is not None:
         found = [read_receipt(folder, index) for index in indices]
@@ -74,8 +74,8 @@ def read_receipts(folder: Folder, shards: int) -> dict[int, Receipt]:
 
 
 def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequence[int]) -> list[int]:
-    """Rows of each row group, from the lengths of the shard's rows in their order in the shard."""
-    # Those of the ids and of the gold labels.
+    """Return the number of rows of each row group, from the lengths of the shard's rows, in the shard's order."""
+    # The bytes of ids and of gold labels.
     bytes_per: dict[Per, int] = {"token": 4, "position": 4, "row": 0}
     for signal in manifest.signals:
         bytes_per[signal.per] += signal.codec.bytes_per_position
@@ -90,10 +90,10 @@ def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequen
 
 
 def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator[RowGroup]) -> Receipt:
-    """Write a shard's row groups as they come, then its receipt. Either the shard is committed or it is absent."""
+    """Write a shard's row groups one by one, then its receipt. The shard is either committed or absent."""
     facts: dict[str, Any] = {}
     path = shard_path(folder, index)
-    # A receipt of a shard that was deleted must not vouch for the new one.
+    # The receipt of a deleted shard must not count for the new one.
     receipt_path(folder, index).remove()
     path.write(lambda file: facts.update(write_groups(file, manifest, groups)))
     receipt = Receipt(**facts, bytes=path.size(), sha256=sha256_of(path))
@@ -102,12 +102,12 @@ def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator
 
 
 def write_receipt(folder: Folder, index: int, receipt: Receipt) -> None:
-    """Commit a shard that is written."""
+    """Commit a shard by writing its receipt."""
     receipt_path(folder, index).write_text(receipt.model_dump_json() + "\n")
 
 
 def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup]) -> dict[str, Any]:
-    """Write row groups as one Parquet file; returns the receipt's rows, tokens, positions and row_groups."""
+    """Write row groups as one Parquet file, and return the receipt's rows, tokens, positions and row_groups."""
     schema = shard_schema(manifest)
     rows = tokens = positions = 0
     row_groups = []
@@ -124,14 +124,18 @@ def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup]
 
 
 def weigh(manifest: Manifest, groups: Iterator[RowGroup]) -> tuple[dict[str, Any], dict[str, int], int]:
-    """Row groups as a shard that is written nowhere: (the receipt's facts, bytes of each column, bytes of it all)."""
+    """Write row groups as a shard in memory, and return (the receipt's facts, bytes of each column, bytes in all)."""
     sink = BytesIO()
     facts = write_groups(sink, manifest, groups)
     return facts, column_sizes([pq.ParquetFile(sink).metadata]), sink.getbuffer().nbytes
 
 
 def open_shard(folder: Folder, index: int) -> pq.ParquetFile:
-    """A shard for reading, with page checksums verified. Raises DumpError for a file that is no Parquet (cut short)."""
+    """Open a shard for reading, with verification of page checksums.
+
+    Raises:
+        DumpError: for a file that is not Parquet, for example because it is truncated.
+    """
     path = shard_path(folder, index)
     try:
         return pq.ParquetFile(path.local or path.open(), page_checksum_verification=True)
@@ -140,7 +144,7 @@ def open_shard(folder: Folder, index: int) -> pq.ParquetFile:
 
 
 def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
-    """Compressed bytes of each column, over some shards."""
+    """Return the compressed bytes of each column, summed over shards."""
     sizes: dict[str, int] = {}
     for metadata in shards:
         for group in range(metadata.num_row_groups):
@@ -152,22 +156,27 @@ def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:
 
 
 def read_row_group(manifest: Manifest, shard: pq.ParquetFile, group: int, columns: Sequence[str]) -> RowGroup:
-    """Row group `group` of an open shard with the codecs' columns named."""
+    """Read row group `group` of an open shard with these columns of codecs."""
     read = [*training_columns(manifest), *columns]
     return from_table(manifest, shard.read_row_group(group, columns=read, use_threads=False), columns)
 
 
 def _writer_options(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
-    """Vectors and states hardly compress, so they are stored as they are; whole numbers in byte planes, which ZSTD
-    finds easy, at level 3 (some 2% smaller than at 1 where ids are sampled; beyond it little is won); statistics of
-    lists serve nobody. A row group's column is one page, so that it can be read as one array."""
+    """Return the options of the Parquet writer.
+
+    Vectors and states hardly compress, so they are stored without compression. Integers are stored in byte planes,
+    which ZSTD compresses well, at level 3 (about 2% smaller than at level 1 for sampled ids; higher levels gain
+    little). There are no statistics of list columns, because nothing uses them. Each column of a row group is one page,
+    so that it can be read as one array.
+    """
     vectors = {column.name for signal in manifest.signals if not signal.codec.compresses for column in signal.columns}
     # Measured on WNUT-17: ids take 10% fewer bytes in planes than in a dictionary, positions 27%; labels 6% more.
     few = few_values(manifest) & set(schema.names)
     leaves = {name: _leaf(name, schema.field(name).type) for name in schema.names}
     planes = [name for name in schema.names if name not in few and _is_whole(schema.field(name).type)]
     compressed = [] if manifest.compression == "none" else [name for name in schema.names if name not in vectors]
-    # Our own byte planes take fewest bytes at level 1 (of top-64: 85.7 a position against 88.8 at 3).
+    # The byte planes of `codecs/coding/planes.py` are smallest at level 1 (top-64: 85.7 bytes per position, and 88.8 at
+    # level 3).
     split = {column.name for signal in manifest.signals for column in signal.columns if column.dtype == "uint8"}
     levels = {leaves[name]: 1 if name in split else 3 for name in compressed} if manifest.compression == "zstd" else {}
     return {

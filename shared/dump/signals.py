@@ -1,7 +1,7 @@
-"""Signals: what is recorded from a teacher, where in it, per what, and by which codec.
+"""Signals: what is recorded from a teacher, at which site and layer, per token, position or row, and with which codec.
 
-A signal is an entry of the manifest, and says everything that a reader needs. The table of sites is for those who ask
-for signals, and for messages: adding a site is one line here, and one for each engine that can give it.
+A signal is an entry of the manifest, with everything that a reader needs. The table of sites is used when signals are
+requested and for messages. A new site is one line here, and one in each engine that can record it.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, field
 from shared.dump.codecs import AnyCodec, Codec, Column, DistributionCodec
 from shared.registry import Registry
 
-# What there is one of for each token of a row, for each of its recorded positions, or for the row.
+# Whether a signal has one entry for each token of a row, for each of its recorded positions, or for the row.
 Per = Literal["token", "position", "row"]
 
 DISTRIBUTION, HIDDEN = "distribution", "hidden"
-# What attention works with in a layer, from which a student's attention relations are made (MiniLMv2).
+# The inputs of a layer's attention, from which attention relations are computed (MiniLMv2).
 RELATIONS = ("queries", "keys", "values")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a teacher at which something can be recorded.
+    """A site of a teacher: something that can be recorded.
 
     Attributes:
-        words: what is there, for people.
-        holds: distributions over classes or a vocabulary, or vectors.
-        per: what there is one of it for.
-        first_layer: the number of the lowest layer that has it, as transformers counts its `hidden_states` (0 is the
-            embeddings' output, n that of the n-th layer); None where it is no layer's.
+        words: what it is, as text for messages and reports.
+        holds: whether it gives distributions or vectors.
+        per: whether it has one entry per token, position or row.
+        first_layer: number of the lowest layer that has it, counted like transformers' `hidden_states` (0 is the output
+            of the embeddings, n that of the n-th layer); None if it does not belong to a layer.
     """
 
     words: str
@@ -51,14 +51,14 @@ SITES: Registry[Site] = Registry(
 
 
 class SignalKey(NamedTuple):
-    """By what a signal is known: its site, and where that is a layer's, which."""
+    """The key of a signal: its site, and the layer if the site belongs to one."""
 
     site: str
     layer: int | None = None
 
     @property
     def name(self) -> str:
-        """What a signal of it is called: "distribution", "hidden.6"."""
+        """The name of the signal: "distribution", "hidden.6"."""
         return self.site if self.layer is None else f"{self.site}.{self.layer}"
 
     def __str__(self) -> str:
@@ -68,8 +68,8 @@ class SignalKey(NamedTuple):
 class Signal(BaseModel):
     """One thing that a dump records.
 
-    In the manifest it is `{"site": "hidden", "layer": 6, "per": "token", "codec": {"codec": "int8", ...}}`: the codec's
-    `name`, which heads the names of its columns, follows from site and layer, and is not written.
+    In the manifest it is `{"site": "hidden", "layer": 6, "per": "token", "codec": {"codec": "int8", ...}}`. The codec's
+    `name`, with which the names of its columns begin, is not written, because it follows from site and layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +90,7 @@ class Signal(BaseModel):
     @model_validator(mode="after")
     def _the_codec_has_its_name(self) -> Self:
         if self.codec.name != self.name:
-            raise ValueError(f"the codec of the signal {self.name!r} is that of {self.codec.name!r}")
+            raise ValueError(f"the codec of the signal {self.name!r} has the name {self.codec.name!r}")
         return self
 
     @field_serializer("codec")
@@ -99,31 +99,31 @@ class Signal(BaseModel):
 
     @classmethod
     def of(cls, site: str, layer: int | None, codec: Codec) -> "Signal":
-        """The signal of a site of the table. Raises UsageError for one that it lacks."""
+        """Return the signal of a site. Raises UsageError if the table of sites lacks it."""
         return cls(site=site, layer=layer, per=SITES.named(site).per, codec=codec)
 
     @property
     def name(self) -> str:
-        """The site, and where it is a layer's its number after a dot: unique in a dump."""
+        """The site and, if it belongs to a layer, a dot and the layer's number; unique in a dump."""
         return self.key.name
 
     @property
     def key(self) -> SignalKey:
-        """Its site and layer."""
+        """The site and layer."""
         return SignalKey(self.site, self.layer)
 
     @property
     def is_distribution(self) -> bool:
-        """Whether it is distributions, and no vectors."""
+        """Whether the signal is distributions and not vectors."""
         return isinstance(self.codec, DistributionCodec)
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Its Parquet columns."""
+        """The signal's Parquet columns."""
         return self.codec.columns
 
     def describe(self) -> str:
-        """A few words for people."""
+        """Describe the signal in a few words, for messages and reports."""
         if self.is_distribution:
             return f"{self.name} ({self.codec.describe()})"
         words = SITES[self.site].words if self.site in SITES else self.site
@@ -132,5 +132,5 @@ class Signal(BaseModel):
         )
 
     def with_codec(self, codec: Codec) -> "Signal":
-        """The same signal by another codec."""
+        """Return the same signal with another codec."""
         return self.model_copy(update={"codec": codec})

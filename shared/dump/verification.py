@@ -1,4 +1,4 @@
-"""Whether every byte of a dump is still as it was written."""
+"""Verification that every byte of a dump is still as it was written."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ from shared.storage import Folder, sha256_of
 
 
 def verify(folder: Folder, manifest: Manifest) -> list[str]:
-    """One sentence for each damage, each naming its file; an empty list when there is none."""
+    """Return one sentence for each damage, with the file's name; an empty list if there is none."""
     damages = _verify_tokenizer(folder, manifest) + _verify_embeddings(folder, manifest)
     damages += [problem for index in range(manifest.shards) for problem in _verify_shard(folder, manifest, index)]
     expected = {
@@ -34,19 +34,19 @@ def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
     except Exception as error:  # tokenizers raises nothing more special
         return [f"{path}: cannot be read ({error})"]
     if hashlib.sha256(content.encode()).hexdigest() != manifest.tokenizer.fingerprint:
-        return [f"{path}: not the tokenizer that the manifest names"]
+        return [f"{path}: not the tokenizer that the manifest describes"]
     template = folder / "tokenizer" / "chat_template.jinja"
     if manifest.tokenizer.chat_template is None:
         return []
     if not template.exists():
         return [f"{template}: missing"]
     if sha256_of(template) != manifest.tokenizer.chat_template:
-        return [f"{template}: not the chat template that the manifest names"]
+        return [f"{template}: not the chat template that the manifest describes"]
     return []
 
 
 def _verify_embeddings(folder: Folder, manifest: Manifest) -> list[str]:
-    """The constants of signals were verified when the dump was opened; these are read only where they are needed."""
+    """Verify the word embeddings. (The constants of signals have been verified when the dump was opened.)"""
     try:
         if manifest.embeddings is not None:
             load_embeddings(manifest, folder)
@@ -63,7 +63,7 @@ def _verify_shard(folder: Folder, manifest: Manifest, index: int) -> list[str]:
         return [f"{path}: never finished (it has no receipt)"]
     receipt = read_receipt(folder, index)
     if receipt is None:
-        return [f"{path}: {path.size()} bytes long, which is not what its receipt says (or that is damaged)"]
+        return [f"{path}: its size of {path.size()} bytes is not that in its receipt (or the receipt is damaged)"]
     if sha256_of(path) != receipt.sha256:
         return [f"{path}: checksum differs, so at least one byte has changed"]
     try:
@@ -75,10 +75,10 @@ def _verify_shard(folder: Folder, manifest: Manifest, index: int) -> list[str]:
 
 
 def _verify_content(path: Folder, shard: pq.ParquetFile, manifest: Manifest, index: int) -> list[str]:
-    """Whether bytes that are as they were written are also this dump's: the columns, and the shard's own rows."""
+    """Verify that an undamaged file belongs to this dump: its columns, and the row numbers of this shard."""
     if shard.schema_arrow.names != shard_schema(manifest).names:
         return [f"{path}: columns {shard.schema_arrow.names} are not those of the manifest"]
     rows = shard.read(columns=["row"])["row"].to_pylist()
     if sorted(rows) != list(manifest.rows_of_shard(index)):
-        return [f"{path}: its rows are not rows {manifest.rows_of_shard(index)} of the corpus, each once"]
+        return [f"{path}: its rows are not the rows {manifest.rows_of_shard(index)} of the corpus, each exactly once"]
     return []

@@ -1,18 +1,20 @@
-"""Earlier format versions: their manifests as today's, so that nothing else has to know what they looked like."""
+"""Upgrades of manifests from earlier format versions, so that no other code has to know these versions."""
 
 from typing import Any
 
-# 1 had dense and top-k distributions and float16 vectors; 2 added codecs of a part of a vocabulary and of vectors; 3
-# exact distributions, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression, word
-# embeddings, questions in windows, and the number of attention heads; 5 has signals as typed entries, and a layout
-# with gold labels or without.
+# Version 1 has dense and top-k distributions and float16 vectors. Version 2 added the codec `sparse` and more vector
+# codecs; 3 exact distributions, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression,
+# word embeddings, questions in windows, and the number of attention heads. In version 5, signals are typed entries, and
+# the manifest has the name of a layout and says whether there are gold labels.
 FORMAT_VERSION = 5
 READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a manifest of any readable version -> what it is in today's, but for `format_version`, which still
-    says what the files of the dump are. What is damaged stays so, for the manifest's own checks to find.
+    """Return the JSON of a manifest of any readable version as that of the current version.
+
+    `format_version` is unchanged, because it describes the dump's files. Damaged parts are left for the manifest's own
+    validation to find.
     """
     if content["format_version"] >= 5:
         return content
@@ -22,13 +24,16 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     if "recorded" in new:
         new["layout"] = new.pop("recorded")
     if "gold" in new:
-        # They were where the distributions were, or nowhere.
+        # Gold labels were at the same positions as distributions, or "none".
         new["labelled"] = new.pop("gold") != "none"
     return new
 
 
 def _typed(signal: Any) -> Any:
-    """Up to version 4 a signal was its codec, whose name said the site and the layer: "distribution", "hidden.6"."""
+    """Return the typed entry of a signal of versions 1 to 4.
+
+    In these versions a signal was its codec, and its name had the site and the layer: "distribution", "hidden.6".
+    """
     if not isinstance(signal, dict) or not isinstance(signal.get("name"), str):
         return signal
     site, _, layer = signal["name"].partition(".")

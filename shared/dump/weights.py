@@ -1,7 +1,7 @@
-"""`weights/` of a dump: what is too large for the manifest, as safetensors.
+"""The folder `weights/` of a dump: tensors that are too large for the manifest, as safetensors.
 
-These are the constants that codecs need, which come with the manifest, and the teacher's word embeddings, which are
-read when they are asked for: few students begin from them.
+They are the constants of codecs, which are loaded with the manifest, and the teacher's word embeddings, which are read
+on demand, because few students start from them.
 """
 
 from typing import TypeVar
@@ -23,31 +23,31 @@ Owner = TypeVar("Owner", Codec, WordEmbeddings)
 
 
 def save_weights(manifest: Manifest, folder: Folder) -> None:
-    """Write the constants of every signal that has some, and the word embeddings, into a dump's folder."""
+    """Write the constants of all signals, and the word embeddings if there are any, into a dump's folder."""
     owners: list[Codec | WordEmbeddings] = [signal.codec for signal in manifest.signals]
     for owner in owners + ([manifest.embeddings] if manifest.embeddings else []):
         if owner.constants_file is not None:
             (folder / WEIGHTS).make()
-            # `save_file` would make a file that only its owner may read.
+            # `save_file` would create a file that only its owner can read.
             content = save({name: values.contiguous() for name, values in owner.constants().items()})
             (folder / WEIGHTS / owner.constants_file).write_bytes(content)
 
 
 def load_weights(manifest: Manifest, folder: Folder) -> Manifest:
-    """The manifest with the constants of its signals in place.
+    """Return the manifest with the constants of its signals.
 
     Raises:
-        DumpError: when a file is missing, damaged, or not the one that the manifest knows.
+        DumpError: if a file is missing, damaged, or not the one that the manifest describes.
     """
     signals = tuple(signal.with_codec(_load(signal.codec, folder)) for signal in manifest.signals)
     return manifest.model_copy(update={"signals": signals})
 
 
 def load_embeddings(manifest: Manifest, folder: Folder) -> Tensor:
-    """The teacher's word embeddings [V, D], float16.
+    """Read the teacher's word embeddings [V, D], float16.
 
     Raises:
-        DumpError: when the dump keeps none, or the file is missing, damaged, or not the one that the manifest knows.
+        DumpError: if the dump has none, or if the file is missing, damaged, or not the one that the manifest describes.
     """
     if manifest.embeddings is None:
         raise DumpError(
@@ -61,7 +61,7 @@ def _load(owner: Owner, folder: Folder) -> Owner:
         return owner
     path = folder / WEIGHTS / owner.constants_file
     try:
-        # A file of this machine is mapped, so that its tensors are in memory once.
+        # A file on this machine is memory-mapped, so that there is no second copy of its tensors.
         tensors = load(path.read_bytes()) if path.local is None else load_file(path.local)
         return owner.with_constants(tensors)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""What both halves do to a torch model: find its layers, hold its head back, look at its attention."""
+"""What both halves do with a torch model: find its layers, hold its head back, capture its attention."""

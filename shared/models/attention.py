@@ -1,10 +1,10 @@
-"""A model's attention, routed to functions of ours, and what it works with: queries, keys and values of some layers.
+"""Interception of a model's attention, and capture of the queries, keys and values of some layers.
 
 transformers' models look up their attention function, and the function that makes their masks, by a name in the
-configuration that their modules hold. While a block here is open that name is ours, and what is registered under it
-looks at the call and hands on to the model's own function. Afterwards the model is as it was.
+configuration of their modules. In a block here that name is replaced, and the function that is registered under it sees
+each call and passes it on to the model's own function. After the block the model is unchanged.
 
-Shapes: B rows, L tokens of the longest, H heads, D their width.
+Shapes: B rows, L tokens of the longest row, H heads, D width of a head.
 """
 
 import copy
@@ -23,21 +23,21 @@ from shared.dump.signals import RELATIONS
 
 NAME = "lectern"
 
-# (the name of the model's own function, its module, queries, keys, values, mask, **options) -> what that function gives
+# (name of the model's own function, module, queries, keys, values, mask, **options) -> the result of that function
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
-# (the name of the model's own function, the arguments for it) -> a mask of the model's kind
+# (name of the model's own function, its arguments) -> a mask of the model's kind
 MakeMask = Callable[[str, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What attention works with in one layer, as its function is given it: after rotary embedding where there is one.
+    """Queries, keys and values of one layer, as its attention function receives them: after rotary embedding, if any.
     Some models (OPT) scale queries beforehand.
 
     Attributes:
-        parts_BHLD: queries, keys and values, each [B, H, L, D], by their names in RELATIONS. Keys and values have fewer
-            heads under grouped-query attention.
-        is_causal: whether no token attends to those after it.
+        parts_BHLD: name in RELATIONS -> queries, keys or values [B, H, L, D]. With grouped-query attention, keys and
+            values have fewer heads.
+        is_causal: whether tokens do not attend to later ones.
     """
 
     parts_BHLD: dict[str, Tensor]
@@ -45,22 +45,22 @@ class Captured:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each part, all heads together."""
+        """The width of each part, all heads together."""
         return {name: part.shape[1] * part.shape[3] for name, part in self.parts_BHLD.items()}
 
     @property
     def heads(self) -> int:
-        """How many heads the queries have."""
+        """The number of heads of the queries."""
         return self.parts_BHLD[RELATIONS[0]].shape[1]
 
 
 class Capture:
-    """What attention inside of some layers is given, by the numbers under which the layers are asked for.
+    """A recorder of the queries, keys and values in some layers, by the layers' numbers.
 
     Args:
         layers: modules by number; one module may have several numbers.
-        refusal: the exception for a layer of this number in which attention runs more than once in a forward pass, so
-            that it cannot be told which is meant (all of ALBERT's layers are one module).
+        refusal: makes the exception for a layer (by its number) in which attention runs more than once per forward
+            pass, because its queries, keys and values are then ambiguous (all layers of ALBERT are one module).
     """
 
     def __init__(self, layers: Mapping[int, nn.Module], refusal: Callable[[int], Exception]) -> None:
@@ -72,7 +72,7 @@ class Capture:
                 self._numbers_of[id(part)] = (*self._numbers_of.get(id(part), ()), number)
 
     def note(self, module: nn.Module, *parts_BHLD: Tensor) -> None:
-        """Take note of the queries, keys and values that an attention module is about to use."""
+        """Record the queries, keys and values that an attention module is about to use."""
         for number in self._numbers_of.get(id(module), ()):
             if number in self.captured:
                 raise self._refusal(number)
@@ -81,7 +81,7 @@ class Capture:
 
     @contextmanager
     def renewed(self, model: nn.Module) -> Iterator[dict[int, Captured]]:
-        """While open, every forward pass of the model begins with nothing captured."""
+        """In the block, every forward pass of the model begins with nothing captured."""
         hook = model.register_forward_pre_hook(lambda module, arguments: self.captured.clear())
         try:
             yield self.captured
@@ -93,12 +93,12 @@ class Capture:
 def captured_in(
     model: PreTrainedModel, layers: Mapping[int, nn.Module], refusal: Callable[[int], Exception]
 ) -> Iterator[dict[int, Captured]]:
-    """While open, a forward pass of the model fills in what attention in these layers works with, by their numbers, as
-    parts of autograd's graph.
+    """In the block, a forward pass of the model fills the dict with the queries, keys and values of these layers, by
+    their numbers, as parts of autograd's graph.
 
-    The layers' modules hold a copy of their configuration meanwhile, so that everything else of the model, its masks
-    too, follows its own: any attention function may be looked at in this way, not only those that `routed` may replace
-    in a whole model. `refusal` is what `Capture` raises.
+    In the block, the layers' modules have a copy of their configuration, so that the rest of the model, including its
+    masks, uses the original one. So any attention function can be captured, not only those that `routed` can replace in
+    a whole model. `refusal` makes the exception that `Capture` raises.
     """
     capture = Capture(layers, refusal)
 
@@ -112,19 +112,20 @@ def captured_in(
 
 @contextmanager
 def routed(configs: Iterable[PreTrainedConfig], attend: Attend, make_mask: MakeMask | None = None) -> Iterator[None]:
-    """While open, modules that read these very configurations (objects, not values) call `attend` for attention, and
-    `make_mask` for masks. Without `make_mask` the model's own function makes them.
+    """In the block, modules with these configurations (the same objects) call `attend` for attention, and `make_mask`
+    for masks. Without `make_mask`, the model's own function makes masks.
 
-    Routed by the same `attend` already, a configuration stays as it is.
+    A configuration that is already routed to the same `attend` is left unchanged.
 
     Raises:
-        AlreadyRoutedError: where a configuration is routed to another function.
+        AlreadyRoutedError: if a configuration is routed to another function.
     """
     opened: list[_Route] = []
     for config in configs:
         if id(config) not in _ROUTES and config._attn_implementation != NAME:
             opened.append(_Route(config, config._attn_implementation, attend, make_mask or _own_mask))
-        elif id(config) not in _ROUTES or _ROUTES[id(config)].attend != attend:  # a routed one's copy; someone else's
+        # A copy of a routed configuration, or one that is routed to another function.
+        elif id(config) not in _ROUTES or _ROUTES[id(config)].attend != attend:
             raise AlreadyRoutedError
     try:
         for route in opened:
@@ -138,32 +139,34 @@ def routed(configs: Iterable[PreTrainedConfig], attend: Attend, make_mask: MakeM
 
 
 class AlreadyRoutedError(Exception):
-    """A model's attention is routed elsewhere."""
+    """A model's attention is already routed to another function."""
 
 
 def own_attention(own: str, module: nn.Module) -> Callable[..., Any]:
-    """The attention function that a module calls by this name, which is its own ("eager") or one of transformers'."""
+    """Return the attention function that a module calls by this name: its own ("eager") or one of transformers'."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
     return function
 
 
 def own_mask_function(own: str) -> Callable[..., Any]:
-    """The function that makes the masks for the attention function of this name."""
+    """Return the function that makes the masks for the attention function with this name."""
     function: Callable[..., Any] = ALL_MASK_ATTENTION_FUNCTIONS[own]
     return function
 
 
 def configs_of(model: nn.Module) -> list[PreTrainedConfig]:
-    """Every configuration that a part of the model reads, each once."""
+    """Return all configurations that modules of the model have, each once."""
     configs = (getattr(module, "config", None) for module in model.modules())
     return list({id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values())
 
 
 @dataclass(frozen=True)
 class _Route:
-    """Where calls for a configuration go, and the name of the model's own function. (The configuration is held so that
-    its id, by which it is found, stays its own.)"""
+    """The functions for a configuration, and the name of the model's own function.
+
+    It references the configuration so that its id, by which the route is found, is not reused.
+    """
 
     config: PreTrainedConfig
     own: str
@@ -197,7 +200,7 @@ AttentionMaskInterface.register(NAME, _make_mask)
 
 @contextmanager
 def _configured_apart(parts: Iterable[nn.Module]) -> Iterator[list[PreTrainedConfig]]:
-    """While open, each module inside of these parts reads a copy of its configuration: these copies."""
+    """In the block, each module in these parts has a copy of its configuration; gives the copies."""
     replaced: dict[int, tuple[Any, PreTrainedConfig]] = {}
     try:
         for module in (module for part in parts for module in part.modules()):

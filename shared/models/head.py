@@ -1,9 +1,9 @@
-"""A language model's head, held back while the model runs.
+"""A language model's head (output projection), held back during the forward pass.
 
-A full `[tokens, vocabulary]` tensor is what runs out of memory first: 16k tokens of a 152k vocabulary are 10 GB. So
-the output projection gets zero tokens inside the model, and what would have gone into it is kept, to be projected
-afterwards at the positions that matter, a slice at a time. Whether that gives what the model itself gives is found out
-once, on a probe: an unknown step after the projection means that the model's own logits are used.
+A full `[tokens, vocabulary]` tensor is the first to exceed the memory: 16k tokens of a 152k vocabulary take 10 GB. So
+in the model the output projection gets zero tokens, and its input is kept and projected afterwards, in slices of the
+positions that matter. Once, on a probe, the result is compared with the model's own logits; if there is an unknown step
+after the projection, the model's own logits are used.
 
 Shapes: B rows, L tokens, D width, V vocabulary, N positions.
 """
@@ -21,24 +21,30 @@ from shared.models.probe import PROBE_TOKENS, probe_inputs
 
 @dataclass(frozen=True)
 class HeldBack:
-    """What would have gone into a projection, and the type in which it would have been projected there: half precision
-    under autocast, which may be open inside of the model alone."""
+    """The input of a projection that was held back.
+
+    Attributes:
+        states_BLD: the input.
+        dtype: the type in which the model would have projected it: half precision under autocast, which may be active
+            only inside the model.
+    """
 
     states_BLD: Tensor
     dtype: torch.dtype
 
     @property
     def states_ND(self) -> Tensor:
-        """The states of all B * L tokens."""
+        """The states of all N = B * L tokens."""
         return self.states_BLD.flatten(0, -2)
 
 
 def run_without_head(model: nn.Module, projection: nn.Module, inputs: dict[str, Any]) -> tuple[Any, HeldBack]:
-    """The output of `model` but for its logits, of which there are none, and what was held back. `model` is the
-    projection's, or one that wraps it (DistributedDataParallel).
+    """Run `model` and return (its output, in which the logits have zero tokens; the input of the projection).
+
+    `model` is the model of the projection, or a wrapper around it (DistributedDataParallel).
 
     Raises:
-        ValueError: where the projection ran more than once, or never.
+        ValueError: if the projection ran more than once, or not at all.
     """
     found: list[HeldBack] = []
 
@@ -66,12 +72,17 @@ def gives_own_logits(
     after: Callable[[Tensor], Tensor],
     logits_of: Callable[[dict[str, Any], Tensor], Tensor],
 ) -> bool:
-    """Whether `logits_of` (inputs, flat indices [N] into B * L -> float32 logits_NV, which holds the projection back)
-    gives the logits of the model, which must be in evaluation mode.
+    """Whether `logits_of`, which holds the projection back, gives the model's own logits.
 
-    Two questions, because half precision blurs matrix products by more than a soft cap changes them: are the model's
-    logits, number by number, what `after` makes of its own projection's output? And is that output, but for rounding,
-    the projection of what is held back?
+    Two things are checked, because the rounding error of matrix products in half precision is larger than the effect of
+    a soft cap: that each of the model's logits is `after` applied to the output of its own projection, and that this
+    output, up to rounding, is the projection of the states that are held back.
+
+    Args:
+        model: the model, which must be in evaluation mode.
+        projection: its output projection.
+        after: the step after the projection.
+        logits_of: (inputs, flat indices [N] into B * L) -> float32 logits_NV.
     """
     inputs = probe_inputs(model)
     projected: list[Tensor] = []
@@ -83,10 +94,10 @@ def gives_own_logits(
     try:
         found_NV = logits_of(inputs, torch.arange(PROBE_TOKENS, device=model.device)).to(expected_NV.device)
     except (RuntimeError, ValueError, IndexError):
-        return False  # A model that takes its projection's output to be of all tokens, or calls it twice.
+        return False  # The model expects the projection's output for all tokens, or calls the projection twice.
     if len(projected) != 1 or found_NV.shape != expected_NV.shape:
         return False
-    # NaN weights are reported later, with the row; here they must not look like an unknown head.
+    # NaN weights are reported later, with the row; here they must not be mistaken for an unknown head.
     rounding = torch.finfo(projected[0].dtype).eps
     reached_NV = after(projected[0][0]).float().to(expected_NV.device)
     blur = max(1e-4, 16 * rounding * float(expected_NV.nan_to_num().abs().max()))

@@ -1,7 +1,7 @@
-"""A model's layers: which of its modules they are.
+"""The layers of a model.
 
-transformers has no common name for them, but every architecture keeps them in a `ModuleList`. Of several such lists
-(convolutions in front, experts inside of a layer, an image tower) the layers are the one with most parameters.
+transformers has no common name for them, but every architecture has them in a `ModuleList`. If there are several such
+lists (convolutions before the layers, experts inside a layer, an image tower), it is the one with the most parameters.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ from transformers import PreTrainedModel
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of layers: of the base model's lists of modules that with most parameters; empty if there is none.
+    """Return the stack of layers: the base model's list of modules with the most parameters; empty if there is none.
 
-    In an encoder-decoder this is usually the decoder, whose layers are larger.
+    In an encoder-decoder this is usually the decoder, because its layers are larger.
     """
     return _largest(model.base_model, None)
 
 
 def numbered_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """The layers as `hidden_states` number them: the layer at n - 1 puts out hidden state n. Empty where no stack has
-    as many modules as the configuration counts layers (in ALBERT all layers are one module, which runs several times).
+    """Return the layers in the order of `hidden_states`: the output of the layer at index n - 1 is hidden state n.
 
-    In an encoder-decoder these are the encoder's, because `num_hidden_layers` counts those.
+    It is empty if no stack has as many modules as the configuration has layers (in ALBERT all layers are one module,
+    which runs several times). In an encoder-decoder they are the layers of the encoder, because `num_hidden_layers`
+    counts those.
     """
     count = layer_count(model)
     if not count:
@@ -33,13 +34,13 @@ def numbered_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
 
 
 def layer_count(model: PreTrainedModel) -> int:
-    """How many layers the configuration of the model, or of its text part, counts; 0 where it does not count them."""
+    """Return the number of layers in the configuration of the model, or of its text part; 0 if it has none."""
     return getattr(model.config.get_text_config(), "num_hidden_layers", None) or 0
 
 
 def _largest(part: nn.Module, count: int | None) -> nn.ModuleList:
-    """Of the lists of modules in this part (of those with `count` modules, where it is given) that with most
-    parameters."""
+    """Return the list of modules with the most parameters in this part; with `count`, among the lists of that
+    length."""
     stacks = list(_stacks(part, count))
     if len(stacks) == 1:
         return stacks[0]
@@ -47,7 +48,8 @@ def _largest(part: nn.Module, count: int | None) -> nn.ModuleList:
 
 
 def _stacks(part: nn.Module, count: int | None) -> Iterator[nn.ModuleList]:
-    """These lists but for those inside of others, which are no larger: students are asked at every training step."""
+    """Yield these lists, except lists inside other lists: those are never larger, and to visit them would cost time in
+    every training step of a student."""
     if isinstance(part, nn.ModuleList) and count in (None, len(part)):
         yield part
     else:

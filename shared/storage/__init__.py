@@ -1,4 +1,4 @@
-"""Where dumps are kept: folders on this machine or behind any URL that fsspec knows; files are whole or absent."""
+"""Storage of dumps: folders on this machine or at any URL that fsspec knows. Files are written atomically."""
 
 from shared.storage.folder import Folder, Place, sha256_of
 

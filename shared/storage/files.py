@@ -1,4 +1,4 @@
-"""Files of this machine that are there whole or not at all, and folders for one process at a time."""
+"""Local files that are written atomically, and folders that only one process uses at a time."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ TEMPORARY = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and give it its name.
+    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it to `path`.
 
-    Whatever `write` raises (a full disk, say) leaves `path` as it was and no temporary file behind.
+    If `write` raises an exception (for a full disk, for example), `path` is unchanged and no temporary file remains.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -43,10 +43,11 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process while the block runs. The system lets go when a process ends, however it ends.
+    """Lock a folder for this process while the block runs. The system releases the lock when the process ends or is
+    killed.
 
     Raises:
-        UsageError: when another process is at work in it.
+        UsageError: if another process has locked it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

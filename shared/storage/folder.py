@@ -1,9 +1,9 @@
-"""`Folder`: the type of every dump path, whether it is on this machine or behind a URL.
+"""`Folder`: the type of every dump path, whether it is on this machine or at a URL.
 
-What is on this machine keeps what its file system offers: names given by `rename`, `fsync`, locks, memory maps. What is
-elsewhere (an object store, the memory of this process) is reached through fsspec: a file is written by one PUT of all
-its bytes, which makes it whole or absent there, too, and read by ranges. The others need not ask which it is, but where
-only a path of this machine will do (`local`).
+Local folders use the features of the file system: `rename`, `fsync`, locks and memory maps. Other locations (an object
+store, or this process's memory) are accessed through fsspec: a file is written with one PUT of all its bytes, which is
+atomic as well, and read in ranges. Other code need not distinguish them, except where only a local path will do
+(`local`).
 """
 
 import hashlib
@@ -21,16 +21,15 @@ from shared.storage.files import write_atomically
 from shared.storage.ranges import RangeFile
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
-# What `pathlib` makes of a URL, which nobody has meant.
+# A URL that went through `pathlib`, which removes one of its slashes.
 _HALF_A_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 class Folder(ABC):
-    """A folder, or a file in one (as `pathlib.Path` is both), on this machine or behind a URL. `str` gives it as the
-    user wrote it.
+    """A folder or a file (like `pathlib.Path`), on this machine or at a URL. `str` gives it as the user wrote it.
 
     Attributes:
-        local: its path on this machine, None where it has none.
+        local: its path on this machine; None for other locations.
 
     Example:
         >>> folder = Folder.of("memory://example")
@@ -47,22 +46,22 @@ class Folder(ABC):
 
     @staticmethod
     def of(place: "Place") -> "Folder":
-        """What a path or a URL names.
+        """Return the folder or file at a path or URL.
 
         Raises:
-            UsageError: for a URL whose protocol is unknown, or needs a package that is not installed.
+            UsageError: for a URL with an unknown protocol, or one that needs a package that is not installed.
         """
         if isinstance(place, Folder):
             return place
         text = str(place)
         if _HALF_A_URL.match(text):
             raise UsageError(f"{text}: a URL has two slashes after its protocol; write it as text (a Path loses one).")
-        return _behind(text) if _URL.match(text) else _Local(Path(text), str(Path(text)))
+        return _at_url(text) if _URL.match(text) else _Local(Path(text), str(Path(text)))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """As a field of a pydantic model it is validated from what `of` takes, and written as `str` gives it."""
-        from pydantic_core import core_schema  # not for a --help
+        """As a field of a pydantic model, a folder is validated with `of` and serialized with `str`."""
+        from pydantic_core import core_schema  # imported here because --help should not wait for it
 
         written = core_schema.to_string_ser_schema()
         return core_schema.no_info_plain_validator_function(_validated, serialization=written)
@@ -81,78 +80,78 @@ class Folder(ABC):
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return self._text.rstrip("/").rpartition("/")[2]
 
     @abstractmethod
     def __truediv__(self, name: str) -> "Folder":
-        """What lies in this folder under a name, which may have several parts."""
+        """Return the file or folder with a name in this folder; the name may have several parts."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Whether this is an existing file or folder."""
 
     @abstractmethod
     def is_file(self) -> bool:
-        """Whether there is a file."""
+        """Whether this is an existing file."""
 
     @abstractmethod
     def size(self) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
+        """Return the size of a file in bytes. Raises FileNotFoundError."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names of what lies in this folder, sorted; empty where there is no folder."""
+        """Return the names of the files and folders in this folder, sorted; empty if the folder does not exist."""
 
     @abstractmethod
     def make(self) -> None:
-        """Make the folder, and those above it."""
+        """Create the folder and its parents."""
 
     @abstractmethod
     def read_bytes(self) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+        """Return the content of a file. Raises FileNotFoundError."""
 
     @abstractmethod
     def open(self) -> RawIOBase:
-        """A file for reading, at any position of it. Raises FileNotFoundError."""
+        """Open a file for reading, with random access. Raises FileNotFoundError."""
 
     @abstractmethod
     def write(self, fill: Callable[[IO[bytes]], object]) -> None:
-        """Write what `fill` writes into the file that it is given: whole, or, where it raises something, not at all."""
+        """Write a file atomically: `fill` writes the content, and if it raises an exception, nothing is written."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
     @abstractmethod
     def remove_tree(self) -> None:
-        """Remove a folder with all that lies in it, if it is there."""
+        """Remove a folder and everything in it, if it exists."""
 
     def read_text(self) -> str:
-        """The content of a file in UTF-8. Raises FileNotFoundError."""
+        """Return the content of a file as text, decoded from UTF-8. Raises FileNotFoundError."""
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        """`write` for what is in memory."""
+        """Write a file with this content, atomically."""
         self.write(lambda file: file.write(content))
 
     def write_text(self, text: str) -> None:
-        """`write` for a text."""
+        """Write a file with this text in UTF-8, atomically."""
         self.write_bytes(text.encode())
 
 
-# What `Folder.of` takes.
+# The types that `Folder.of` accepts.
 Place = str | PathLike[str] | Folder
 
 
 def sha256_of(file: Folder) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with file.open() as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 class _Local(Folder):
-    """On this machine."""
+    """A folder or file on this machine."""
 
     local: Path
 
@@ -202,10 +201,12 @@ class _Local(Folder):
 
 
 class _Remote(Folder):
-    """Behind a URL.
+    """A folder or file at a URL.
 
     Args:
-        filesystem: of fsspec; path: within it.
+        filesystem: file system of fsspec.
+        path: path in the file system.
+        text: the URL as the user wrote it.
     """
 
     local = None
@@ -216,7 +217,7 @@ class _Remote(Folder):
 
     @property
     def _filesystem(self) -> Any:
-        """Without what it remembers of earlier listings: other processes may have written since then."""
+        """The file system, without its cache of listings: other processes may have written since then."""
         self._opened.invalidate_cache(self._path)
         return self._opened
 
@@ -237,7 +238,7 @@ class _Remote(Folder):
             found = [path.rstrip("/") for path in self._filesystem.ls(self._path, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        # Some list a file as if it were a folder with itself in it.
+        # Some file systems list a file as if it were a folder that contains itself.
         return sorted(path.rpartition("/")[2] for path in found if path != self._path.rstrip("/"))
 
     def make(self) -> None:
@@ -263,8 +264,8 @@ class _Remote(Folder):
             self._filesystem.rm(self._path, recursive=True)
 
 
-def _behind(url: str) -> Folder:
-    # Imported here, as it takes a tenth of a second that a --help should not wait for.
+def _at_url(url: str) -> Folder:
+    # Imported here, because it takes a tenth of a second that --help should not wait for.
     from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem
 

@@ -1,4 +1,4 @@
-"""Folders for libraries that read and write paths of this machine alone, as tokenizers of transformers do."""
+"""Folders for libraries that can only read and write local paths, such as the tokenizers of transformers."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from shared.storage.folder import Folder
 
 @contextmanager
 def on_disk(folder: Folder) -> Iterator[Path]:
-    """A path with what lies in a folder, while the block runs: its own, or that of a temporary copy."""
+    """Give a local path of a folder while the block runs: its own, or that of a temporary copy."""
     if folder.local is not None:
         yield folder.local
         return
@@ -20,7 +20,7 @@ def on_disk(folder: Folder) -> Iterator[Path]:
 
 
 def save_into(folder: Folder, save: Callable[[Path], object]) -> None:
-    """Have `save`, which writes files into a path, write them into a folder."""
+    """Let `save`, which writes files into a local path, write them into a folder."""
     if folder.local is not None:
         save(folder.local)
         return

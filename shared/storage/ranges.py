@@ -1,4 +1,4 @@
-"""A file behind a URL, read by ranges of its bytes."""
+"""A file at a URL, read in ranges of bytes."""
 
 import io
 from io import RawIOBase
@@ -6,13 +6,15 @@ from typing import Any
 
 
 class RangeFile(RawIOBase):
-    """A file of an fsspec file system for reading: each `read` fetches just the bytes that are asked for.
+    """A file of an fsspec file system, opened for reading; each `read` fetches only the requested bytes.
 
-    fsspec's own file objects read ahead in large blocks, which footers and single columns do not need; and those of the
-    memory file system share one position among all who have the file open, which threads would move under each other.
+    fsspec's own file objects read ahead in large blocks, which footers and single columns do not need. Those of the
+    memory file system share one position between all users of a file, which is not safe with threads.
 
     Args:
-        filesystem: of fsspec; path: within it; size: of the file in bytes.
+        filesystem: file system of fsspec.
+        path: path in the file system.
+        size: size of the file in bytes.
     """
 
     def __init__(self, filesystem: Any, path: str, size: int) -> None:

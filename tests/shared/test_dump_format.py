@@ -588,7 +588,7 @@ def test_strangers_among_the_shards(copy: Folder) -> None:
 def test_a_changed_tokenizer(copy: Folder) -> None:
     path = copy / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"fox"', '"fux"'))
-    assert [damage for damage in Dump(copy).verify() if "not the tokenizer that the manifest names" in damage]
+    assert [damage for damage in Dump(copy).verify() if "not the tokenizer that the manifest describes" in damage]
     path.write_text("{")
     assert [damage for damage in Dump(copy).verify() if "tokenizer.json: cannot be read" in damage]
     path.remove()

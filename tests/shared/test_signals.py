@@ -45,7 +45,7 @@ def test_a_site_that_the_table_lacks_is_refused_with_those_that_it_has() -> None
 
 
 def test_a_codec_with_another_name_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"the codec of the signal 'hidden\.5' is that of 'hidden\.6'"):
+    with pytest.raises(ValidationError, match=r"the codec of the signal 'hidden\.5' has the name 'hidden\.6'"):
         Signal(site="hidden", layer=5, per="token", codec=Int8Vectors(name="hidden.6", width=5))
 
 
