@@ -20,6 +20,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the processes that a test starts
 
+import hypothesis
 import polars as pl
 import pytest
 import torch
@@ -33,6 +34,9 @@ from teacher_dump.annotate import annotate, prepare
 from teacher_dump.request import Request
 
 torch.set_num_threads(1)
+# A machine at work on something else is slow, and nothing is wrong with an example that takes its time there.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 LABELS = ("negative", "neutral", "positive")
 TAGS = ("O", "B-X", "I-X")

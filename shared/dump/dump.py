@@ -27,8 +27,12 @@ class Dump:
 
     Example:
         >>> from shared import Dump
-        >>> dump = Dump("out/demo/dump")  # doctest: +SKIP
-        >>> dump.positions().filter(pl.col("tail") > -1).head().collect()  # doctest: +SKIP
+        >>> dump = Dump("out/demo/dump")
+        >>> dump.manifest.label_names
+        ('negative', 'neutral', 'positive')
+        >>> unsure = dump.positions().filter(pl.col("entropy") > 1).select("row", "label", "log_probs")
+        >>> unsure.collect().columns
+        ['row', 'label', 'log_probs']
 
     Raises:
         DumpError: if the folder has no dump, a damaged manifest, or a format version that cannot be read.

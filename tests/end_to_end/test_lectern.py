@@ -1,13 +1,9 @@
-"""The public face `lectern`: its docstrings' examples run, and it does what the command lines do."""
+"""The public face `lectern` does what the command lines do. (test_examples.py runs its examples.)"""
 
-import doctest
 import inspect
 import json
-import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,55 +11,8 @@ from typer.testing import CliRunner
 import lectern
 import shared.progress
 from student_train.recipe.recipe import Recipe
-from student_train.scoring import evaluate
 from teacher_dump.cli import app as dump_command
 from teacher_dump.request import Request
-
-RECIPE = """
-output = "bilstm"
-dump = "reviews"
-[student]
-kind = "bilstm"
-embedding_size = 8
-hidden_size = 8
-[[loss]]
-kind = "kl"
-[training]
-max_steps = 3
-batch_size = 8
-device = "cpu"
-"""
-
-
-@pytest.fixture
-def workplace(
-    tmp_path: Path,
-    make_teacher: Callable[..., Path],
-    write_corpus: Callable[[Path, Sequence[Any]], Path],
-    toy_rows: Callable[..., list[dict[str, Any]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    """A folder with models/teacher, reviews.jsonl (40 rows) and bilstm.toml, to work in."""
-    shutil.copytree(
-        make_teacher("sequence-classification", max_position_embeddings=512), tmp_path / "models" / "teacher"
-    )
-    write_corpus(tmp_path / "reviews.jsonl", toy_rows("sequence-classification", 40))
-    (tmp_path / "bilstm.toml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
-    return tmp_path
-
-
-def test_the_examples_of_its_docstrings_run(workplace: Path) -> None:
-    names = vars(lectern)
-    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
-    examples = 0
-    for name in ("estimate", "dump", "distill", "evaluate"):  # in the order of a user's day
-        for example in finder.find(names[name], name, globs={**names}):
-            examples += len(example.examples)
-            runner.run(example)
-    assert runner.summarize(verbose=False).failed == 0
-    assert examples >= 8
 
 
 def test_dump_makes_the_bytes_of_the_command_line(workplace: Path) -> None:

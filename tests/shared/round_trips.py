@@ -31,8 +31,8 @@ Columns = dict[str, Any]
 seeds = st.integers(0, 2**31)
 offsets = st.sampled_from([0.0, -50.0, 1e3, -3e4, 1e6])
 scales = st.sampled_from([0.0, 1e-3, 1.0, 8.0, 60.0])
-quick = settings(max_examples=60, deadline=None)
-thorough = settings(max_examples=250, deadline=None)
+quick = settings(max_examples=60)
+thorough = settings(max_examples=250)
 
 EVERY_RULE: tuple[Selection, ...] = (
     TopK(k=7),

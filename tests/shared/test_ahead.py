@@ -91,7 +91,7 @@ def slowly(items: Iterator[int], first: int) -> Iterator[int]:
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(), max_size=40), st.lists(st.integers(1, 5), min_size=1, max_size=3))
 def test_every_item_comes_out_once_and_in_order(items: list[int], depths: list[int]) -> None:
     def work() -> list[int]:
@@ -101,7 +101,7 @@ def test_every_item_comes_out_once_and_in_order(items: list[int], depths: list[i
     assert within_patience(work) == items
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 12), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 3))
 def test_an_error_arrives_after_the_items_before_it_however_far_the_reader_is(
     count: int, depths: list[int], slow_for: int

@@ -177,7 +177,7 @@ def rows_of(values: Any) -> list[list[int]]:
 
 
 @given(lists(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lists_are_cut_as_an_array_of_lists_is(rows: list[list[int]], data: st.DataObject) -> None:
     start, stop = (data.draw(st.integers(-10, 10) | st.none()) for _ in range(2))
     part = lists_of(rows)[start:stop]
@@ -189,7 +189,7 @@ def test_lists_are_cut_as_an_array_of_lists_is(rows: list[list[int]], data: st.D
 
 
 @given(st.lists(lists(), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lists_join_to_one_after_the_other(parts: list[list[list[int]]]) -> None:
     joined = join([lists_of(part) for part in parts])
     assert rows_of(joined) == [row for part in parts for row in part]
@@ -223,7 +223,7 @@ def test_flat_columns_have_the_counts_of_lists_beside_their_values() -> None:
 
 
 @given(st.lists(lists(), min_size=1, max_size=5), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_row_group_with_lists_comes_back_from_its_table_whole_or_in_part(
     rows: list[list[list[int]]], data: st.DataObject
 ) -> None:

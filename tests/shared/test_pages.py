@@ -83,7 +83,7 @@ def same(one: Flat, other: Flat) -> bool:
 
 @pytest.mark.parametrize("compression", get_args(Compression))
 @given(groups=st.lists(LENGTHS, min_size=1, max_size=3), page_bytes=st.sampled_from([2**26, 700]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_pages_hold_what_arrow_reads_in_them(
     compression: str, groups: list[list[int]], page_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -21,7 +21,7 @@ from shared.errors import DumpError
 
 seeds = st.integers(0, 2**31)
 scales = st.sampled_from([0.0, 1e-44, 1e-36, 1e-8, 1e-3, 1.0, 1e4, 1e30])
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def random_vectors(seed: int, positions: int, width: int, scale: float = 1.0) -> Tensor:

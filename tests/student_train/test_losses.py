@@ -65,7 +65,7 @@ def kl_sparse_longhand(
 
 
 @given(seeds, temperatures)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_dense_kl_is_the_mean_over_positions_of_sum_p_log_p_over_q_times_temperature_squared(
     seed: int, temperature: float
 ) -> None:
@@ -89,7 +89,7 @@ def test_gradient_of_dense_kl_is_the_difference_of_the_probabilities(temperature
 
 
 @given(seeds, st.integers(1, 7), temperatures, st.sampled_from(["class", "renormalise"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_kl_agrees_with_the_lumped_distributions(
     seed: int, k: int, temperature: float, tail: formulas.Tail
 ) -> None:
@@ -110,7 +110,7 @@ def test_gradient_of_top_k_kl_agrees_with_finite_differences(tail: formulas.Tail
 
 
 @given(seeds, st.integers(1, 7), temperatures, st.sampled_from(["class", "renormalise"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_kl_is_never_negative_and_zero_for_the_teacher_itself(
     seed: int, k: int, temperature: float, tail: formulas.Tail
 ) -> None:
@@ -122,7 +122,7 @@ def test_top_k_kl_is_never_negative_and_zero_for_the_teacher_itself(
 
 
 @given(seeds, temperatures)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_kl_is_positive_where_a_class_that_is_compared_differs(seed: int, temperature: float) -> None:
     teacher_NV = draw_logits(seed, 3, 7, scale=1.0)
     kept = keep_top_k(teacher_NV, 3)
@@ -182,7 +182,7 @@ def test_a_tail_of_minus_infinity_adds_nothing_but_still_counts_in_the_students_
 
 
 @given(seeds, st.integers(0, 7), temperatures, st.sampled_from(["class", "renormalise"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_filling_short_rows_up_changes_neither_value_nor_gradient(
     seed: int, k: int, temperature: float, tail: formulas.Tail
 ) -> None:
@@ -235,7 +235,7 @@ def spread(ids_NK: Tensor, log_weights_NK: Tensor, vocabulary: int) -> Tensor:
 
 
 @given(seeds, st.integers(1, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sampled_kl_is_the_mean_over_positions_of_sum_w_log_w_over_q(seed: int, k: int) -> None:
     student_NV, (ids_NK, log_weights_NK) = draw_logits(seed, 4, 7), sampled_weights(seed, 4, k, 7)
     expected = np.mean(
@@ -250,7 +250,7 @@ def test_sampled_kl_is_the_mean_over_positions_of_sum_w_log_w_over_q(seed: int, 
 
 
 @given(seeds, st.integers(1, 7))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_gradient_of_sampled_kl_is_the_softmax_times_the_weights_sum_minus_the_weights(seed: int, k: int) -> None:
     student_NV, (ids_NK, log_weights_NK) = draw_logits(seed, 4, 7).requires_grad_(), sampled_weights(seed, 4, k, 7)
     loss = formulas.kl_sampled(student_NV, ids_NK, log_weights_NK)
@@ -262,7 +262,7 @@ def test_gradient_of_sampled_kl_is_the_softmax_times_the_weights_sum_minus_the_w
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @given(seeds, st.integers(0, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_filling_sampled_rows_up_changes_neither_value_nor_gradient(seed: int, k: int) -> None:
     """Also with a padding id that is kept elsewhere in the row, in rows with nothing kept, and where the student rules
     the padding's id out."""
@@ -328,7 +328,7 @@ def log_sums(teacher_NV: Tensor, temperature: float) -> Tensor:
 
 
 @given(seeds, st.integers(1, 12), st.sampled_from([0.5, 2.0, 4.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_log_sums_both_sides_are_tempered_over_the_whole_vocabulary_and_then_lumped(
     seed: int, k: int, temperature: float
 ) -> None:

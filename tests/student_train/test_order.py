@@ -103,7 +103,7 @@ window_sizes = st.sampled_from([1, 10_000, 50_000, 2**25])
 seeds = st.integers(0, 2**31)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(group_rows=sizes, budget=budgets, window_bytes=window_sizes, seed=seeds, epoch=st.integers(0, 5))
 def test_an_epoch_has_every_row_once(
     group_rows: list[int], budget: dict[str, int], window_bytes: int, seed: int, epoch: int
@@ -123,7 +123,7 @@ def test_an_epoch_has_every_row_once(
         assert all(tokens_of(source, batch) < budget["batch_tokens"] + 2 * 9 for batch in batches)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     group_rows=st.lists(st.integers(1, 40), min_size=5, max_size=50),
     budget=st.one_of(
@@ -155,7 +155,7 @@ def test_ranks_together_see_each_row_once_in_the_same_global_batches(
         assert sorted(rows) == list(range(1, 1 + sum(group_rows)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(group_rows=sizes, budget=budgets, seed=seeds)
 def test_the_order_is_a_function_of_seed_and_epoch(group_rows: list[int], budget: dict[str, int], seed: int) -> None:
     source = Numbers(group_rows)
@@ -257,7 +257,7 @@ def assert_same(one: Batch, other: Batch) -> None:
         assert getattr(one, name).tolist() == getattr(other, name).tolist(), name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(group_rows=sizes, budget=budgets, window_bytes=window_sizes, first=st.integers(0, 60))
 def test_starting_at_a_batch_gives_what_an_uninterrupted_stream_gives(
     group_rows: list[int], budget: dict[str, int], window_bytes: int, first: int
