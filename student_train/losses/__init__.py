@@ -1,1 +1,1 @@
-"""Loss functions: a base, one file a family, formulas beside them, and their weighted sum."""
+"""Loss functions: a base, one file per family, their formulas, and their weighted sum."""

@@ -11,7 +11,7 @@ LEARNT_FROM = {"dump": "dump", "labels": "labels alone", "baseline": "(baseline)
 def table(found: Sequence[Summary]) -> list[str]:
     """Return the lines of the table; models have the same numbers as in the plot."""
     header = ["", "model", "learnt from", found[0].metric, "seeds", "parameters", "agreement"]
-    header += ["ms, 1 row", "ms, 32 rows", "s a run", "CPU s a run", "front"]
+    header += ["ms, 1 row", "ms, 32 rows", "s per run", "CPU s per run", "front"]
     on_front = fronts(found)
     rows = [header]
     for number, one in enumerate(found, 1):

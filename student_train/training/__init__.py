@@ -1,1 +1,1 @@
-"""Stages, the run of one stage, the Trainer, validation, resuming, ranks and the log."""
+"""Training: stages, the training plan, the run of a stage, the Trainer, validation, resuming, ranks and the log."""

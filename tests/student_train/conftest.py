@@ -14,7 +14,7 @@ Rows = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_latencies() -> Iterator[None]:
-    """A few turns a runtime and size of batch, in place of a second of them."""
+    """A few turns for each runtime and batch size, instead of a second of turns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "LATENCY_SECONDS", 0.0)
         yield
