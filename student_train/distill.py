@@ -17,6 +17,7 @@ from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.needs import needs_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.recipe.kept import RECIPE, check_output, recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
 from student_train.scoring.evaluate import evaluate, open_held_out
@@ -25,12 +26,10 @@ from student_train.students import build_student
 from student_train.training import ranks
 from student_train.training.journal import (
     CHECKPOINTS,
-    RECIPE,
     STAGES,
     STAGING,
     Journal,
     StageResult,
-    recipe_json,
     stages_json,
 )
 from student_train.training.plan import StageRun, training_plan
@@ -55,6 +54,7 @@ def run(recipe: Recipe, resume: bool) -> Result:
 
     Raises:
         RecipeError, DumpError, CorpusError: before the first step, if recipe, dump and files do not fit together.
+        UsageError: if the output folder holds other files, or is the dump.
     """
     ranks.join(recipe.training.device)
     with ranks.agreed():
@@ -83,6 +83,7 @@ def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
     """Return the source, the untrained student and its stage runs, after every check that needs no training."""
     if is_finished(recipe.output):
         raise RecipeError(f"{recipe.output}: there is already a finished student; choose another output or delete it.")
+    check_output(recipe)
     _check_trackers(recipe)
     source = open_source(recipe)
     if recipe.student.checkpoint is not None:

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
 from shared.storage import Folder
@@ -32,6 +32,14 @@ class Recipe(Section):
     eval: EvalSection | None = None
     training: TrainingSection
     validation: ValidationSection | None = None
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        # As a path, an empty text is the working directory.
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("name a folder for the student")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

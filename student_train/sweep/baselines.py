@@ -11,7 +11,8 @@ from shared.errors import RecipeError
 from shared.options import flag_of
 from student_train.distill import is_finished
 from student_train.recipe.columns import EvalSection
-from student_train.sweep.folder import BASELINES, metrics_of, recipe_of
+from student_train.recipe.kept import recipe_of
+from student_train.sweep.folder import BASELINES, metrics_of
 from student_train.sweep.names import toml
 from student_train.sweep.plan import Sweep
 from student_train.sweep.results import Metrics, Scored, main_metric

@@ -11,16 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from shared.errors import RecipeError
 from shared.storage.files import write_text_atomically
 from student_train.distill import METRICS, is_finished
-from student_train.recipe.recipe import Recipe
+from student_train.recipe.kept import RECIPE, check_same_recipe
 from student_train.sweep.children import Ended
-from student_train.sweep.names import flat
 from student_train.sweep.plan import Run
-from student_train.training.journal import RECIPE
 
 LOGS = "logs"
 BASELINES = "baselines"
@@ -73,26 +68,8 @@ def metrics_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def recipe_of(folder: Path) -> Recipe | None:
-    """Return the recipe in a model's folder; None if there is none, or this version cannot read it."""
-    try:
-        return Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def check_same_recipe(run: Run) -> None:
+def check_run(run: Run) -> None:
     """Raise RecipeError if a run's folder holds a student of another recipe, finished or not."""
-    folder = run.recipe.output
-    if not (folder / RECIPE).exists():
-        return
-    found = recipe_of(folder)
-    then = flat(found.model_dump(mode="json", exclude={"output"})) if found is not None else {}
-    now = flat(run.recipe.model_dump(mode="json", exclude={"output"}))
-    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    if changed:
-        difference = ", ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed[:3])
-        raise RecipeError(
-            f"{folder}: the student there has another recipe ({difference}); delete the folder, or choose another "
-            "output for the sweep."
-        )
+    if (run.recipe.output / RECIPE).exists():
+        advice = "delete the folder, or choose another output for the sweep"
+        check_same_recipe(run.recipe, "the student there", advice, but_for=frozenset({"output"}))

@@ -26,24 +26,6 @@ def override(key: str, value: Any) -> str:
     return f"{key}={toml(value)}"
 
 
-def flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Flatten nested tables and lists into one table with dotted keys, as in `--set`.
-
-    >>> flat({"loss": [{"kind": "kl"}]})
-    {'loss.0.kind': 'kl'}
-    """
-    if isinstance(content, dict):
-        entries = [(str(name), entry) for name, entry in content.items()]
-    elif isinstance(content, list):
-        entries = [(str(index), entry) for index, entry in enumerate(content)]
-    else:
-        return {key: content}
-    flattened: dict[str, Any] = {}
-    for name, entry in entries:
-        flattened |= flat(entry, f"{key}.{name}" if key else name)
-    return flattened
-
-
 def name_of(variant: str | None, point: Mapping[str, Any], keys: Collection[str]) -> str:
     """Return the name of a run. It depends on its variant and values alone, so that adding runs changes no other name.
 

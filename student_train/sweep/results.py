@@ -10,8 +10,9 @@ import polars as pl
 
 from shared.storage.files import write_atomically
 from shared.text.metrics import LOWER_IS_BETTER
+from student_train.recipe.kept import flat
 from student_train.sweep.folder import cost_of, is_done, metrics_of
-from student_train.sweep.names import flat, toml
+from student_train.sweep.names import toml
 from student_train.sweep.plan import Run, Sweep
 
 Kind = Literal["dump", "labels", "baseline"]

@@ -8,7 +8,7 @@ from shared.storage.files import only_one
 from student_train import distill
 from student_train.sweep.baselines import baseline_jobs, check_baselines, scored_baselines
 from student_train.sweep.children import stopped_like_ctrl_c
-from student_train.sweep.folder import check_same_recipe, is_done, metrics_of
+from student_train.sweep.folder import check_run, is_done, metrics_of
 from student_train.sweep.machine import Machine, machine_for
 from student_train.sweep.pareto import plot
 from student_train.sweep.plan import Run, Sweep
@@ -90,7 +90,7 @@ def _planned(sweep: Sweep) -> list[Planned]:
     parameters: dict[str, int] = {}
     planned = []
     for one in sweep.runs:
-        check_same_recipe(one)
+        check_run(one)
         metrics = metrics_of(one.recipe.output) if is_done(one) else None
         if metrics is not None:
             planned.append(Planned(one, metrics["parameters"], True))

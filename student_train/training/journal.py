@@ -22,11 +22,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from shared.errors import RecipeError
 from shared.storage.files import write_atomically, write_text_atomically
+from student_train.recipe.kept import RECIPE, check_same_recipe
 from student_train.recipe.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
 TRACKED = "runs"
-RECIPE = "recipe.json"
 STAGING = "student.tmp"
 STAGES = "stages.json"
 
@@ -74,10 +74,7 @@ class Journal:
                 raise RecipeError(
                     f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
                 )
-            if not _is_same_recipe((self._output / RECIPE).read_text(encoding="utf-8"), self._recipe):
-                raise RecipeError(
-                    f"{self._output}: the unfinished run there has another recipe; choose another output."
-                )
+            check_same_recipe(self._recipe, "the unfinished run there", "choose another output")
         self._check_names([result.name for result in results], stages)
         self._check_links()
         for stage in stages:
@@ -161,16 +158,3 @@ class Journal:
 def stages_json(results: Sequence[StageResult]) -> str:
     """Return the content of stages.json."""
     return json.dumps([asdict(result) for result in results], indent=2) + "\n"
-
-
-def recipe_json(recipe: Recipe) -> str:
-    """Return the content of recipe.json."""
-    return recipe.model_dump_json(indent=2, by_alias=True) + "\n"
-
-
-def _is_same_recipe(text: str, recipe: Recipe) -> bool:
-    """Whether `text`, the content of a recipe.json, is this recipe. The order of keys does not matter."""
-    try:
-        return bool(json.loads(text) == json.loads(recipe_json(recipe)))
-    except json.JSONDecodeError:
-        return False

@@ -18,6 +18,7 @@ from shared.errors import RecipeError, UsageError
 from shared.storage.files import only_one
 from shared.text.tasks import TASKS
 from student_train import distill
+from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
@@ -348,7 +349,7 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(
 def test_a_run_at_work_is_not_joined_by_a_second_one(dumps: dict[str, Path], tmp_path: Path) -> None:
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
     made.output.mkdir()
-    (made.output / "recipe.json").write_text("the other run's")
+    (made.output / "recipe.json").write_text(recipe_json(made))
     with only_one(made.output), pytest.raises(UsageError, match="another run is at work"):
         distill.run(made, resume=True)
     assert [path.name for path in made.output.iterdir()] == ["recipe.json"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import RecipeError
+from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
-from student_train.training.journal import Journal, recipe_json
+from student_train.training.journal import Journal
 
 
 @pytest.fixture

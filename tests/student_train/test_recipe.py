@@ -12,9 +12,9 @@ from shared.text.examples import WORDS, Columns
 from shared.text.tasks import TASKS
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss
+from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe, read_recipe
 from student_train.students import BiLSTMStudent, PretrainedStudent, TransformerStudent
-from student_train.training.journal import recipe_json
 
 FROM_DUMP = """
 output = "out/student"
@@ -178,6 +178,8 @@ def test_the_last_of_two_overrides_counts(tmp_path: Path) -> None:
         ("loss.7.weight=1", "'loss.7.weight'"),
         ("loss.first.weight=1", "'loss.first.weight'"),
         ("output.deeper=1", "'output.deeper'"),
+        ('output=""', "name a folder for the student"),
+        ('output=" "', "name a folder for the student"),
         ("training.sede=1", "unknown key 'training.sede' (its value is 1); valid here: batch_size, "),
         ("training.batch_size=many", "training.batch_size = 'many'"),
     ],

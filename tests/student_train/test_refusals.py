@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from shared.errors import CorpusError, DumpError, LecternError, RecipeError
+from shared.errors import CorpusError, DumpError, LecternError, RecipeError, UsageError
 from student_train import distill
+from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, recipe
@@ -159,3 +160,87 @@ def test_files_without_gold_labels_or_a_tokenizer_are_refused(
     shutil.copytree(teachers["sequence-classification"], bare, ignore=shutil.ignore_patterns("token*"))
     data["tokenizer"] = str(bare)
     refused(recipe(tmp_path / "a", BILSTM, GOLD, data=data), RecipeError, "no tokenizer", monkeypatch)
+
+
+# ---------------------------------------------------------------- an output folder that is not ours
+
+
+def _content(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        ["README.md"],
+        ["checkpoints/best.pt", "tokenizer.json"],
+        ["checkpoints/training/checkpoint-3/model.safetensors"],
+        ["student.tmp/draft.txt"],
+        ["runs/events"],
+        ["recipe.json"],
+        [".git/HEAD"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_a_folder_with_files_of_a_user_is_refused_and_stays_as_it_is(
+    theirs: list[str], resume: bool, dumps: dict[str, Path], tmp_path: Path
+) -> None:
+    made = recipe(tmp_path / "mine", BILSTM, KL, dump=dumps["sequence-classification"])
+    for name in theirs:
+        (made.output / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.output / name).write_text('{"soup": "of the day"}')
+    before = _content(made.output)
+    with pytest.raises(UsageError, match=f"holds other files already .*{theirs[0].partition('/')[0]}") as raised:
+        distill.run(made, resume)
+    assert raised.value.exit_code == 2
+    with pytest.raises(UsageError, match="holds other files already"):
+        distill.check(made)
+    assert before == _content(made.output)
+
+
+def test_an_output_that_is_a_file_is_refused(dumps: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="this is a file; name a folder"):
+        distill.run(recipe(tmp_path / "mine", BILSTM, KL, dump=dumps["sequence-classification"]), resume=False)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [".", "student", "shards/student", "../link", "../link/student"])
+@pytest.mark.parametrize("key", ["dump", "eval"])
+def test_an_output_that_is_the_dump_or_lies_in_it_is_refused(
+    key: str, place: str, copy: Any, dumps: dict[str, Path], corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    task = "sequence-classification"
+    dump = copy(task)
+    (tmp_path / "link").symlink_to(dump, target_is_directory=True)
+    sections: dict[str, Any] = {"dump": dump}
+    if key == "eval":
+        sections = {"dump": dumps[task], "eval": {"data": [str(corpora[task])], "dump": dump}}
+    before = _content(dump)
+    with pytest.raises(UsageError, match=r"this is the dump .* or lies in it"):
+        distill.run(recipe(dump / place, BILSTM, KL, **sections), resume=False)
+    assert before == _content(dump)
+
+
+@pytest.mark.parametrize("left", [[], ["recipe.json.tmp"]])
+def test_an_empty_folder_and_one_that_a_killed_run_has_hardly_begun_are_filled(
+    left: list[str], dumps: dict[str, Path], tmp_path: Path
+) -> None:
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
+    made.output.mkdir()
+    for name in left:
+        (made.output / name).write_text("{")
+    distill.run(made, resume=False)
+    assert distill.is_finished(made.output)
+
+
+def test_tracker_files_of_a_killed_run_are_no_files_of_a_user(dumps: dict[str, Path], tmp_path: Path) -> None:
+    """Killed before its first checkpoint: the recipe and what a tracker has written are there."""
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
+    (made.output / "runs").mkdir(parents=True)
+    (made.output / "runs" / "events").write_text("loss")
+    (made.output / "recipe.json").write_text(recipe_json(made))
+    distill.run(made, resume=True)
+    assert distill.is_finished(made.output)
+    assert (made.output / "runs" / "events").exists()

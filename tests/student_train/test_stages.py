@@ -21,6 +21,7 @@ from student_train import distill
 from student_train.data.batches import in_order
 from student_train.data.sources import DumpSource, Source
 from student_train.data.subsets import Split, is_held_out
+from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.students import Needs, build_student
 from student_train.students.unfreezing import gradual, groups_of, unfrozen
@@ -104,7 +105,7 @@ def test_a_stage_has_what_training_says_but_for_what_it_says_itself(dump: Path) 
 
 def test_a_recipe_that_is_written_down_says_no_more_than_it_was_told(dump: Path) -> None:
     made = recipe(Path("out"), dump, {**LOGITS, "learning_rate": 5e-3})
-    content = json.loads(journal.recipe_json(made))
+    content = json.loads(recipe_json(made))
     assert "weight_decay" not in content["stage"][0]
     assert content["stage"][0]["learning_rate"] == 5e-3
     assert Recipe.model_validate(content) == made

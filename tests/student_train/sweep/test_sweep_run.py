@@ -19,7 +19,7 @@ from shared.storage.files import only_one
 from student_train import cli
 from student_train import sweep as sweeps
 from student_train.sweep import children
-from student_train.sweep.folder import check_same_recipe
+from student_train.sweep.folder import check_run
 
 TASK = "sequence-classification"
 RECIPE = """
@@ -233,7 +233,7 @@ def test_a_student_of_another_recipe_is_in_the_way(folder: Path) -> None:
     other = run.recipe.model_copy(update={"output": Path("elsewhere")})
     record = run.recipe.output / "recipe.json"
     record.write_text(other.model_dump_json(by_alias=True))
-    check_same_recipe(run)
+    check_run(run)
     training = run.recipe.training.model_copy(update={"learning_rate": 0.5})
     record.write_text(run.recipe.model_copy(update={"training": training}).model_dump_json(by_alias=True))
     with pytest.raises(RecipeError, match=r"another recipe \(training.learning_rate was 0.5 and is 0.01\); delete"):
