@@ -36,17 +36,20 @@ def run_recipe(
         typer.Option("--set", help="Override a key of the recipe, for instance --set training.seed=1. Repeatable."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished run; do nothing if it is finished.")
+        bool, typer.Option("--resume", help="Continue an unfinished run of this recipe; do nothing if it is finished.")
     ] = False,
 ) -> None:
     """Train one student as described in a recipe, save it, and score it on the recipe's held-out file."""
     from student_train import distill
+    from student_train.recipe.kept import check_same_recipe
     from student_train.recipe.recipe import read_recipe
     from student_train.training import ranks
 
     description = read_recipe(recipe, set_ or [])
     if resume and distill.is_finished(description.output):
         if ranks.is_first():
+            advice = "choose another output, or delete the folder"
+            check_same_recipe(description, "the finished student there", advice, but_for=frozenset({"output"}))
             typer.echo(f"{description.output} is already finished, nothing to do.")
         return
     result = distill.run(description, resume)

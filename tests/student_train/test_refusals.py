@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,39 @@ def test_tracker_files_of_a_killed_run_are_no_files_of_a_user(dumps: dict[str, P
     distill.run(made, resume=True)
     assert distill.is_finished(made.output)
     assert (made.output / "runs" / "events").exists()
+
+
+def test_a_finished_student_of_another_recipe_is_not_taken_for_this_one(dumps: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        f"""
+        output = "{tmp_path / "student"}"
+        dump = "{dumps["sequence-classification"]}"
+        student = {{ kind = "bilstm", embedding_size = 8, hidden_size = 8 }}
+        loss = [{{ kind = "kl" }}]
+        training = {{ max_steps = 1, device = "cpu" }}
+        """
+    )
+
+    def call(*options: str) -> tuple[int, str]:
+        called = subprocess.run(
+            [sys.executable, "-m", "student_train.cli", "run", str(file), "--resume", *options],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return called.returncode, called.stdout + " ".join(called.stderr.split())
+
+    assert call()[0] == 0
+    before = _content(tmp_path / "student")
+    code, told = call()
+    assert (code, "is already finished, nothing to do" in told) == (0, True)
+    code, told = call("--set", "student.hidden_size=64", "--set", "training.seed=1")
+    assert code == 2
+    assert "student.hidden_size was 8 and is 64, training.seed was 0 and is 1" in told
+    assert "Traceback" not in told
+    (tmp_path / "student" / "recipe.json").rename(tmp_path / "aside.json")
+    code, told = call()
+    assert (code, "its recipe.json cannot be read" in told) == (2, True)
+    (tmp_path / "aside.json").rename(tmp_path / "student" / "recipe.json")
+    assert before == _content(tmp_path / "student")
