@@ -235,7 +235,7 @@ class Request(Storage, Running, Lengths, Vectors, Positions, Distributions, Colu
     answers_column: Annotated[
         str | None,
         Doc(
-            "Column of lists of gold answers, empty if a question has none. By default 'answer_texts' if the file has "
+            "Column of lists of gold answers, empty if there is none. By default 'answer_texts' if the file has "
             "it; 'none' ignores it."
         ),
     ] = None

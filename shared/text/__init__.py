@@ -1,1 +1,1 @@
-"""Corpora (files -> rows) and tasks (a row -> ids, recorded positions, gold labels; predictions -> metrics)."""
+"""Corpora (from files to rows) and tasks (from rows to ids, positions and gold labels; from predictions to metrics)."""

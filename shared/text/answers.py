@@ -1,4 +1,4 @@
-"""Start and end logits of a question's windows -> its answer -> exact match and F1, as SQuAD scores them.
+"""Answers from the start and end logits of a question's windows, and their exact match and F1 as in SQuAD.
 
 Shapes: P recorded positions of a window.
 """
@@ -22,8 +22,13 @@ MOST_ANSWER_TOKENS = 30
 
 @dataclass(frozen=True, slots=True)
 class BestSpan:
-    """The best answer that a window holds: its score, the score of there being none, its characters of the context
-    (first, and one past the last). The score of a window without context is -inf."""
+    """The best answer in a window.
+
+    Attributes:
+        score: the sum of its start and end logits; -inf for a window without context.
+        null_score: the same sum for "no answer".
+        first, last: its characters of the context, first and one past the last.
+    """
 
     score: float
     null_score: float
@@ -32,8 +37,9 @@ class BestSpan:
 
 
 def best_span(start_P: NDArray[np.floating], end_P: NDArray[np.floating], offsets_P2: NDArray[np.integer]) -> BestSpan:
-    """The span of at most 30 tokens with the largest sum of start and end logit, and that of the position which stands
-    for no answer (offsets -1). Devlin et al. 2019, "BERT" (arXiv 1810.04805), sections 4.2 and 4.3.
+    """The span of at most 30 tokens with the largest sum of start and end logit.
+
+    The position for "no answer" has offsets -1. Devlin et al. 2019, "BERT" (arXiv 1810.04805), sections 4.2 and 4.3.
 
     >>> offsets = np.array([[-1, -1], [0, 3], [4, 9]])
     >>> best_span(np.array([0.0, 2.0, 1.0]), np.array([0.5, 0.0, 3.0]), offsets)
@@ -53,20 +59,20 @@ def best_span(start_P: NDArray[np.floating], end_P: NDArray[np.floating], offset
 
 
 def answer_scores(predictions: Predictions) -> dict[str, float]:
-    """F1 and exact match, the mean over the questions whose answers are known, each the best over its gold answers.
+    """Means of F1 and exact match over the questions with known answers; each is the best over the gold answers.
 
-    The answer of a question is the best of its windows. Where some question has no answer, "none" may be predicted:
-    where the lowest of the windows' scores for it is above the best span's. The shares right among questions with and
-    without an answer are then given, too.
+    The predicted answer of a question is the best of its windows. If some questions have no answer, "no answer" may be
+    predicted too: if the lowest of the windows' scores for it is higher than that of the best span. F1 is then also
+    given for the questions with and without an answer.
     """
     found = [(question, answer, none) for question, answer, none in _answered(predictions) if question is not None]
     if not found:
         return {}
     may_be_none = any(not gold.texts for gold, _, _ in found)
     scores = []
-    for gold, answer, says_none in found:
-        text = "" if may_be_none and says_none else answer
-        # No answer is right with the empty one alone.
+    for gold, answer, is_none in found:
+        text = "" if may_be_none and is_none else answer
+        # For a question without an answer, only the empty answer is right.
         scores.append([max(measure(text, each) for each in gold.texts or ("",)) for measure in (f1, exact_match)])
     scores_Q2 = np.asarray(scores)
     result = {"f1": float(scores_Q2[:, 0].mean()), "exact_match": float(scores_Q2[:, 1].mean())}
@@ -78,7 +84,7 @@ def answer_scores(predictions: Predictions) -> dict[str, float]:
 
 
 def _answered(predictions: Predictions) -> Iterable[tuple[Answers | None, str, bool]]:
-    """(gold answers if known, the best span, whether "none" scores higher) of each question."""
+    """Yield (gold answers if known, the best span, whether "no answer" scores higher) of each question."""
     rows = [(predictions.examples[row], predictions.notes[row]) for row in sorted(predictions.examples)]
     for _, windows in groupby(rows, key=lambda row: row[0].number):
         examples, spans = zip(*windows, strict=True)
@@ -90,12 +96,12 @@ def _answered(predictions: Predictions) -> Iterable[tuple[Answers | None, str, b
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1 where both are the same once normalised, else 0."""
+    """1 if both are the same after normalisation, else 0."""
     return float(normalised(prediction) == normalised(gold))
 
 
 def f1(prediction: str, gold: str) -> float:
-    """F1 of the words that both have once normalised; two empty ones agree.
+    """F1 of the words after normalisation; 1 if both are empty.
 
     Rajpurkar et al. 2016, "SQuAD" (arXiv 1606.05250), section 6.1.
 
@@ -110,7 +116,7 @@ def f1(prediction: str, gold: str) -> float:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and English articles, blanks made one.
+    """The text in lower case, without punctuation and English articles, with single blanks.
 
     >>> normalised("The  U.S. Senate, an  upper house")
     'us senate upper house'

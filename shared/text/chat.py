@@ -1,8 +1,9 @@
-"""Chats as text: what a tokenizer's own template makes of a conversation, and which of it the assistant said.
+"""Render chats as text with the tokenizer's own template, and find the spans of the assistant's turns in it.
 
-A template may mark what the assistant says with `{% generation %}`. Where it does not, a turn is what the text grows
-by: the messages before it, with the header that asks for an answer, must be rendered as a prefix of the whole, and so
-must the messages up to and with it. So the header is no part of a turn, and whatever ends it is.
+A template may mark the assistant's turns with `{% generation %}`. If it does not, a turn is found by rendering twice:
+the messages before it with the generation prompt (the header of the assistant's turn), and the messages up to and
+including it. Both must be prefixes of the whole text, and the turn is the difference. So a turn does not include its
+header, but includes the end-of-turn token.
 
 Shapes: L tokens.
 """
@@ -18,42 +19,42 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from shared.errors import CorpusError, UsageError
 from shared.text.examples import Message
 
-# First character and the one after the last.
+# (first character, one past the last).
 Span = tuple[int, int]
-_WAY_OUT = "mark what it says in the template ({% generation %} ... {% endgeneration %}), or record all positions"
+_WAY_OUT = "mark its turns in the template ({% generation %} ... {% endgeneration %}), or record all positions"
 _MARKS = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UsageError for a tokenizer without a chat template, or with one that says another thing every day."""
+    """Check the chat template. Raises UsageError if there is none, or if its text depends on today's date."""
     try:
         template = tokenizer.get_chat_template()
     except ValueError:
         raise UsageError(
-            "this tokenizer has no chat template, so nothing can render the chats; put the model's chat_template.jinja "
+            "this tokenizer has no chat template, so the chats cannot be rendered; put the model's chat_template.jinja "
             "beside its tokenizer, or render them yourself into a text column."
         ) from None
     if "strftime_now" in template:
         raise UsageError(
-            "this tokenizer's chat template writes today's date (strftime_now), so that the same chat has other tokens "
-            "tomorrow; write a fixed date into the template in its place."
+            "this tokenizer's chat template writes today's date (strftime_now), so the same chat will have other "
+            "tokens tomorrow; replace the date in the template by a fixed one."
         )
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], ask: bool = False) -> str:
-    """The chat as text, special tokens and all; with `ask`, the header of the assistant's next turn at its end.
+    """The chat as text, including special tokens; with `ask`, followed by the header of the assistant's next turn.
 
     Raises:
-        CorpusError: when the template refuses the chat.
+        CorpusError: if the template refuses the chat.
     """
     return _render(tokenizer, messages, ask)[0]
 
 
 def render_with_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The chat as text, and where in it the assistant's turns are, each with what ends it.
+    """(the chat as text, the spans of the assistant's turns in it, including their end-of-turn tokens).
 
     Raises:
-        CorpusError: when the template refuses the chat, or does not tell where the turns are.
+        CorpusError: if the template refuses the chat, or the turns cannot be found.
     """
     if _MARKS.search(tokenizer.get_chat_template()):
         return _render(tokenizer, messages)
@@ -63,10 +64,10 @@ def render_with_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mes
 
 
 def tokens_of(spans: Sequence[Span], offsets_L2: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which tokens belong to the spans, bool [L]: those with a character in one.
+    """Whether each token has a character in one of the spans, bool [L].
 
-    A token that straddles a border belongs, as in transformers' own mask: where the template's last blank and the
-    answer's first word are one token, the answer would lose that word otherwise.
+    This includes tokens across a border, as in the mask of transformers: if the template's last blank and the answer's
+    first word are one token, the answer would lose that word otherwise.
 
     >>> tokens_of([(2, 5)], np.array([[0, 2], [2, 4], [4, 6], [6, 7]])).tolist()
     [False, True, True, False]
@@ -81,7 +82,7 @@ def tokens_of(spans: Sequence[Span], offsets_L2: NDArray[np.int64]) -> NDArray[n
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], ask: bool = False
 ) -> tuple[str, list[Span]]:
-    """As `apply_chat_template` does, which keeps the spans between generation marks to itself."""
+    """(the chat as text, the spans between generation marks), which `apply_chat_template` does not return."""
     try:
         texts, spans = render_jinja_template(
             conversations=[messages],
@@ -90,14 +91,14 @@ def _render(
             add_generation_prompt=ask,
             **tokenizer.special_tokens_map,
         )
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program and may raise anything
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise CorpusError(f"the chat template refuses this chat ({reason}); mend or drop this row.") from None
+        raise CorpusError(f"the chat template refuses this chat ({reason}); correct or drop this row.") from None
     return texts[0], spans[0] if spans else []
 
 
 def _turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], index: int, text: str) -> Span:
-    """Where the assistant's message `index` is in the rendered chat."""
+    """The span of the assistant's message `index` in the rendered chat."""
     if index == 0:
         raise CorpusError(
             "the chat begins with the assistant, and no template renders the header of its turn without a message "
@@ -107,15 +108,15 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], index
     after = render(tokenizer, messages[: index + 1])
     if not (text.startswith(before) and text.startswith(after) and len(before) <= len(after)):
         raise CorpusError(
-            f"the chat template renders the messages up to number {index}, the assistant's, otherwise than in the "
-            f"whole chat, so where its turn is cannot be told; {_WAY_OUT}."
+            f"the chat template renders the messages up to number {index}, the assistant's, differently than in the "
+            f"whole chat, so the assistant's turn cannot be found; {_WAY_OUT}."
         )
-    said, added = messages[index].get("content"), text[len(before) : len(after)]
-    if "add_generation_prompt" not in tokenizer.get_chat_template() and isinstance(said, str):
-        header = added.partition(said.strip())[0]
+    content, added = messages[index].get("content"), text[len(before) : len(after)]
+    if "add_generation_prompt" not in tokenizer.get_chat_template() and isinstance(content, str):
+        header = added.partition(content.strip())[0]
         if header.strip():
             raise CorpusError(
-                f"the chat template writes {header.strip()!r} before the assistant's message {index}, but knows no "
-                f"add_generation_prompt, so where its turn begins cannot be told; {_WAY_OUT}."
+                f"the chat template writes {header.strip()!r} before the assistant's message {index}, but has no "
+                f"add_generation_prompt, so the beginning of its turn cannot be found; {_WAY_OUT}."
             )
     return len(before), len(after)

@@ -1,6 +1,6 @@
-"""The names of the columns that files of rows have: one value, which command lines, recipes and tasks share.
+"""The names of the columns of a corpus, declared once for command lines and recipes, with their help texts.
 
-Declared here once, with the help that command lines show; which of the columns it reads, a task says.
+Each task says which of these columns it reads.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ IGNORED = "none"
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which columns of the files hold what.
+    """The names of the columns of the files.
 
-    Three of them hold gold labels, depending on the task: `label_column`, `tags_column` and `answers_column`. None as
-    their name means the usual one, where the files have it (see `gold_column`).
+    Three of them hold gold labels, depending on the task: `label_column`, `tags_column` and `answers_column`. If their
+    name is None, the usual column is read if the files have it (see `gold_column`).
     """
 
     text_column: Annotated[str, Doc("Column of texts.")] = TEXT
@@ -25,39 +25,39 @@ class ColumnNames:
     messages_column: Annotated[
         str | None,
         Doc(
-            "Column of chats in place of texts (causal-lm): lists of messages with a role and a content, which the "
-            "model's own chat template renders."
+            "Column of chats instead of texts (causal-lm): lists of messages with a role and a content. The model's "
+            "own chat template turns them into text."
         ),
     ] = None
     label_column: Annotated[str | None, Doc("Column of gold labels.")] = LABEL
     tokens_column: Annotated[str, Doc("Column of word lists (token-classification).")] = "tokens"
-    tags_column: Annotated[str | None, Doc("Column of tag lists, one tag a word.")] = TAGS
+    tags_column: Annotated[str | None, Doc("Column of tag lists, one tag per word.")] = TAGS
     question_column: Annotated[str, Doc("Column of questions (question-answering).")] = "question"
     context_column: Annotated[str, Doc("Column of the contexts that hold the answers.")] = "context"
-    answers_column: Annotated[str | None, Doc("Column of lists of gold answers, empty where there is none.")] = ANSWERS
-    starts_column: Annotated[str, Doc("Column of lists: at which character of the context each answer begins.")] = (
-        "answer_starts"
+    answers_column: Annotated[str | None, Doc("Column of lists of gold answers, empty if there is none.")] = ANSWERS
+    starts_column: Annotated[
+        str, Doc("Column of lists of the characters of the context at which the answers begin.")
+    ] = "answer_starts"
+    impossible_column: Annotated[str, Doc("Column that is true for questions without an answer; may be missing.")] = (
+        "is_impossible"
     )
-    impossible_column: Annotated[
-        str, Doc("Column that is true for questions without an answer, where there is one.")
-    ] = "is_impossible"
 
 
 @dataclass(frozen=True)
 class ScoredColumns(ColumnNames):
-    """Those of a held-out file, in which a column may name the group of each row: a language, a domain."""
+    """The columns of a held-out file; one of them may name the group of each row, such as a language or a domain."""
 
     group_column: Annotated[
         str | None,
-        Doc("Column by whose values rows are also scored apart, each value for itself, and the mean over them."),
+        Doc("Column of groups: each group of rows is also scored separately, and the mean over groups is reported."),
     ] = None
 
 
 def gold_column(named: str | None, usual: str, required: bool | None = None) -> tuple[str | None, bool]:
-    """(the column of gold labels, or None for no such column; whether it must be there).
+    """(the column of gold labels, or None for no such column; whether it must exist).
 
-    `named` is what the user says: a column's name, None for the `usual` one, or "none" for no gold labels. `required`
-    None means that a column must be there where the user has named it.
+    `named` is the user's choice: a column's name, None for the `usual` one, or "none" for no gold labels. If `required`
+    is None, the column must exist only if the user has named it.
 
     Example:
         >>> gold_column(None, "label"), gold_column("stars", "label"), gold_column("none", "label")

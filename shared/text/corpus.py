@@ -1,8 +1,7 @@
-"""Files of text as a stream of rows, in a fixed order, with every bad value named by file and line.
+"""Read files of text as a stream of rows in a fixed order; errors name the file and the line of an invalid value.
 
-A corpus is never held in memory: it is read through once before the teacher loads (`Corpus.survey`: counts,
-fingerprint, a sample, and every error), then again block by block (`Corpus.blocks`), where blocks that are already
-done are passed over.
+A corpus is never held in memory. It is read once before the teacher is loaded (`Corpus.survey`: counts, fingerprint,
+a sample, and all errors), and then again block by block (`Corpus.blocks`), where finished blocks are skipped.
 """
 
 import glob
@@ -25,11 +24,15 @@ from shared.text.formats import RawRow, reader_of
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a corpus found out.
+    """The results of one pass over a corpus.
 
-    `fingerprint` covers the values of the columns that are read, in order, and not the files' names or formats.
-    `sample` are rows drawn at random, `sample_numbers` where in the corpus they are. `examples` counts the rows of the
-    files, of which each may be several `rows`.
+    Attributes:
+        rows: the number of rows.
+        fingerprint: a hash of the values of the columns that are read, in order, without the files' names and formats.
+        labelled_rows: the number of rows with a gold label.
+        label_values: the labels that occur.
+        sample, sample_numbers: rows drawn at random, and their numbers in the corpus.
+        examples: the number of rows of the files, each of which may become several `rows`.
     """
 
     rows: int
@@ -42,10 +45,11 @@ class Survey:
 
 
 class Corpus:
-    """Rows of one or more files, in the order given (the files of a glob in sorted order).
+    """The rows of one or more files, in the given order (the files of a glob in sorted order).
 
-    `limit` is how many rows of the files count, from the first. `windows` says how many rows of the corpus an example
-    becomes, where that is not one; the survey keeps the answers, so that a block is passed over without asking again.
+    `limit` is the number of rows of the files to read, from the first. `windows` returns the number of rows of the
+    corpus that an example becomes, if that is not one; the survey keeps its results, so that blocks are skipped
+    without calling it again.
 
     Example:
         >>> corpus = Corpus(["reviews.jsonl"], Columns(text="text", label="label"))
@@ -53,7 +57,7 @@ class Corpus:
         40
 
     Raises:
-        CorpusError: when a path matches nothing, or a file's format is not one that is read.
+        CorpusError: if a path matches no file, or a file has an unknown format.
     """
 
     def __init__(
@@ -71,12 +75,15 @@ class Corpus:
             reader_of(file)
 
     def examples(self) -> Iterator[Example]:
-        """Every row from the first. Raises CorpusError at the first bad value, naming its file and line."""
+        """Yield every row. Raises CorpusError at the first invalid value, naming its file and line."""
         for make in islice(self._makers(), self.limit):
             yield make.example(make.row())
 
     def blocks(self, block_rows: int) -> Iterator[tuple[int, int, Callable[[], list[Example]]]]:
-        """(index, first row, what parses them) of each block of `block_rows` rows: to pass one over costs little."""
+        """Yield (index, first row, function that parses its rows) for each block of `block_rows` rows.
+
+        Skipping a block is cheap, because its rows are only parsed if the function is called.
+        """
         rows = self._rows()
         index = 0
         while block := list(islice(rows, block_rows)):
@@ -90,14 +97,14 @@ class Corpus:
             return
         if not self._counts:
             self.survey()
-        # A file that has grown since then is noticed by who counts the rows.
+        # If a file has grown since the survey, the caller notices it by the number of rows.
         for number, (make, count) in enumerate(zip(makers, chain(self._counts, repeat(1)), strict=False)):
             yield from ((make, number, window) for window in range(count))
 
     def survey(self, check: Callable[[Example], None] | None = None, sample_rows: int = 256, seed: int = 0) -> Survey:
-        """Read everything once, and find every error but those of tokenization.
+        """Read everything once, and find all errors except those of tokenization.
 
-        `check` may raise a CorpusError about a row, to which file and line are added.
+        `check` may raise a CorpusError about a row; file and line are added to its message.
         """
         digest = hashlib.blake2b(digest_size=16)
         chooser = random.Random(seed)
@@ -120,17 +127,21 @@ class Corpus:
                 content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
                 digest.update(content.encode())
             except TypeError as error:
-                raise CorpusError(f"{make.where}: a message holds what JSON cannot ({error}); mend this row.") from None
+                raise CorpusError(
+                    f"{make.where}: a message has a value that JSON cannot hold ({error}); correct or drop this row."
+                ) from None
             except UnicodeEncodeError as error:
                 lone = content[error.start]
-                raise CorpusError(f"{make.where}: {lone!r} is half a character; mend or drop this row.") from None
+                raise CorpusError(
+                    f"{make.where}: {lone!r} is half of a surrogate pair; correct or drop this row."
+                ) from None
             labels = example.label if isinstance(example.label, list) else [example.label]
             known = {label for label in labels if label is not None}
             label_values |= {label for label in known if isinstance(label, str)}
             labelled_rows += windows if known else 0
             for window in range(windows):
                 one = example if self._windows is None else replace(example, window=window, number=examples)
-                # Reservoir sampling (Vitter's algorithm R): every row is as likely to be in the sample.
+                # Reservoir sampling (Vitter's algorithm R): every row has the same chance to be in the sample.
                 if rows < sample_rows:
                     sample.append((rows, one))
                 elif (slot := chooser.randrange(rows + 1)) < sample_rows:
@@ -140,7 +151,7 @@ class Corpus:
             if self._windows is not None:
                 counts.append(windows)
         if rows == 0:
-            raise CorpusError(f"{', '.join(self.files)}: no rows of text in there; give a file that holds some.")
+            raise CorpusError(f"{', '.join(self.files)}: no rows of text; give a file that has some.")
         if self.columns.label_required and not label_seen:
             raise CorpusError(
                 f"no column {self.columns.label!r} in {', '.join(self.files)}; name the column that holds gold labels."
@@ -152,7 +163,7 @@ class Corpus:
         return Survey(rows, digest.hexdigest(), labelled_rows, found, sampled, numbers, examples)
 
     def _makers(self) -> Iterator["_Maker"]:
-        """Each row still unparsed, so that one which is passed over costs little."""
+        """Yield each row unparsed, so that skipping a row is cheap."""
         for file in self.files:
             for number, (where, raw) in enumerate(reader_of(file)(file, self.columns)):
                 make = _Maker(self.columns, where, raw)
@@ -181,7 +192,7 @@ def _parsed(block: list["_Row"]) -> list[Example]:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes an example of a row in two steps: parse it, then check what the columns hold."""
+    """Makes an example in two steps: parse the row, then check the values of its columns."""
 
     columns: Columns
     where: str
@@ -194,12 +205,12 @@ class _Maker:
         return example_of(row, self.columns, self.where)
 
 
-# What makes an example, and, where it becomes several rows, its number in the files and which of them this is.
+# (maker of the example, its number in the files or None, window): the last two if examples become several rows.
 _Row = tuple[_Maker, int | None, int]
 
 
 def _expand(path: str) -> list[str]:
-    """The files behind a path, glob or URL."""
+    """The files that a path, glob or URL names."""
     if not glob.has_magic(path) or Path(path).exists():
         return [path]
     filesystem, pattern = fsspec.core.url_to_fs(path)

@@ -1,5 +1,4 @@
-"""What a row of a corpus holds, checked value by value: its text (or words, or chat), its pair, its gold
-label, its group."""
+"""Examples, the rows of a corpus, with every value checked: text (or words, or a chat), pair, gold label and group."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +10,14 @@ from shared.text.columns import TEXT
 
 Row = dict[str, Any]
 
-# One message of a chat: role, content, and whatever else the template reads (name, tool_calls, ...).
+# One message of a chat: role, content, and other keys that the template reads (name, tool_calls, ...).
 Message = dict[str, Any]
-# A name or a number as text, so that 1 in JSON and 1 in CSV are the same label; None where it is missing.
+# A name or a number as text, so that 1 in JSON and 1 in CSV are the same label; None for a missing label.
 Label = str | None
 
 
 class Answers(NamedTuple):
-    """The gold answers to a question, and at which character of its context each begins; none where it has none."""
+    """The gold answers to a question and the characters of its context at which they begin; empty if it has none."""
 
     texts: tuple[str, ...] = ()
     starts: tuple[int, ...] = ()
@@ -26,9 +25,16 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a corpus: its text (or words, or messages), the second text of a pair, its gold label (or one tag a
-    word, or the answers to a question), and the group that it is scored with; no model sees the group. Where an example
-    of the files becomes several rows, `window` says which of them this is, and `number` which example it is of."""
+    """One row of a corpus.
+
+    Attributes:
+        text: its text, or words, or messages; for questions, the question.
+        pair: the second text of a pair; for questions, the context.
+        label: its gold label, or one tag per word, or the answers to a question.
+        group: the group with which it is scored; models do not see it.
+        window: if an example of the files becomes several rows, the number of this row among them.
+        number: in that case, the number of the example in the files.
+    """
 
     text: str | list[str] | list[Message]
     pair: str | None = None
@@ -40,12 +46,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the columns of a row hold. A task that reads rows of another shape has one of its own.
+    """The kind of values in the columns of a row. A task that reads other rows defines its own shape.
 
     Attributes:
-        text: (row, column of texts, where) -> the text of an example.
+        text: (row, column of texts, where) -> the text of an example; `where` names the row in messages.
         label: (row, columns, text, where) -> its gold label.
-        of_line: a line of a .txt file -> what its column of texts holds.
+        of_line: a line of a .txt file -> the value of its column of texts.
         is_chat: whether the text is a list of messages.
     """
 
@@ -58,14 +64,14 @@ class Shape:
 def _string(row: Row, column: str, where: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise CorpusError(f"{where}: column {column!r} holds {value!r}, which is not text; mend or drop this row.")
+        raise CorpusError(f"{where}: column {column!r} holds {value!r}, which is not text; correct or drop this row.")
     return value
 
 
 def _group(row: Row, column: str, where: str) -> str:
     group = _label(row.get(column), where)
     if group is None:
-        raise CorpusError(f"{where}: column {column!r} is empty; every row that is scored by group must name its own.")
+        raise CorpusError(f"{where}: column {column!r} is empty; name the group of every row, or score without groups.")
     return group
 
 
@@ -77,7 +83,10 @@ def _words(row: Row, column: str, where: str) -> list[str]:
 
 
 def _messages(row: Row, column: str, where: str) -> list[Message]:
-    """Keys without a value go, as transformers has it: Parquet gives every message the keys of all."""
+    """The messages of a chat, without keys whose value is None.
+
+    Parquet gives every message the keys of all messages, and templates of transformers expect missing keys instead.
+    """
     chat = row.get(column)
     if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
         raise CorpusError(
@@ -88,11 +97,12 @@ def _messages(row: Row, column: str, where: str) -> list[Message]:
         raise CorpusError(f"{where}: column {column!r} holds a chat without messages; drop this row.")
     messages = [{key: value for key, value in message.items() if value is not None} for message in chat]
     for number, message in enumerate(messages):
-        said = isinstance(message.get("content"), (str, list)) or ("content" not in message and "tool_calls" in message)
-        if not isinstance(message.get("role"), str) or not said:
+        content = message.get("content")
+        has_content = isinstance(content, (str, list)) or ("content" not in message and "tool_calls" in message)
+        if not isinstance(message.get("role"), str) or not has_content:
             raise CorpusError(
-                f"{where}: message {number} of column {column!r} must have a 'role' and a 'content' that are text (the "
-                f"content may be missing beside 'tool_calls'), but is {str(message)[:80]!r}."
+                f"{where}: message {number} of column {column!r} must have a 'role' and a 'content' that are text "
+                f"(with 'tool_calls', the content may be missing), but is {str(message)[:80]!r}."
             )
     return messages
 
@@ -111,7 +121,7 @@ def _tags(row: Row, columns: "Columns", words: list[str], where: str) -> list[La
 
 
 def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers | None:
-    """None where nobody has looked for an answer; no answers where there is none to be found."""
+    """The gold answers of a question: None if they are not known, and empty if it has no answer."""
     if columns.impossible is not None and row.get(columns.impossible):
         return Answers()
     texts = None if columns.label is None else row.get(columns.label)
@@ -131,14 +141,17 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
 
 
 def _label(value: Any, where: str) -> Label:
-    """Missing labels come as null, as NaN (pandas) or as an empty string (CSV); whole floats are pandas' integers."""
+    """The label as text, or None for null, NaN (from pandas) or an empty string (from CSV).
+
+    A float without a fraction is an integer of pandas.
+    """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     if isinstance(value, str):
         return value
-    raise CorpusError(f"{where}: {value!r} is no label; labels are names or numbers.")
+    raise CorpusError(f"{where}: {value!r} is not a label; labels are names or numbers.")
 
 
 # One string; lists of words, with lists of tags; lists of messages; questions, with lists of answers.
@@ -150,12 +163,17 @@ QUESTIONS = Shape(_string, _answers)
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the files hold what.
+    """The names of the columns that a task reads, and the shape of their values.
 
-    `shape` says what is in them. Of questions, `text` is the question, `pair` the context, `label` a list of answers;
-    `starts` then names the list of their first characters and `impossible` what says that there is no answer (a column
-    that may be absent). An optional label column may be absent from every file (then nothing is labelled); a required
-    one may not. `group` holds what rows are scored apart by, a language perhaps.
+    Attributes:
+        text: the text; for questions, the question.
+        pair: the second text of a pair; for questions, the context.
+        label: the gold label; for questions, a list of answers.
+        label_required: whether the label column must exist; if it is optional and missing, no row is labelled.
+        shape: the kind of values.
+        group: the group with which a row is scored, such as a language.
+        starts: for questions, the list of the first characters of the answers.
+        impossible: for questions, whether there is no answer; the column may be missing.
     """
 
     text: str
@@ -169,18 +187,18 @@ class Columns:
 
     @property
     def named(self) -> list[str]:
-        """The columns that are read, of which some may be absent."""
+        """The names of all columns that are read; some of them may be missing from the files."""
         every = (self.text, self.pair, self.label, self.group, self.starts, self.impossible)
         return [name for name in every if name is not None]
 
     @classmethod
     def of_chats(cls, messages: str, text: str, pair: str | None) -> "Columns":
-        """Those of a corpus of chats. Raises UsageError where a column of texts was named as well."""
+        """The columns of a corpus of chats. Raises UsageError if a column of texts was named as well."""
         if text != TEXT or pair is not None:
             beside = f"text column {text!r}" if pair is None else f"pair column {pair!r}"
             raise UsageError(
-                f"the messages column {messages!r} holds the whole row, so there is nothing to do for a {beside}; "
-                "name one or the other."
+                f"the messages column {messages!r} holds the whole row, so a {beside} cannot be used with it; name one "
+                "or the other."
             )
         return cls(messages, shape=CHATS)
 
@@ -194,12 +212,12 @@ class Columns:
         impossible: str | None,
         label_required: bool,
     ) -> "Columns":
-        """Those of a corpus of questions, each about a context."""
+        """The columns of a corpus of questions with contexts."""
         return cls(question, context, answers, label_required, QUESTIONS, starts=starts, impossible=impossible)
 
 
 def example_of(row: Row, columns: Columns, where: str) -> Example:
-    """What the columns of a row hold. Raises CorpusError for a bad value, naming its place `where`."""
+    """The example in a row of a file. Raises CorpusError for an invalid value; the message begins with `where`."""
     text = columns.shape.text(row, columns.text, where)
     pair = None if columns.pair is None else _string(row, columns.pair, where)
     group = None if columns.group is None else _group(row, columns.group, where)

@@ -1,8 +1,7 @@
-"""File formats: a file -> its rows as plain dicts, each with the place it comes from (file and line) for messages.
+"""File formats: read the rows of a file as plain dicts, each with its place (file and line) for messages.
 
-Readers stream, and a row that is cheap to pass over (a line of JSON) is parsed only when it is asked for. Remote URLs
-are fsspec's business, compression is pyarrow's, which notices a file that was cut short (zstandard's own stream ends
-there without a word).
+Readers stream, and lines of JSON are parsed only when they are needed. fsspec opens remote URLs, and pyarrow
+decompresses, because it reports a truncated file (the stream of zstandard ends there without an error).
 """
 
 import csv
@@ -30,12 +29,12 @@ LocatedRows = Iterator[tuple[str, RawRow]]
 
 
 def reader_of(file: str) -> Callable[[str, Columns], LocatedRows]:
-    """The reader for a file's kind, by its name. Raises CorpusError for a kind that is not read."""
+    """The reader for a file, chosen by the file's name. Raises CorpusError for an unknown kind of file."""
     path = PurePath(file)
     suffix = PurePath(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
     if suffix not in _READERS:
         raise CorpusError(
-            f"{file}: unknown kind of file; Lectern reads {', '.join(_READERS)}, each also with .gz or .zst behind it."
+            f"{file}: unknown kind of file; Lectern reads {', '.join(_READERS)}, each also followed by .gz or .zst."
         )
     return _READERS[suffix]
 
@@ -54,11 +53,11 @@ def _open(file: str) -> io.BufferedReader:
 
 def _unreadable(file: str, error: Exception) -> CorpusError:
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    return CorpusError(f"{file}: cannot be read to its end ({reason}); the file is damaged or cut short.")
+    return CorpusError(f"{file}: cannot be read to its end ({reason}); the file is damaged or truncated.")
 
 
 def _lines(file: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines; decoded one by one so that invalid UTF-8 is named by its line."""
+    """Yield numbered lines, decoded one by one so that messages name the line of invalid UTF-8."""
     with _open(file) as stream:
         numbered = enumerate(stream, start=1)
         while True:
@@ -79,14 +78,14 @@ def _lines(file: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_txt(file: str, columns: Columns) -> LocatedRows:
-    """One row a line; blank lines are no rows."""
+    """One row per line; blank lines are skipped."""
     for number, line in _lines(file):
         if text := line.rstrip("\r\n"):
             yield f"{file}, line {number}", {columns.text: columns.shape.of_line(text)}
 
 
 def _read_json(file: str, columns: Columns) -> LocatedRows:
-    """One object a line, or one array of objects."""
+    """One object per line, or one array of objects."""
     lines = _lines(file)
     for number, line in lines:
         if not line.strip():
@@ -104,12 +103,12 @@ def _read_json(file: str, columns: Columns) -> LocatedRows:
 def _parse_object(line: str, file: str, number: int) -> Row:
     value = _parse_json(line.rstrip(), file, number)
     if not isinstance(value, dict):
-        raise CorpusError(f"{file}, line {number}: expected a JSON object a line, found {line.strip()[:80]!r}.")
+        raise CorpusError(f"{file}, line {number}: expected one JSON object per line, found {line.strip()[:80]!r}.")
     return value
 
 
 def _parse_json(text: str, file: str, number: int) -> Any:
-    """`text` begins at line `number` of the file."""
+    """The parsed JSON text, which begins at line `number` of the file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -121,7 +120,7 @@ def _read_csv(file: str, columns: Columns) -> LocatedRows:
 
 
 def _read_tsv(file: str, columns: Columns) -> LocatedRows:
-    """Quotes are ordinary characters here, as in GLUE's files, where a stray one would swallow the lines after it."""
+    """Quotes are ordinary characters, as in the files of GLUE, where a single one would join all lines after it."""
     return _read_delimited(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -149,7 +148,7 @@ def _read_parquet(file: str, columns: Columns) -> LocatedRows:
             read = [name for name in columns.named if name in present]
             number = 0
             for batch in parquet.iter_batches(batch_size=1024, columns=read):
-                # The names of all columns stay visible to the check for missing ones.
+                # The first row has the names of all columns, for the check of missing ones.
                 for row in batch.to_pylist():
                     yield f"{file}, row {number}", dict.fromkeys(present) | row if number == 0 else row
                     number += 1

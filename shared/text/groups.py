@@ -1,7 +1,7 @@
-"""Scores of groups of rows, one for each value of a column (27 languages, say), and their mean.
+"""Scores of groups of rows, one group for each value of a column (such as 27 languages), and their mean.
 
-The mean over groups counts every group alike, however many rows it has (XtremeDistil, arXiv 2004.05686, reports that of
-per-language F1); the scores over all rows (micro) count every row alike.
+The mean over groups gives every group the same weight (XtremeDistil, arXiv 2004.05686, reports it for per-language F1);
+the scores over all rows (micro) give every row the same weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ class GroupScores:
     """The scores of each group that has gold labels.
 
     Attributes:
-        column: the column whose values are the groups' names.
-        rows: rows of each group, by name, in the order of the names; of questions, windows of their contexts.
-        metrics: the task's metrics of each group.
+        column: the column whose values are the names of the groups.
+        rows: name of a group -> its number of rows (of windows, for questions), sorted by name.
+        metrics: name of a group -> its metrics.
     """
 
     column: str
@@ -28,13 +28,13 @@ class GroupScores:
 
     @property
     def mean(self) -> dict[str, float]:
-        """The mean over the groups of each metric."""
+        """The mean of each metric over the groups."""
         scores = list(self.metrics.values())
         names = scores[0] if scores else {}
         return {name: fmean(each[name] for each in scores) for name in names}
 
     def table(self) -> list[str]:
-        """Lines of one group each below a line of names, in columns, for people."""
+        """The lines of a table to print: a header, and one line for each group."""
         names = list(self.mean)
         cells = [[self.column, "rows", *(name.replace("_", " ") for name in names)]]
         for group, scores in self.metrics.items():
@@ -46,8 +46,10 @@ class GroupScores:
 def score_groups(
     column: str, groups: Sequence[str], predictions: Predictions, metrics: Callable[[Predictions], dict[str, float]]
 ) -> GroupScores:
-    """`metrics` of the rows of each group; `groups` names the group of each row by the row's number. A group without
-    gold labels has no scores and is left out."""
+    """The metrics of each group; `groups` has the name of each row's group, at the row's number.
+
+    Groups without gold labels have no scores and are left out.
+    """
     members: dict[str, list[int]] = {}
     for index, row in enumerate(predictions.rows):
         members.setdefault(groups[row], []).append(index)
@@ -57,7 +59,7 @@ def score_groups(
 
 
 def _part(predictions: Predictions, indices: Sequence[int]) -> Predictions:
-    """Some of the rows. What is summed over rows alone (the likelihood) is left out."""
+    """The predictions of some rows, without the likelihood, which is only known as a sum over all rows."""
     labels = [predictions.labels[index] for index in indices]
     rows = [predictions.rows[index] for index in indices]
     return Predictions(

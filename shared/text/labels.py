@@ -1,4 +1,4 @@
-"""Gold labels: names and numbers of a file -> indices into the one ordered list of label names."""
+"""Gold labels: from names and numbers in a file to indices into the ordered list of label names."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from shared.text.examples import Label
 
 
 def label_index(value: Label, names: tuple[str, ...]) -> int:
-    """The index of a label given by name or else by number; MISSING (-100) for a missing one.
+    """The index of a label, given by its name or its number; MISSING (-100) for a missing label.
 
     >>> label_index("sports", ("world", "sports")), label_index("0", ("world", "sports")), label_index(None, ("world",))
     (1, 0, -100)
@@ -32,7 +32,7 @@ def label_index(value: Label, names: tuple[str, ...]) -> int:
 
 
 def names_from_values(values: Iterable[str]) -> tuple[str, ...]:
-    """Label names for a corpus that comes without a list of them: its names sorted, or "0" to the largest number."""
+    """Label names for a corpus without a list of them: the sorted names, or "0" to the largest number."""
     found = set(values)
     if all(value.isdecimal() for value in found):
         return tuple(str(number) for number in range(max((int(value) for value in found), default=-1) + 1))

@@ -1,4 +1,4 @@
-"""How long rows are and what of them is recorded: options of `dump` and `distill eval`, and keys of recipes."""
+"""Lengths and recorded positions of rows: options of `dump` and `distill eval`, and keys of recipes."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,13 +11,13 @@ DEFAULT_STRIDE = 128
 
 @dataclass(frozen=True)
 class Positions:
-    """Where in a row distributions and gold labels are, and how a long context becomes several rows."""
+    """The positions of distributions and gold labels in a row, and the overlap of windows of a long context."""
 
     positions: Annotated[
         str | None,
         Doc(
-            "Where in a row distributions and gold labels are. causal-lm: all (default) or completion (of chats: where "
-            "the assistant's next token follows); masked-lm: masked (default) or all; token-classification: "
+            "Where in a row distributions and gold labels are. causal-lm: all (default) or completion (in chats: where "
+            "the next token is the assistant's); masked-lm: masked (default) or all; token-classification: "
             "first-subtoken (default) or all."
         ),
     ] = None
@@ -30,7 +30,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How much of each row is read, and how many rows."""
+    """The largest number of tokens of a row, and of rows."""
 
-    max_length: Annotated[int, Ge(1), Doc("Rows are cut to this many tokens.")] = 512
-    limit: Annotated[int | None, Ge(1), Doc("Only so many rows of the files, from the first.")] = None
+    max_length: Annotated[int, Ge(1), Doc("Rows are truncated to this many tokens.")] = 512
+    limit: Annotated[int | None, Ge(1), Doc("Read only this many rows of the files, from the first.")] = None

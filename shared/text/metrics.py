@@ -1,4 +1,4 @@
-"""Predictions and gold labels -> the task's metrics. The first entry of each result is the task's main metric."""
+"""Metrics of predictions with gold labels. The first entry of each result is the task's main metric."""
 
 import math
 
@@ -7,12 +7,12 @@ import numpy as np
 from shared.dump.rowgroup import MISSING
 from shared.text.predictions import Predictions
 
-# Of the main metrics; the others are shares of what is right.
+# Main metrics that are better when lower; the others are better when higher.
 LOWER_IS_BETTER = frozenset({"perplexity"})
 
 
 def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the classes that occur; rows without a gold label do not count."""
+    """Accuracy, and F1 averaged over the classes that occur, both over the rows with a gold label."""
     from sklearn.metrics import f1_score
 
     if not predictions.labelled:
@@ -25,12 +25,12 @@ def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
 
 
 def entity_f1(predictions: Predictions) -> dict[str, float]:
-    """Entity-level F1, precision and recall by seqeval (the CoNLL rules), over the positions that carry a tag."""
+    """Entity-level F1, precision and recall of seqeval (the CoNLL rules), over the positions with a gold tag."""
     from seqeval.metrics import f1_score, precision_score, recall_score
 
     if not predictions.labelled:
         return {}
-    # The last name is that of -1, a word that was never seen.
+    # "O" is last, so that it is the name of -1, the prediction for a lost word.
     names, rows = (*predictions.names, "O"), list(zip(predictions.predicted, predictions.labels, strict=True))
     truth = [[names[tag] for tag in gold[gold != MISSING]] for _, gold in rows]
     guesses = [[names[tag] for tag in guess[gold != MISSING]] for guess, gold in rows]

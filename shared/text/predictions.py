@@ -1,4 +1,4 @@
-"""Predictions: what a model makes of some rows, as metrics take it."""
+"""Predictions of a model for some rows, the input of metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from shared.dump.rowgroup import MISSING
 from shared.text.examples import Example
 
-# What is predicted of a word that the model never saw: no entity, whatever the labels are.
+# The prediction for a word that the model did not see: no entity, whatever the labels are.
 NOT_SEEN = -1
 
 
 @dataclass(frozen=True)
 class LostWords:
-    """Words of a row that have a gold tag and no recorded position.
+    """Words of a row that have a gold tag but no recorded position.
 
     Attributes:
-        before: int64 [W], before which of the row's recorded positions each would stand.
+        before: int64 [W], the index of the recorded position before which each word belongs.
         labels: int32 [W], their gold tags.
     """
 
@@ -28,25 +28,25 @@ class LostWords:
 
     @classmethod
     def of(cls, word_of_P: NDArray[np.int64], gold_W: NDArray[np.int32]) -> "LostWords | None":
-        """Those of a row, from the word of each recorded position (rising) and the tag of each word."""
+        """The lost words of a row, from the word of each recorded position (ascending) and the tag of each word."""
         lost = np.setdiff1d(np.flatnonzero(gold_W != MISSING), word_of_P)
         return cls(np.searchsorted(word_of_P, lost), gold_W[lost]) if len(lost) else None
 
 
 @dataclass
 class Predictions:
-    """What a model said about some rows.
+    """A model's predictions for some rows, with the gold labels.
 
     Attributes:
-        names: label names, in the order of the indices below; empty for tasks over a vocabulary.
-        predicted: one integer array a row, the most probable class at each recorded position; -1 at a lost word. Of
-            questions, which of the recorded positions is the first and which the last of the answer, most probably.
-        labels: one integer array a row, the gold labels there, -100 where missing.
+        names: label names, in the order of the class indices; empty for tasks over a vocabulary.
+        predicted: one integer array per row: the most probable class at each recorded position, and -1 for a lost word.
+            For questions, the most probable first and last of the answer's recorded positions.
+        labels: one integer array per row: the gold labels at these positions, -100 if missing.
         negative_log_likelihood: the sum over positions with a gold label, in nats.
-        labelled: how many such positions there are.
+        labelled: the number of positions with a gold label.
         rows: the rows' numbers in their source, in the order of `predicted` and `labels`.
-        notes: what else the task has noted of each row for its metrics, by the row's number.
-        examples: what each row was made from, by the row's number, for metrics that look at it.
+        notes: row number -> other values that the task's metrics need (`Task.notes`).
+        examples: row number -> the example from which the row was made, if the task's metrics need it.
     """
 
     names: tuple[str, ...] = ()
@@ -59,8 +59,10 @@ class Predictions:
     examples: dict[int, Example] = field(default_factory=dict)
 
     def with_lost_words(self, lost: Mapping[int, LostWords]) -> "Predictions":
-        """With the words that the rows named by number have lost put back, each predicted to be no entity: the true
-        sentence is what is scored."""
+        """The predictions with lost words (by row number) inserted, each predicted as no entity.
+
+        So whole sentences are scored, and not only the words that the model saw.
+        """
         predicted, labels = list(self.predicted), list(self.labels)
         for index, row in enumerate(self.rows):
             if row in lost:

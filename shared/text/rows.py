@@ -1,4 +1,4 @@
-"""Tokenized rows -> one flat row group, as a shard holds them and as a trainer reads them."""
+"""Put tokenized rows into one flat row group, the form in which shards are written and training data is read."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from shared.text.tokenized import TokenizedRow
 
 
 def row_group(rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> RowGroup:
-    """`numbers` are the rows' numbers in the corpus. The columns are those of the rows, and none of a codec yet."""
+    """The rows as one row group; `numbers` are their numbers in the corpus. It has no columns of codecs yet."""
     questions = [row.question for row in rows if row.question is not None]
     types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
     return RowGroup(

@@ -1,4 +1,4 @@
-"""What tokenizing needs to know, and what it gives: rows as token ids, recorded positions and gold labels."""
+"""The settings of tokenizing, and its result: rows as token ids, recorded positions and gold labels."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,13 @@ class TokenizedRow:
 
     Attributes:
         input_ids: int32 [L].
-        token_type_ids: int32 [L], 0 for the first text and 1 for the second; None where the row has no pair.
-        positions: int32 [P]; of a distribution over the whole row P is 1 and the position is 0.
-        labels: int32 [P], gold labels, -100 where missing.
-        lost: the words with a gold tag that were cut off, or that the tokenizer makes nothing of; None for none.
-        question: where the row is a window of a question's context, the question's number in the files.
-        columns: what else there is of each recorded position, by name, [P, ...]: what the layout keeps (its `columns`)
-            and what the task's metrics need (its `scoring_columns`).
+        token_type_ids: int32 [L], 0 for the first text and 1 for the second; None if the row is not a pair.
+        positions: int32 [P]; for one distribution per row, P is 1 and the position is 0.
+        labels: int32 [P], gold labels, -100 if missing.
+        lost: words with a gold tag that were truncated or have no token; None if there are none.
+        question: the question's number in the files, if the row is a window of its context.
+        columns: name -> further values of each recorded position, [P, ...]: those that the layout keeps (its
+            `columns`) and those that the task's metrics need (its `scoring_columns`).
     """
 
     input_ids: Int32
@@ -39,9 +39,16 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """Everything that decides how rows are tokenized; the dump's manifest holds the same values, or a fingerprint of
-    them. `chats`: rows are lists of messages, which the tokenizer's own template renders. `stride`: by how many tokens
-    the windows of a long context overlap."""
+    """All settings that decide how rows are tokenized. A dump's manifest has the same values, or a fingerprint of them.
+
+    Attributes:
+        max_length: the largest number of tokens of a row.
+        label_names: in the order of the classes.
+        positions: the choice of recorded positions, a key of `Task.layouts`.
+        seed: for positions that are drawn at random.
+        chats: whether rows are lists of messages, which the tokenizer's own template renders.
+        stride: the number of tokens by which the windows of a long context overlap.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int

@@ -290,7 +290,9 @@ def test_what_is_no_chat_is_named_by_file_and_line(name: str, tmp_path: Path) ->
 def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi", "sent": datetime(2026, 1, 1)}]
     pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
-    with pytest.raises(CorpusError, match=r"a\.parquet, row 0: a message holds what JSON cannot \(.*datetime"):
+    with pytest.raises(
+        CorpusError, match=r"a\.parquet, row 0: a message has a value that JSON cannot hold \(.*datetime"
+    ):
         Corpus([str(tmp_path / "a.parquet")], CHATS).survey()
 
 
@@ -302,7 +304,11 @@ REWRITTEN = (
 )
 UNASKED = r"line 2: the chat template writes '<\|im_start\|>assistant' before .*message 2.*add_generation_prompt"
 BAD_ROWS = {
-    "raises": (STRICT, BOT, r"a\.jsonl, line 2: the chat template refuses this chat \(no bots\. Ever\); mend or drop"),
+    "raises": (
+        STRICT,
+        BOT,
+        r"a\.jsonl, line 2: the chat template refuses this chat \(no bots\. Ever\); correct or drop",
+    ),
     "stumbles": (
         CHATML,
         [{"role": "user", "tool_calls": []}],

@@ -378,7 +378,12 @@ BAD_FILES: dict[str, tuple[str, bytes, Columns, str]] = {
     "invalid UTF-8": ("a.txt", b"fine\nna\xefve\n", Columns("text"), r"a\.txt, line 2: byte 0xef is not valid UTF-8"),
     "invalid UTF-8, csv": ("a.csv", b"text\nfine\n\xff\n", Columns("text"), r"a\.csv, line 3: byte 0xff"),
     "invalid UTF-8, gz": ("a.txt.gz", gzip.compress(b"a\n\xff\n"), Columns("text"), r"a\.txt\.gz, line 2: byte 0xff"),
-    "half a character": ("a.jsonl", b'{"text": "\\ud83d"}\n', Columns("text"), r"a\.jsonl, line 1: .*half a character"),
+    "half a character": (
+        "a.jsonl",
+        b'{"text": "\\ud83d"}\n',
+        Columns("text"),
+        r"a\.jsonl, line 1: .*half of a surrogate pair",
+    ),
     "bad JSON": ("a.jsonl", NOT_JSON, Columns("text"), r"a\.jsonl, line 2: not valid JSON"),
     "bad JSON array": (
         "a.json",
@@ -386,7 +391,7 @@ BAD_FILES: dict[str, tuple[str, bytes, Columns, str]] = {
         Columns("text"),
         r"a\.json, line 4: not valid JSON",
     ),
-    "JSON that is no object": ("a.jsonl", b'"text"\n', Columns("text"), r"a\.jsonl, line 1: expected a JSON object"),
+    "JSON that is no object": ("a.jsonl", b'"text"\n', Columns("text"), r"a\.jsonl, line 1: expected one JSON object"),
     "array of no objects": ("a.json", b'[{"text": "a"}, 3]', Columns("text"), r"a\.json, item 1: expected an object"),
     "too many fields": ("a.csv", b"text,x\na,1\nb,2,3\n", Columns("text"), r"a\.csv, line 3: 3 fields where .* 2"),
     "too few fields": ("a.tsv", b"text\tx\na\n", Columns("text"), r"a\.tsv, line 2: 1 fields where .* 2"),
@@ -407,13 +412,13 @@ BAD_FILES: dict[str, tuple[str, bytes, Columns, str]] = {
         "a.jsonl",
         b'{"text": "a", "label": [1]}\n',
         Columns("text", label="label"),
-        r"a\.jsonl, line 1: \[1\] is no label",
+        r"a\.jsonl, line 1: \[1\] is not a label",
     ),
     "half a label": (
         "a.jsonl",
         b'{"text": "a", "label": 0.5}\n',
         Columns("text", label="label"),
-        r"line 1: 0.5 is no label",
+        r"line 1: 0.5 is not a label",
     ),
     "a string for words": (
         "a.jsonl",

@@ -69,7 +69,7 @@ def test_what_dump_says_otherwise_is_its_default(option: str) -> None:
     (_, help_, default, *_), (_, elsewhere, usual, *_) = (shown(COMMANDS[name])[option] for name in ("dump", "eval"))
     assert (default, usual) == (None, getattr(ColumnNames(), option))
     assert help_.startswith(elsewhere.rstrip("."))
-    assert f"By default '{usual}' where there is one; 'none' ignores it." in help_
+    assert f"By default '{usual}' if the file has it; 'none' ignores it." in help_
 
 
 def test_every_field_of_a_request_is_an_option_and_every_option_a_field() -> None:

@@ -238,7 +238,7 @@ def test_a_row_without_a_group_is_refused_with_its_place(
 ) -> None:
     rows = [{"text": "a fox", "label": "neutral", "lang": name} for name in ("en", None)]
     data = write_corpus(tmp_path / "data.jsonl", rows)
-    with pytest.raises(CorpusError, match=r"line 2: column 'lang' is empty; every row .* must name its own"):
+    with pytest.raises(CorpusError, match=r"line 2: column 'lang' is empty; name the group of every row"):
         scored(models["sequence-classification"], data)
 
 

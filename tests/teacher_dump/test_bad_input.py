@@ -403,7 +403,7 @@ def test_ctrl_c_keeps_what_is_finished(base: dict[str, Any], dump: Any, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(annotate_module, "write_shard", interrupted)
-        assert_refused(dump(**base), INTERRUPTED, "interrupted", "goes on from there")
+        assert_refused(dump(**base), INTERRUPTED, "interrupted", "continues from there")
     assert names(base["out"] / "shards") == ["00000.json", "00000.parquet"]
     assert "2 of 3 shards written" in dump(**base).said
 

@@ -1,5 +1,4 @@
-"""Tasks: rows become token ids, recorded positions and gold labels; predictions become metrics. `TASKS` is the one
-table of them."""
+"""Tasks: how rows become token ids, recorded positions and gold labels, and predictions metrics. Table: `TASKS`."""
 
 from shared.text.tasks.base import TASKS, Task
 from shared.text.tasks.table import task_named

@@ -1,9 +1,9 @@
-"""What a task is: which columns it reads, how a row becomes token ids, recorded positions and gold labels, what a
-model's output says there, and how predictions become metrics.
+"""The contract of a task: the columns that it reads, its rows, its models' logits, and its metrics.
 
-A task is one object of the table `TASKS`. `dump`, training on gold labels and `distill eval` ask it whatever depends on
-the task, and never which one it is. A position is an index into a row's tokens; where in a row something is recorded,
-a layout (`shared.dump.layouts`) says, of which a task has one for each choice of positions.
+A task turns an example into rows of token ids, recorded positions and gold labels. Each task is one object of the table
+`TASKS`. `dump`, training on gold labels and `distill eval` get everything that depends on the task from it, and never
+ask which task it is. A position is an index into a row's tokens. The layout (`shared.dump.layouts`) says where in a row
+something is recorded; a task has one layout for each choice of positions.
 
 Shapes: B rows, L tokens of the longest, C classes, S distributions of a batch.
 """
@@ -34,19 +34,19 @@ class Task(ABC):
     Attributes:
         name: its name in the table, in manifests and on the command line.
         auto_class: the class of transformers that loads its models.
-        architectures: how the names of such models' classes end.
-        layouts: each choice of positions, the default first (None where there is no choice) -> the name of the layout.
-        predicts_vocabulary: whether distributions are over the vocabulary, so that a model's head may be asked for
-            them at some positions at a time, and the text itself is the gold label.
-        has_labels: whether its classes are labels with names in order.
-        label_names: those of every model of the task, where data and models have no say.
-        scores_rows: whether predictions are kept row by row, so that groups of rows can be scored apart.
-        needs_examples: whether its metrics look at what each row was made from.
-        scoring_columns: what they also need of each recorded position (of `TokenizedRow.columns`).
+        architectures: endings of the names of these models' classes.
+        layouts: choice of positions (None if there is no choice) -> name of the layout; the default is first.
+        predicts_vocabulary: whether distributions are over the vocabulary. The head can then be applied to some
+            positions at a time, and the text itself is the gold label.
+        has_labels: whether its classes are labels, with names in a fixed order.
+        label_names: the label names if they are the same for all data and models; otherwise None.
+        scores_rows: whether predictions are kept row by row, so that groups of rows can be scored separately.
+        needs_examples: whether its metrics need the example from which each row was made.
+        scoring_columns: names of `TokenizedRow.columns` that its metrics need for each recorded position.
         reads_chats: whether its rows may be lists of messages.
         splits_examples: whether an example of the files may become several rows, windows that overlap by `stride`.
-        is_causal: whether its models must not see the tokens behind a position.
-        config_values: what a student's configuration must say where it has the field.
+        is_causal: whether its models must not see the tokens after a position.
+        config_values: values that a student's configuration must have, if it has these fields.
         optional_weights: parts of the names of weights that a checkpoint may lack.
     """
 
@@ -68,17 +68,20 @@ class Task(ABC):
 
     @property
     def is_scored(self) -> bool:
-        """Whether there are predictions, and so metrics."""
+        """Whether the task has predictions, and therefore metrics."""
         return all(LAYOUTS.named(name).has_distributions for name in self.layouts.values())
 
     # ---------------------------------------------------------------- files
 
     def columns(self, names: ColumnNames, labels_required: bool | None = None) -> Columns:
-        """The columns that it reads of those named. `labels_required`: whether that of gold labels must be there; None
-        for where it is named.
+        """The columns that the task reads.
+
+        Args:
+            names: the names of all columns.
+            labels_required: whether the column of gold labels must exist; None if only a named one must.
 
         Raises:
-            UsageError: for chats where the task reads none, or a column of chats and one of texts at once.
+            UsageError: for chats if the task reads none, or for a column of chats together with one of texts.
         """
         if names.messages_column is not None:
             self._check_reads_chats()
@@ -86,43 +89,43 @@ class Task(ABC):
         return self.columns_of_texts(names, labels_required)
 
     def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
-        """Those of rows that are no chats: a text, perhaps a second one, and where classes are labels, a label."""
+        """The columns of rows that are not chats: text, second text of a pair, and label if classes are labels."""
         gold: tuple[str | None, bool] = (None, False)
         if self.has_labels:
             gold = gold_column(names.label_column, LABEL, labels_required)
         return Columns(names.text_column, names.pair_column, *gold)
 
     def scored_columns(self, names: ScoredColumns) -> Columns:
-        """Those of a held-out file: gold labels must be there, and a column may name the group of each row.
+        """The columns of a held-out file: with required gold labels, and optionally the group of each row.
 
         Raises:
-            UsageError: as `columns` does, and for groups of a task that is not scored row by row.
+            UsageError: as `columns` does, and for groups if the task is not scored row by row.
         """
         if names.group_column is not None and not self.scores_rows:
             able = ", ".join(task.name for task in TASKS.values() if task.scores_rows)
             raise UsageError(
-                f"the group column {names.group_column!r} is for tasks that are scored row by row ({able}), and this "
+                f"the group column {names.group_column!r} is for tasks that are scored row by row ({able}), but this "
                 f"is {self.name}; leave it out."
             )
         return replace(self.columns(names, labels_required=True), group=names.group_column)
 
     def corpus(self, how: Tokenizing, paths: Sequence[str], columns: Columns, limit: int | None = None) -> Corpus:
-        """The corpus in these files, each example of which becomes as many rows as `count_rows` says."""
+        """The corpus in these files; each example becomes `count_rows` rows."""
         count_rows = (lambda example: self.count_rows(how, example)) if self.splits_examples else None
         return Corpus(paths, columns, limit, count_rows)
 
     def count_rows(self, how: Tokenizing, example: Example) -> int:
-        """How many rows an example becomes. Raises CorpusError for one that cannot become any."""
+        """The number of rows that are made from an example. Raises CorpusError if none can be made."""
         return 1
 
     def is_labelled(self, labelled_rows: int) -> bool:
-        """Whether a corpus, of whose rows so many have a gold label in the files, has gold labels."""
+        """Whether a corpus with this number of labelled rows in its files has gold labels."""
         return self.predicts_vocabulary or labelled_rows > 0
 
     # ---------------------------------------------------------------- rows
 
     def check_positions(self, choice: str | None) -> str | None:
-        """The choice of recorded positions, or the default. Raises UsageError for one that it lacks."""
+        """The choice of recorded positions, or the default for None. Raises UsageError for an unknown choice."""
         if choice is not None and choice not in self.layouts:
             valid = ", ".join(name for name in self.layouts if name is not None)
             what = f"it has {valid}" if valid else "there is nothing to choose"
@@ -130,18 +133,18 @@ class Task(ABC):
         return choice or next(iter(self.layouts))
 
     def layout(self, positions: str | None) -> Layout:
-        """Where distributions and gold labels are with this choice of positions."""
+        """The layout for this choice of positions."""
         return LAYOUTS.named(self.layouts[positions])
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises UsageError where the tokenizer lacks what the task needs."""
+        """Check that the tokenizer has what the task needs. Raises UsageError if it does not."""
         if not tokenizer.is_fast:
             raise UsageError(
-                "this tokenizer is a slow one; Lectern needs a fast one (a tokenizer.json), which dumps keep."
+                "this tokenizer is a slow one; Lectern needs a fast one (with a tokenizer.json), which dumps contain."
             )
 
     def check_tokenizing(self, how: Tokenizing) -> None:
-        """Raises UsageError for what the task or the tokenizer cannot do, before any row is read."""
+        """Check the settings before any row is read. Raises UsageError if task or tokenizer do not support them."""
         if how.chats:
             self._check_reads_chats()
 
@@ -151,7 +154,7 @@ class Task(ABC):
             raise UsageError(f"the task {self.name} reads no messages column; chats are for {able}.")
 
     def check_row(self, how: Tokenizing, example: Example) -> None:
-        """Raises CorpusError for a row that cannot be tokenized, or a gold label that is not one of the task's."""
+        """Check an example. Raises CorpusError if it cannot be tokenized, or has an unknown gold label."""
         if self.has_labels:
             for label in example.label if isinstance(example.label, list) else [example.label]:
                 assert not isinstance(label, Answers)
@@ -159,29 +162,28 @@ class Task(ABC):
 
     @abstractmethod
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
-        """Rows as token ids, recorded positions and gold labels; `first_row` is the number of the first of them."""
+        """The rows as token ids, recorded positions and gold labels; `first_row` is the number of the first row."""
 
     # ---------------------------------------------------------------- models
 
     def fits(self, architectures: Sequence[str]) -> bool:
-        """Whether a model of one of these classes is of this task."""
+        """Whether a model of one of these classes has a head for this task."""
         return any(name.endswith(self.architectures) for name in architectures)
 
     def label_names_of(self, config: Any) -> tuple[str, ...] | None:
-        """The label names of a model with this configuration, in order; None where classes are no labels."""
+        """The label names of a model with this configuration, in order; None if classes are not labels."""
         if not self.has_labels:
             return None
         return self.label_names or tuple(str(config.id2label[index]) for index in range(config.num_labels))
 
     @property
     def packs(self) -> bool:
-        """Whether a model may read rows one after the other in a batch: not where it pools a whole row, or is given
-        more than its tokens."""
+        """Whether rows may be packed one after the other: not if a model pools a row or has inputs beside tokens."""
         layouts = [LAYOUTS.named(name) for name in self.layouts.values()]
         return not any(layout.by_row or layout.columns for layout in layouts)
 
     def logits_of(self, output: Any) -> Tensor | None:
-        """What a model's output says: [B, L, C], or of a whole row [B, C]; None where it says nothing."""
+        """The logits in a model's output: [B, L, C], or one per row [B, C]; None if the task has none."""
         logits: Tensor | None = getattr(output, "logits", None)
         return logits
 
@@ -190,28 +192,29 @@ class Task(ABC):
     def notes(
         self, rows: Sequence[int], logits: Tensor, index: BatchIndex, columns: Mapping[str, Tensor]
     ) -> dict[int, Any]:
-        """What the metrics need of a batch beyond the most probable class of each distribution, by the rows' numbers.
-        Asked of batches that have the `scoring_columns`.
+        """Values that the metrics need in addition to the most probable classes, by the rows' numbers.
+
+        It is called for batches that have the `scoring_columns`.
 
         Args:
             rows: the numbers of the batch's rows in their source.
             logits: [S, C], the distributions.
-            index: where they are.
+            index: the indices of the distributions.
             columns: the `scoring_columns`, one entry for each recorded position.
         """
         return {}
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Name and value of each metric, the main one first; empty where nothing is labelled."""
+        """Name and value of each metric, the main one first; empty if no position has a gold label."""
         return {}
 
 
-# Filled in table.py; here, so that a task can say in messages which others there are.
+# Filled in table.py; defined here so that a task's messages can list other tasks.
 TASKS: Registry[Task] = Registry("task")
 
 
 def encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
-    """The tokenizer's encoding of texts, or pairs of texts, cut to length."""
+    """The tokenizer's encoding of texts, or pairs of texts, truncated to the maximal length."""
     texts = [example.text for example in examples]
     pairs = [example.pair for example in examples]
     has_pairs = bool(pairs) and pairs[0] is not None
@@ -228,5 +231,5 @@ def encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
 
 
 def token_types(encoded: Any, index: int) -> Int32 | None:
-    """Which text of a pair each token of an encoded row is of; None where rows are no pairs."""
+    """The text of a pair (0 or 1) to which each token of an encoded row belongs; None if rows are not pairs."""
     return np.asarray(encoded["token_type_ids"][index], np.int32) if "token_type_ids" in encoded else None

@@ -1,7 +1,7 @@
-"""causal-lm: the token that follows, at every position but the last, or in chats where the assistant's follows.
+"""causal-lm: predict the next token, at every position or, in chats, only before tokens of the assistant.
 
-The distribution at position t is that of token t + 1, so that L tokens have exactly L - 1 of them, or in chats as many
-as the assistant's turns have tokens.
+The distribution at position t is that of token t + 1. So L tokens have exactly L - 1 distributions; in chats, with
+positions "completion", there is one for each token of the assistant's turns.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CHATS_AT_ONCE = 64
 
 
 class CausalLM(Task):
-    """Texts or chats; the text itself is the gold label."""
+    """Rows are texts or chats; the text itself is the gold label."""
 
     name = "causal-lm"
     auto_class = "AutoModelForCausalLM"
@@ -32,7 +32,7 @@ class CausalLM(Task):
     predicts_vocabulary = True
     is_causal = True
     reads_chats = True
-    # Without it, BERT as a causal language model would see the answer.
+    # Without it, BERT as a causal language model would see the tokens to predict.
     config_values = {"is_decoder": True}  # noqa: RUF012
 
     def check_tokenizing(self, how: Tokenizing) -> None:
@@ -58,10 +58,13 @@ class CausalLM(Task):
 
 
 def _tokenize_chats(how: Tokenizing, examples: Sequence[Example]) -> list[TokenizedRow]:
-    """Positions "completion": those whose next token is of an assistant's turn. The template writes every special token
-    itself, and rows are cut on the right whatever the tokenizer's own side is, so that their beginning stays."""
+    """Positions "completion" are those whose next token belongs to an assistant's turn.
+
+    The template itself writes all special tokens. Rows are truncated on the right whatever the tokenizer's own setting
+    is, so that the beginning of a chat is kept.
+    """
     rows = []
-    # Offsets are Python objects, ten times as large as the ids: there are never those of more than a few chats.
+    # Offsets are Python objects, ten times as large as the ids, so only a few chats are tokenized at a time.
     for start in range(0, len(examples), CHATS_AT_ONCE):
         rendered = [_rendered(how, example) for example in examples[start : start + CHATS_AT_ONCE]]
         texts = [text for text, _ in rendered]
@@ -74,7 +77,7 @@ def _tokenize_chats(how: Tokenizing, examples: Sequence[Example]) -> list[Tokeni
 
 
 def _rendered(how: Tokenizing, example: Example) -> tuple[str, list[Span] | None]:
-    """A chat as text, and where in it the assistant's turns are, if these alone are recorded."""
+    """(a chat as text, the spans of the assistant's turns in it or None if all positions are recorded)."""
     messages = cast(list[Message], example.text)
     if how.positions == COMPLETION:
         return render_with_turns(how.tokenizer, messages)
@@ -82,6 +85,6 @@ def _rendered(how: Tokenizing, example: Example) -> tuple[str, list[Span] | None
 
 
 def _row(input_ids: Int32, is_turn_L: NDArray[np.bool_] | None = None) -> TokenizedRow:
-    """Positions before every token, or before those of the assistant's turns."""
+    """The row with the positions before every token, or only before tokens of the assistant's turns."""
     positions = np.arange(len(input_ids) - 1) if is_turn_L is None else np.flatnonzero(is_turn_L[1:])
     return TokenizedRow(input_ids, None, positions.astype(np.int32), input_ids[positions + 1])

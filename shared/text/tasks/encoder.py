@@ -1,4 +1,4 @@
-"""encoder: nothing is predicted; of rows of text, vectors alone are recorded."""
+"""encoder: no predictions; only vectors of the rows are recorded."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 
 
 class Encoder(Task):
-    """Texts or pairs."""
+    """Rows are texts or pairs."""
 
     name = "encoder"
     auto_class = "AutoModel"
     architectures = ()
     layouts = {None: "none"}  # noqa: RUF012
-    # The pooler is no part of what is recorded, and many checkpoints come without it.
+    # The pooler's output is not recorded, and many checkpoints lack the pooler.
     optional_weights = ("pooler",)
 
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:

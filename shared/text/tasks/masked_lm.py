@@ -1,7 +1,7 @@
-"""masked-lm: tokens that were masked, or all, from what is around them.
+"""masked-lm: predict masked tokens, or all tokens, from the text around them.
 
-Masking is BERT's (Devlin et al. 2019, arXiv 1810.04805, section 3.1), drawn from (seed, row) alone: 15% of the ordinary
-tokens and at least one, of which 80% become the mask token, 10% a random one and 10% stay.
+Masking is that of BERT (Devlin et al. 2019, arXiv 1810.04805, section 3.1): 15% of the ordinary tokens and at least one
+are chosen; 80% of them become the mask token, 10% a random token, and 10% stay. The draws depend on (seed, row) only.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MASK_PROBABILITY = 0.15
 
 
 class MaskedLM(Task):
-    """Texts or pairs; the text itself is the gold label."""
+    """Rows are texts or pairs; the text itself is the gold label."""
 
     name = "masked-lm"
     auto_class = "AutoModelForMaskedLM"

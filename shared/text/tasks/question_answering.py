@@ -1,10 +1,10 @@
-"""question-answering: a row is one window of the context behind the question, both as one pair of texts.
+"""question-answering: a row is a pair of texts, the question and one window of the context.
 
-Only the context is cut. A long one becomes several windows that overlap by `stride` tokens (or by half of the room that
-the question leaves, where that is less), so that most answers lie whole in one of them; each window is a row of its
-own. Recorded are the token that stands for "no answer here" (CLS, where the tokenizer has one) and every token of the
-context; a softmax over these positions of a row says where the answer begins, another where it ends. (Devlin et al.
-2019, "BERT", arXiv 1810.04805, sections 4.2 and 4.3, with the windows of their code.)
+Only the context is cut. A long context becomes several windows, each of them a row. They overlap by `stride` tokens, or
+by half of the tokens that the question leaves if that is less, so that most answers lie completely in one window. The
+recorded positions are the token that stands for "no answer in this window" (CLS if the tokenizer has it) and every
+token of the context. One softmax over these positions of a row is the distribution of the answer's start, another one
+that of its end. (Devlin et al. 2019, "BERT", arXiv 1810.04805, sections 4.2 and 4.3, with the windows of their code.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ from shared.text.predictions import Predictions
 from shared.text.tasks.base import Task
 from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
 
-# The column of characters that the positions stand for, int32 [P, 2].
+# Name of the column with the characters (start, end) of each position, int32 [P, 2].
 OFFSETS = "offsets"
 
 
 class QuestionAnswering(Task):
-    """Questions, contexts, and lists of answers with the characters at which they begin."""
+    """Rows are questions with contexts; gold labels are lists of answers with the characters at which they begin."""
 
     name = "question-answering"
     auto_class = "AutoModelForQuestionAnswering"
@@ -53,7 +53,7 @@ class QuestionAnswering(Task):
         return len(_windows(how, str(example.text), str(example.pair)))
 
     def check_row(self, how: Tokenizing, example: Example) -> None:
-        """Raises CorpusError for an answer that is not where it is said to begin."""
+        """Check the gold answers. Raises CorpusError for an empty one, or one that does not begin at its character."""
         if not isinstance(example.label, Answers):
             return
         context = str(example.pair)
@@ -67,16 +67,16 @@ class QuestionAnswering(Task):
             if start < 0 or found != text:
                 raise CorpusError(
                     f"the answer {text[:60]!r} is not at character {start} of its context (there is {found[:60]!r}); "
-                    "mend or drop this row."
+                    "correct or drop this row."
                 )
 
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
-        """One row for each example, each of which says which window of its question it is."""
+        """One row for each example; `Example.window` is the number of its window."""
         rows, windows, before = [], list[Any](), None
         for example in examples:
-            asked = example.text, example.pair
-            if asked != before:
-                windows, before = _windows(how, str(example.text), str(example.pair)), asked
+            texts = example.text, example.pair
+            if texts != before:
+                windows, before = _windows(how, str(example.text), str(example.pair)), texts
             if example.window >= len(windows):
                 raise CorpusError(
                     f"question {example.number} had more windows when this run began: its file has changed since; "
@@ -107,21 +107,22 @@ class QuestionAnswering(Task):
 
 
 def _windows(how: Tokenizing, question: str, context: str) -> list[Any]:
-    """The windows as encodings of the `tokenizers` library, special tokens included."""
+    """The windows as encodings of the `tokenizers` library, including special tokens."""
     backend: Any = how.tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    asked = backend.encode(question, add_special_tokens=False)
-    told = backend.encode(context, add_special_tokens=False)
-    room = how.max_length - len(asked) - backend.num_special_tokens_to_add(True)
+    question_encoding = backend.encode(question, add_special_tokens=False)
+    context_encoding = backend.encode(context, add_special_tokens=False)
+    room = how.max_length - len(question_encoding) - backend.num_special_tokens_to_add(True)
     if room < 1:
         raise CorpusError(
-            f"the question {question[:60]!r} has {len(asked)} tokens, which leaves none of a row's {how.max_length} "
-            "for its context; raise max_length, or drop this row."
+            f"the question {question[:60]!r} has {len(question_encoding)} tokens, which leaves none of a row's "
+            f"{how.max_length} for its context; raise max_length, or drop this row."
         )
-    told.truncate(room, stride=min(how.stride, room // 2))
-    # One by one: of several at once, all but the first would lose which text their tokens are of.
-    return [backend.post_process(asked, window) for window in (told, *told.overflowing)]
+    context_encoding.truncate(room, stride=min(how.stride, room // 2))
+    # Windows are processed one by one, because the overflowing windows of one call lose their tokens' sequence ids.
+    windows = (context_encoding, *context_encoding.overflowing)
+    return [backend.post_process(question_encoding, window) for window in windows]
 
 
 def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> TokenizedRow:
@@ -146,14 +147,16 @@ def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> Tokenized
 
 
 def _no_answer(how: Tokenizing, ids: Int32) -> int:
-    """Where a row says that its window holds no answer: at CLS, or at the first token without one."""
+    """The position that stands for "no answer in this window": that of CLS, or 0 if there is none."""
     found = np.flatnonzero(ids == how.tokenizer.cls_token_id) if how.tokenizer.cls_token_id is not None else ids[:0]
     return int(found[0]) if len(found) else 0
 
 
 def _reach(example: Example, windows: Sequence[Any]) -> tuple[int, int]:
-    """The characters of the context that a window covers. The first and the last one cover its edges, too, which may
-    be blanks of no token."""
+    """(first, end) of the characters of the context that a window covers.
+
+    The first and the last window also cover the edges of the context, which may be blanks without a token.
+    """
     within = [offset for offset, at in _context(windows[example.window]) if at == 1]
     first = within[0][0] if within and example.window else 0
     last = within[-1][1] if within and example.window < len(windows) - 1 else len(str(example.pair))
@@ -165,7 +168,7 @@ def _context(window: Any) -> list[tuple[tuple[int, int], int | None]]:
 
 
 def _answer(answers: Answers, offsets_P2: Int32, reach: tuple[int, int]) -> list[int] | None:
-    """(first, last) of the recorded positions that the first answer touches; None where the window does not hold it."""
+    """(first, last) of the recorded positions of the first answer; None if the window does not contain all of it."""
     if not answers.texts:
         return None
     text, begin = answers.texts[0], answers.starts[0]

@@ -1,4 +1,4 @@
-"""sequence-classification: one label for each text, or pair of texts."""
+"""sequence-classification: predict one label for each text or pair of texts."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 
 
 class SequenceClassification(Task):
-    """Texts or pairs, and a column of labels."""
+    """Rows are texts or pairs, with a label."""
 
     name = "sequence-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -29,7 +29,9 @@ class SequenceClassification(Task):
         rows = []
         for index, (ids, example) in enumerate(zip(encoded["input_ids"], examples, strict=True)):
             if not ids:
-                raise CorpusError(f"row {first_row + index} has no tokens, so nothing to classify; drop empty texts.")
+                raise CorpusError(
+                    f"row {first_row + index} has no tokens, so it cannot be classified; drop empty texts."
+                )
             assert not isinstance(example.label, list | Answers)
             label = np.asarray([label_index(example.label, how.label_names)], np.int32)
             rows.append(TokenizedRow(np.asarray(ids, np.int32), token_types(encoded, index), position, label))

@@ -1,4 +1,4 @@
-"""Fills the table of tasks."""
+"""Fill the table of tasks."""
 
 from shared.text.tasks.base import TASKS, Task
 from shared.text.tasks.causal_lm import CausalLM
@@ -20,5 +20,5 @@ for _task in (
 
 
 def task_named(name: str) -> Task:
-    """The task of this name. Raises UsageError that lists the valid ones."""
+    """The task of this name. Raises UsageError for an unknown name, with the list of valid ones."""
     return TASKS.named(name)

@@ -1,4 +1,4 @@
-"""token-classification: a tag for each word, at its first piece or at all of them."""
+"""token-classification: predict a tag for each word, at its first token or at all of its tokens."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 
 
 class TokenClassification(Task):
-    """Lists of words, and of as many tags."""
+    """Rows are lists of words, with one tag per word."""
 
     name = "token-classification"
     auto_class = "AutoModelForTokenClassification"
