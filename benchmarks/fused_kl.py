@@ -48,13 +48,13 @@ class Case:
         """As the trainer does."""
         sliced = SlicedLogits(self.states_ND, self.weight_VD, None, LogitStep(), torch.float32)
 
-        def judge(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+        def slice_loss(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
             targets = self.targets.part(part)
             value = formulas.kl_sparse(logits_MV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, overwrite=True)
             value = value * (len(logits_MV) / POSITIONS)
             return value, value[None]
 
-        sliced.judged(judge)[0].backward()
+        sliced.summed_loss(slice_loss)[0].backward()
 
     def full(self) -> None:
         """All logits, their log-softmax, and the KL over the kept ids and the rest of the mass, through autograd."""

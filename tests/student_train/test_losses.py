@@ -132,7 +132,7 @@ def test_kl_is_positive_where_a_class_that_is_compared_differs(seed: int, temper
         assert formulas.kl_sparse(student_NV, *kept, temperature=temperature, tail=tail) > 1e-5
 
 
-def test_only_the_tail_class_punishes_mass_outside_of_the_kept_ids() -> None:
+def test_only_the_tail_class_has_a_cost_for_mass_outside_of_the_kept_ids() -> None:
     teacher_NV = draw_logits(4, 3, 7)
     kept = keep_top_k(teacher_NV, 3)
     outside_NV = torch.ones_like(teacher_NV).scatter(1, kept[0], 0.0)

@@ -251,7 +251,7 @@ def test_the_hidden_loss_takes_its_layer_its_signal_its_projection_and_its_metri
 
 @pytest.mark.parametrize("task", TASKS)
 @torch.no_grad()
-def test_a_student_that_is_its_teacher_is_punished_for_nothing(
+def test_a_student_that_is_its_teacher_has_no_loss(
     task: str, teachers: dict[str, Path], dumps: dict[str, DumpSource]
 ) -> None:
     """Alignment from end to end: a position, row or layer out of place would show, as the teacher is far from flat."""

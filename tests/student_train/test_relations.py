@@ -97,7 +97,7 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
         assert torch.autograd.gradcheck(lambda *both: relation_loss(both, teacher, (3, 1), 3, False, metric), sides)  # noqa: B023
 
 
-def test_a_student_of_the_teachers_own_queries_is_punished_for_nothing() -> None:
+def test_a_student_of_the_teachers_own_queries_has_no_loss() -> None:
     teacher = teacher_part(0)
     decoded = teacher.codec.decode(teacher.columns).requires_grad_()
     value = relation_loss((decoded, decoded), (teacher, teacher), LENGTHS, 12)

@@ -74,7 +74,7 @@ def loss_of(spec: RelationLoss, model: nn.Module, source: DumpSource, rows: list
 
 
 @pytest.mark.parametrize("heads", [None, 1, 2, 4, 32])
-def test_a_student_that_is_its_teacher_is_punished_for_nothing(heads: int | None, dump: Path, teacher: Path) -> None:
+def test_a_student_that_is_its_teacher_has_no_loss(heads: int | None, dump: Path, teacher: Path) -> None:
     source, itself = DumpSource(dump), AutoModel.from_pretrained(teacher).eval()
     spec = RelationLoss(relation_heads=heads, pairs=("queries", "keys", "values", "attention"))
     assert loss_of(spec, itself, source, [0, 15, 7, 3]).item() < 1e-5
