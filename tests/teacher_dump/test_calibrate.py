@@ -219,7 +219,7 @@ def test_the_sample_comes_from_all_over_the_corpus(
     data = write_corpus(tmp_path / "corpus.jsonl", ["the fox"] * 100 + ["seven wizards box some jugs of liquor"] * 100)
     seen: list[int] = []
     monkeypatch.setattr(
-        "teacher_dump.calibrate._Sample.__init__", lambda self, *given: seen.extend(given[1].numbers) or 1 / 0
+        "teacher_dump.calibrate._Sample.__init__", lambda self, *given: seen.extend(given[2].numbers) or 1 / 0
     )
     request = Request(str(make_teacher("encoder")), "encoder", (str(data),), tmp_path / "out", max_length=64,
                       device="cpu", hidden="1")  # fmt: skip
