@@ -80,7 +80,7 @@ def make(folder: Path, kind: str) -> None:
         rows: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
         if kind == "chats":
             tokenizer.chat_template = TEMPLATE
-            rows = [{"messages": [{"role": role, "content": said} for role, said in chat]} for chat in CHATS]
+            rows = [{"messages": [{"role": role, "content": content} for role, content in chat]} for chat in CHATS]
         tokenizer.save_pretrained("tiny-teacher")
         Path("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         options: dict[str, Any] = {"max_length": 64, "shard_rows": 4, "device": "cpu", "dtype": "fp32"}

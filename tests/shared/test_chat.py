@@ -147,8 +147,8 @@ def test_positions_are_those_before_what_the_assistant_says(
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["prefixes", "marks"])
 def test_what_ends_a_turn_is_recorded_and_its_header_is_not(template: str) -> None:
     row = row_of(template, TALK)
-    said = word_tokenizer(template).convert_ids_to_tokens(row.labels.tolist())
-    assert "".join(said) == "hello you<|im_end|>\nso long<|im_end|>\n"
+    tokens = word_tokenizer(template).convert_ids_to_tokens(row.labels.tolist())
+    assert "".join(tokens) == "hello you<|im_end|>\nso long<|im_end|>\n"
 
 
 def test_all_positions_of_a_chat_are_those_of_a_text() -> None:
@@ -188,19 +188,19 @@ def test_ids_and_positions_are_those_of_transformers(template: str, tiny_causal_
     for row, messages in zip(rows_of(tokenizer, chats, max_length=4096), chats, strict=True):
         reference = marked.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         assert row.input_ids.tolist() == reference["input_ids"]
-        assert row.positions.tolist() == [at - 1 for at, said in enumerate(reference["assistant_masks"]) if said]
+        assert row.positions.tolist() == [at - 1 for at, mask in enumerate(reference["assistant_masks"]) if mask]
         assert 0 < len(row.positions) < len(row.input_ids)
 
 
 @pytest.mark.parametrize("is_marked", [False, True])
 def test_a_token_across_the_border_is_the_assistants(is_marked: bool, tiny_causal_tokenizer: Any) -> None:
     """The template's last blank and the answer's first word are one token, and so are the line end and what follows."""
-    said = "{{ message['content'] }}"
-    said = "{% generation %}" + said + "{% endgeneration %}" if is_marked else said
+    answer = "{{ message['content'] }}"
+    answer = "{% generation %}" + answer + "{% endgeneration %}" if is_marked else answer
     tokenizer = copy.deepcopy(tiny_causal_tokenizer)
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
-        + said
+        + answer
         + "{% else %}{{ message['content'] }}{% endif %}{{ ' ' }}{% endfor %}"
         + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
@@ -341,8 +341,8 @@ def test_a_template_without_headers_needs_none() -> None:
         "{% for message in messages %}{{ message['content'] + ('<|im_end|>' if loop.index0 % 2 else ' ') }}{% endfor %}"
     )
     row = row_of(template, chat("user: hi", "assistant: hello", "user: bye", "assistant: so long"))
-    said = word_tokenizer(template).convert_ids_to_tokens(row.labels.tolist())
-    assert said == ["hello", "<|im_end|>", "so", " ", "long", "<|im_end|>"]
+    tokens = word_tokenizer(template).convert_ids_to_tokens(row.labels.tolist())
+    assert tokens == ["hello", "<|im_end|>", "so", " ", "long", "<|im_end|>"]
 
 
 def check(task: str, template: str | None, positions: str | None, chats: bool) -> None:

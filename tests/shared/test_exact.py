@@ -100,7 +100,7 @@ def test_logits_come_back_but_for_the_rounding_of_the_states(states_as: str, aft
     assert found.logits_NV.dtype == torch.float32
     projected = states.double().numpy() @ weight.double().numpy().T + (bias.double().numpy() if has_bias else 0)
     size = states.abs() if states_as == "float16" else states.abs().amax(-1, keepdim=True).expand_as(states)
-    # No step after the projection widens a difference, but for the scale, which is below 1 here.
+    # No step after the projection increases a difference, except the scale, which is below 1 here.
     bound = (ROUNDING[states_as] * size) @ weight.abs().T + 1e-5
     assert (np.abs(found.logits_NV.numpy() - after_in_float64(after, projected)) <= bound.numpy()).all()
 

@@ -20,7 +20,7 @@ FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/manifest.json"))
 
 
 def close(wanted: Any) -> Any:
-    """Equal but for the last digits of a float, which are the platform's (its matrix products, for an exact dump)."""
+    """Equal up to the last digits of a float, which depend on the platform (its matrix products, for an exact dump)."""
     if isinstance(wanted, dict):
         return {key: close(value) for key, value in wanted.items()}
     if isinstance(wanted, list):

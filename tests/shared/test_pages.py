@@ -40,7 +40,7 @@ def manifest_of(compression: str) -> Manifest:
 
 
 def drawn(manifest: Manifest, lengths: list[int], seed: int) -> RowGroup:
-    """Rows of so many tokens, each of them a recorded position but for the first."""
+    """Rows with these numbers of tokens; every token except the first is a recorded position."""
     draw = np.random.default_rng(seed)
 
     def values(column: Column, count: int) -> Any:

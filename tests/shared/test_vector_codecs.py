@@ -25,7 +25,7 @@ quick = settings(max_examples=60)
 
 
 def random_vectors(seed: int, positions: int, width: int, scale: float = 1.0) -> Tensor:
-    """Bell-shaped; some zero, some with nearly all that they have in one channel, some of one size but for the sign."""
+    """Normally distributed vectors; some are zero, some have one large channel, some have channels of equal size."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(positions, width, generator=generator) * scale
     vectors[::5] = 0

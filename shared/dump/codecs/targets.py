@@ -51,7 +51,7 @@ class DenseTargets:
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """Distributions of which some ids are kept; positions with fewer ids are padded with log-probability -inf.
+    """Distributions with some ids; positions with fewer ids are padded with log-probability -inf.
 
     Attributes:
         ids_NK: int64, each at most once per position; the ids of padding are meaningless.
