@@ -33,6 +33,7 @@ from student_train.training.journal import (
     stages_json,
 )
 from student_train.training.plan import StageRun, training_plan
+from student_train.training.same_rows import Rows
 from student_train.training.stage_run import train
 
 transformers.utils.logging.disable_progress_bar()
@@ -63,7 +64,8 @@ def run(recipe: Recipe, resume: bool) -> Result:
     with ExitStack() as held:
         ranks.first_does(lambda: _make_and_lock(recipe.output, held))
         # Outside of what follows, because a folder that is refused stays as it is.
-        ranks.first_does(lambda: journal.open(resume, [run.stage.name for run in runs]))
+        names, rows = [run.stage.name for run in runs], Rows(source.name, source.fingerprint)
+        ranks.first_does(lambda: journal.open(resume, names, rows))
         try:
             results = _train(recipe, student, runs, journal)
             report = _save_and_score(recipe, source, student, results) if ranks.is_first() else None

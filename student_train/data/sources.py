@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.layouts import Layout
+from shared.dump.manifest import FILE_NAME
 from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import MISSING, RowGroup
 from shared.dump.signals import Per, Signal, SignalKey
@@ -37,6 +39,7 @@ class Source(ABC):
 
     Attributes:
         name: for messages.
+        fingerprint: the same for the same rows, with the same teacher's signals if they come from a dump.
         group_rows: rows of each row group, which `load` reads by number.
         vocabulary: embeddings that a fresh student gets.
         has_gold: whether any row has a gold label.
@@ -46,6 +49,7 @@ class Source(ABC):
     """
 
     name: str
+    fingerprint: str
     task: Task
     tokenizer: PreTrainedTokenizerBase
     label_names: tuple[str, ...] | None
@@ -126,6 +130,8 @@ class DumpSource(Source):
         self._reader = GroupReader(dump.path, manifest, dump.receipts)
         super().__init__(
             name=str(dump.path),
+            # The manifest tells the teacher's weights, the corpus and every option; what continues a dump keeps it.
+            fingerprint=sha256((dump.path / FILE_NAME).read_bytes()).hexdigest(),
             task=task_named(manifest.task),
             tokenizer=_tokenizer_of(dump.path / "tokenizer"),
             label_names=manifest.label_names,
@@ -196,6 +202,7 @@ class TextSource(Source):
             self._groups.append(group)
         super().__init__(
             name=", ".join(paths),
+            fingerprint=survey.fingerprint,
             task=task,
             tokenizer=tokenizer,
             label_names=label_names if task.has_labels else None,

@@ -4,6 +4,7 @@
     OUTPUT/checkpoints/STAGE/checkpoint-N/    the Trainer's checkpoints of the current stage: the last, and the best
     OUTPUT/checkpoints/STAGE.safetensors      the student's weights at the end of the stage that finished last
     OUTPUT/checkpoints/stages.json            the results of the finished stages
+    OUTPUT/checkpoints/source.json            the rows that the run learns from; see same_rows.py
     OUTPUT/student.tmp/                       the student while it is saved and scored
 
 A stage is finished once stages.json lists it; its checkpoints and the weights of earlier stages are deleted after that.
@@ -24,6 +25,7 @@ from shared.errors import RecipeError
 from shared.storage.files import write_atomically, write_text_atomically
 from student_train.recipe.kept import RECIPE, check_same_recipe
 from student_train.recipe.recipe import Recipe
+from student_train.training.same_rows import Rows, check_same_rows, keep_rows
 
 CHECKPOINTS = "checkpoints"
 TRACKED = "runs"
@@ -58,15 +60,17 @@ class Journal:
         self._recipe, self._output = recipe, recipe.output
         self._folder = recipe.output / CHECKPOINTS
 
-    def open(self, resume: bool, stages: Sequence[str]) -> None:
+    def open(self, resume: bool, stages: Sequence[str], rows: Rows) -> None:
         """Check that the run may start or be resumed; only then remove what a killed run has left incomplete.
 
         Args:
             stages: the names of the recipe's stages, in order.
+            rows: what the run learns from.
 
         Raises:
-            RecipeError: if the folder holds an unfinished run and `resume` is not set, the run of another recipe,
-                finished stages that this recipe does not have, or a symbolic link. Nothing is removed then.
+            RecipeError: if the folder holds an unfinished run and `resume` is not set, the run of another recipe or
+                with other rows, finished stages that this recipe does not have, or a symbolic link. Nothing is removed
+                then.
         """
         results = self.results()
         if self._is_begun():
@@ -75,6 +79,7 @@ class Journal:
                     f"{self._output}: an unfinished run is there; add --resume to go on with it, or delete the folder."
                 )
             check_same_recipe(self._recipe, "the unfinished run there", "choose another output")
+            check_same_rows(self._folder, rows)
         self._check_names([result.name for result in results], stages)
         self._check_links()
         for stage in stages:
@@ -84,6 +89,7 @@ class Journal:
                     shutil.rmtree(folder)
         for result in results:
             shutil.rmtree(self.folder_of(result.name), ignore_errors=True)
+        keep_rows(self._folder, rows)
 
     def results(self) -> list[StageResult]:
         """Return the results of the finished stages, in order. Raises RecipeError if they cannot be read."""

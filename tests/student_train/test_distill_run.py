@@ -308,6 +308,44 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_an_undisturbed_one(
     assert not (killed.output / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("source", ["dump", "files"])
+def test_a_run_does_not_go_on_with_another_dump_or_other_files_at_the_same_place(
+    source: str,
+    make_teacher: Callable[..., Path],
+    make_dump: Callable[..., Path],
+    write_corpus: Callable[..., Path],
+    toy_rows: Any,
+    teachers: dict[str, Path],
+    dumps: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = "sequence-classification"
+    place, aside = tmp_path / "place.jsonl", tmp_path / "aside"
+    training = {"max_steps": 9, "save_steps": 3}
+    if source == "dump":
+        shutil.copytree(dumps[task], place)
+        made = recipe(tmp_path / "a", BILSTM, KL, dump=place, training=training)
+        other = make_dump(teacher=make_teacher(task, seed=1), data=toy_rows(task), out=tmp_path / "other")
+    else:
+        rows = toy_rows(task)
+        write_corpus(place, rows)
+        data = {"task": task, "train": [str(place)], "tokenizer": str(teachers[task]), "max_length": 64}
+        made = recipe(tmp_path / "a", BILSTM, GOLD, data=data, training=training)
+        other = write_corpus(tmp_path / "other.jsonl", [*rows[1:], rows[0]])
+    interrupted(made, monkeypatch, "compute_loss", 5)
+    place.rename(aside)
+    other.rename(place)
+    before = {path: path.read_bytes() for path in made.output.rglob("*") if path.is_file()}
+    with pytest.raises(RecipeError, match=r"place.jsonl: not what the unfinished run in .* began with"):
+        distill.run(made, resume=True)
+    assert before == {path: path.read_bytes() for path in made.output.rglob("*") if path.is_file()}
+    place.rename(tmp_path / "gone")
+    aside.rename(place)
+    distill.run(made, resume=True)
+    assert distill.is_finished(made.output)
+
+
 def test_a_run_killed_after_its_last_step_takes_no_other(
     dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
