@@ -66,7 +66,9 @@ def prepare(request: Request) -> Plan:
     how = tokenizing(request, description, positions)
     corpus = corpus_of(request, task, how)
     task.check_tokenizing(how)
-    survey = corpus.survey(check=lambda example: task.check_row(how, example), seed=request.seed)
+    survey = corpus.survey(
+        check=lambda example: task.check_row(how, example), seed=request.seed, block_rows=request.shard_rows
+    )
     engine = description.load()
     draft = describe(request, task, description, engine, how, survey)
     plan = Plan(request, task, engine, how, corpus, survey, draft)

@@ -1,7 +1,8 @@
 """Read files of text as a stream of rows in a fixed order; errors name the file and the line of an invalid value.
 
 A corpus is never held in memory. It is read once before the teacher is loaded (`Corpus.survey`: counts, fingerprint,
-a sample, and all errors), and then again block by block (`Corpus.blocks`), where finished blocks are skipped.
+a sample, and all errors), and then again block by block (`Corpus.blocks`), where finished blocks are skipped. The
+survey stores a hash of each block, so that a file which is rewritten in the meantime is detected when a block is read.
 """
 
 import glob
@@ -70,6 +71,7 @@ class Corpus:
         self.columns = columns
         self.limit = limit
         self._windows, self._counts = windows, array("I")
+        self._blocks = _Hashes(0)
         self.files = [file for path in paths for file in _expand(path)]
         for file in self.files:
             reader_of(file)
@@ -82,13 +84,33 @@ class Corpus:
     def blocks(self, block_rows: int) -> Iterator[tuple[int, int, Callable[[], list[Example]]]]:
         """Yield (index, first row, function that parses its rows) for each block of `block_rows` rows.
 
-        Skipping a block is cheap, because its rows are only parsed if the function is called.
+        Skipping a block is cheap, because its rows are only parsed if the function is called. If the survey had blocks
+        of the same size, the function raises CorpusError for rows that have changed since the survey.
         """
         rows = self._rows()
         index = 0
         while block := list(islice(rows, block_rows)):
-            yield index, index * block_rows, partial(_parsed, block)
+            yield index, index * block_rows, partial(self._parsed, block, index, block_rows)
             index += 1
+
+    def _parsed(self, block: list["_Row"], index: int, block_rows: int) -> list[Example]:
+        examples, last = [], None
+        hashes = _Hashes(block_rows) if self._blocks.block_rows == block_rows else None
+        for make, number, window in block:
+            if make is not last:
+                example, last = make.example(make.row()), make
+                content = make.content(example) if hashes is not None else b""
+            examples.append(example if number is None else replace(example, window=window, number=number))
+            if hashes is not None:
+                hashes.add(content, is_new=window == 0)
+        if hashes is not None and hashes.of(0) != self._blocks.of(index):
+            first = index * block_rows
+            raise CorpusError(
+                f"{', '.join(self.files)}: the corpus has changed since this run began; rows {first:,} to "
+                f"{first + len(block) - 1:,} are different now. Restore it and run the same command again; finished "
+                "work is kept."
+            )
+        return examples
 
     def _rows(self) -> Iterator["_Row"]:
         makers = islice(self._makers(), self.limit)
@@ -101,17 +123,24 @@ class Corpus:
         for number, (make, count) in enumerate(zip(makers, chain(self._counts, repeat(1)), strict=False)):
             yield from ((make, number, window) for window in range(count))
 
-    def survey(self, check: Callable[[Example], None] | None = None, sample_rows: int = 256, seed: int = 0) -> Survey:
+    def survey(
+        self,
+        check: Callable[[Example], None] | None = None,
+        sample_rows: int = 256,
+        seed: int = 0,
+        block_rows: int = 0,
+    ) -> Survey:
         """Read everything once, and find all errors except those of tokenization.
 
-        `check` may raise a CorpusError about a row; file and line are added to its message.
+        `check` may raise a CorpusError about a row; file and line are added to its message. `block_rows` is the size of
+        the blocks whose rows `blocks` compares with those of the survey; with 0, it compares none.
         """
         digest = hashlib.blake2b(digest_size=16)
         chooser = random.Random(seed)
         rows = examples = labelled_rows = 0
         label_values: set[str] = set()
         label_seen = False
-        counts = array("I")
+        counts, blocks = array("I"), _Hashes(block_rows)
         sample: list[tuple[int, Example]] = []
         for make in islice(self._makers(), self.limit):
             row = make.row()
@@ -123,18 +152,8 @@ class Corpus:
                 windows = 1 if self._windows is None else self._windows(example)
             except CorpusError as error:
                 raise CorpusError(f"{make.where}: {error}") from None
-            try:
-                content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
-                digest.update(content.encode())
-            except TypeError as error:
-                raise CorpusError(
-                    f"{make.where}: a message has a value that JSON cannot hold ({error}); correct or drop this row."
-                ) from None
-            except UnicodeEncodeError as error:
-                lone = content[error.start]
-                raise CorpusError(
-                    f"{make.where}: {lone!r} is half of a surrogate pair; correct or drop this row."
-                ) from None
+            content = make.content(example)
+            digest.update(content)
             labels = example.label if isinstance(example.label, list) else [example.label]
             known = {label for label in labels if label is not None}
             label_values |= {label for label in known if isinstance(label, str)}
@@ -147,6 +166,7 @@ class Corpus:
                 elif (slot := chooser.randrange(rows + 1)) < sample_rows:
                     sample[slot] = (rows, one)
                 rows += 1
+                blocks.add(content, is_new=window == 0)
             examples += 1
             if self._windows is not None:
                 counts.append(windows)
@@ -158,7 +178,7 @@ class Corpus:
             )
         sample.sort(key=lambda numbered: numbered[0])
         numbers, sampled = zip(*sample, strict=True)
-        self._counts = counts
+        self._counts, self._blocks = counts, blocks
         found = frozenset(label_values)
         return Survey(rows, digest.hexdigest(), labelled_rows, found, sampled, numbers, examples)
 
@@ -181,13 +201,28 @@ class Corpus:
                 )
 
 
-def _parsed(block: list["_Row"]) -> list[Example]:
-    examples, last = [], None
-    for make, number, window in block:
-        if make is not last:
-            example, last = make.example(make.row()), make
-        examples.append(example if number is None else replace(example, window=window, number=number))
-    return examples
+class _Hashes:
+    """A hash of each block of `block_rows` rows. An example with several rows is added once to each of their blocks."""
+
+    def __init__(self, block_rows: int) -> None:
+        self.block_rows, self._rows = block_rows, 0
+        self._finished: list[bytes] = []
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, content: bytes, is_new: bool) -> None:
+        """Add a row with the content of its example; `is_new` says whether it is the first row of the example."""
+        if is_new or self._rows == 0:
+            self._hash.update(content)
+        self._rows += 1
+        if self._rows == self.block_rows:
+            self._finished.append(self._hash.digest())
+            self._hash, self._rows = hashlib.blake2b(digest_size=16), 0
+
+    def of(self, block: int) -> bytes | None:
+        """Return the hash of a block (the last one may have fewer rows); None if there is no such block."""
+        if block < len(self._finished):
+            return self._finished[block]
+        return self._hash.digest() if block == len(self._finished) and self._rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +238,21 @@ class _Maker:
 
     def example(self, row: Row) -> Example:
         return example_of(row, self.columns, self.where)
+
+    def content(self, example: Example) -> bytes:
+        """Return the content of an example that fingerprints cover. Raises CorpusError if it is not valid text."""
+        try:
+            content = json.dumps((example.text, example.pair, example.label), ensure_ascii=False)
+            return content.encode()
+        except TypeError as error:
+            raise CorpusError(
+                f"{self.where}: a message has a value that JSON cannot hold ({error}); correct or drop this row."
+            ) from None
+        except UnicodeEncodeError as error:
+            lone = content[error.start]
+            raise CorpusError(
+                f"{self.where}: {lone!r} is half of a surrogate pair; correct or drop this row."
+            ) from None
 
 
 # (maker of the example, its number in the files or None, window): the last two if examples become several rows.

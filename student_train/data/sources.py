@@ -188,7 +188,7 @@ class TextSource(Source):
         how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.shape.is_chat, stride)
         task.check_tokenizing(how)
         self._corpus = corpus = task.corpus(how, paths, columns, limit)
-        survey = corpus.survey(check=lambda example: task.check_row(how, example))
+        survey = corpus.survey(check=lambda example: task.check_row(how, example), block_rows=TEXT_GROUP_ROWS)
         self.questions = survey.examples if task.splits_examples else None
         self._groups = []
         self.lost_words: dict[int, LostWords] = {}

@@ -185,6 +185,36 @@ def test_blocks_that_are_passed_over_are_not_parsed(tmp_path: Path) -> None:
         found[1]()
 
 
+def is_refused(parse: Callable[[], list[Example]]) -> bool:
+    try:
+        parse()
+    except CorpusError as error:
+        return "the corpus has changed since this run began" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("windows", [None, 3])
+def test_a_block_holds_what_the_survey_found_there_or_is_refused(windows: int | None, tmp_path: Path) -> None:
+    """Blocks of 4 rows; where each example becomes 3 rows, blocks cut examples apart."""
+    path = tmp_path / "a.txt"
+    lines = [f"row {number}" for number in range(10)]
+    counts = None if windows is None else lambda _: windows
+    corpus = Corpus([write(path, "\n".join(lines))], Columns("text"), windows=counts)
+    corpus.survey(block_rows=4)
+
+    def refused() -> list[int]:
+        return [index for index, _, parse in corpus.blocks(4) if is_refused(parse)]
+
+    assert refused() == []
+    for number, hit in [(0, [0]), (5, [1]), (9, [2])] if windows is None else [(0, [0]), (5, [3, 4]), (9, [6, 7])]:
+        write(path, "\n".join([*lines[:number], "another", *lines[number + 1 :]]))
+        assert refused() == hit
+    write(path, "\n".join([lines[1], lines[0], *lines[2:]]))
+    assert refused() == ([0] if windows is None else [0, 1])
+    write(path, "\n".join(lines))
+    assert refused() == []
+
+
 # ---------------------------------------------------------------- survey
 
 

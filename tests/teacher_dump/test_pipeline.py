@@ -124,6 +124,19 @@ def a_corpus_cut_short(rows: int) -> Callable[[Plan, Patch], Plan]:
     return spoil
 
 
+def a_corpus_rewritten(rewrite: Callable[[list[bytes]], list[bytes]]) -> Callable[[Plan, Patch], Plan]:
+    """With as many rows, of which those of the third shard are others."""
+
+    def spoil(plan: Plan, patch: Patch) -> Plan:
+        path, first = corpus_of(plan), BAD_SHARD * SHARD_ROWS
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[first : first + SHARD_ROWS] = rewrite(lines[first : first + SHARD_ROWS])
+        path.write_bytes(b"".join(lines))
+        return plan
+
+    return spoil
+
+
 def a_connection_that_breaks(plan: Plan, patch: Patch) -> Plan:
     """Reading fails as a file system does, with an OSError of its own; nothing is wrong with writing."""
     make = formats._parse_object
@@ -247,6 +260,12 @@ SPOILT = {
     "corpus, no text": Spoilt(a_row_without_text, CorpusError, "corpus.jsonl, line 31: column 'text' holds 5"),
     "corpus, a shard cut short": Spoilt(a_corpus_cut_short(25), CorpusError, CHANGED),
     "corpus, two shards gone": Spoilt(a_corpus_cut_short(22), CorpusError, CHANGED),
+    "corpus, another text": Spoilt(
+        a_corpus_rewritten(lambda lines: [*lines[:-1], json.dumps({"text": "another"}).encode() + b"\n"]),
+        CorpusError,
+        f"{CHANGED}; rows 22 to 32 are different now",
+    ),
+    "corpus, another order": Spoilt(a_corpus_rewritten(lambda lines: lines[::-1]), CorpusError, CHANGED),
     "corpus, connection": Spoilt(a_connection_that_breaks, TimeoutError, "Connection timed out"),
     "tokenizer": Spoilt(a_tokenizer_that_fails, RuntimeError, "the tokenizer has lost its merges"),
     "forward": Spoilt(a_forward_pass_that_fails, RuntimeError, "illegal memory access"),
