@@ -1,1 +1,1 @@
-"""Where a student's rows come from, in which order they come, and how they become batches."""
+"""Training data: sources of rows, subsets of them, their order, and batches."""

@@ -15,16 +15,16 @@ from shared.dump.layouts import BatchIndex
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a student is given, and where its outputs are compared with what.
+    """The inputs of a student, and the targets with which its outputs are compared.
 
     Attributes:
         input_ids, attention_mask: int64 [B, L].
-        index: where in it something is recorded, and the gold labels there.
+        index: the recorded positions, and the gold labels there.
         rows: int64 [B], the rows' numbers in their source.
-        token_type_ids: int64 [B, L], of pairs only.
-        columns: what the codecs decode, by the column's name, as stored.
-        is_spare: whether another rank has these rows too, so that they count for nothing (training only).
-        shares: float32 [P], the batch's share of what the optimizer step counts for each loss (training only).
+        token_type_ids: int64 [B, L], for pairs only.
+        columns: column name -> the stored values, which the codecs decode.
+        is_spare: whether another rank has these rows too, so that they have no weight (training only).
+        shares: float32 [P], the batch's share of the optimizer step, for each loss (training only).
     """
 
     input_ids: Tensor
@@ -43,23 +43,23 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """The gold label of each distribution, int64 [S], -100 where missing."""
+        """The gold label of each distribution, int64 [S], -100 if missing."""
         return self.index.labels
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a model takes, by the name of its argument."""
+        """The arguments of a model, by name."""
         types = {} if self.token_type_ids is None else {"token_type_ids": self.token_type_ids}
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **types, **self.index.inputs}
 
     @property
     def is_token_BL(self) -> Tensor:
-        """Which of the padded tokens are of a row, bool [B, L]."""
+        """Whether each token belongs to a row and is not padding, bool [B, L]."""
         return self.attention_mask.bool()
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, padding not counted."""
+        """The number of tokens of all rows, without padding."""
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -67,7 +67,7 @@ class Batch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies faster."""
+        """The batch in pinned memory, from which a GPU copies faster."""
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -75,7 +75,7 @@ class Batch:
 
 
 def _with_each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor in it changed."""
+    """The value with `change` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Row groups -> training batches: gathered rows, padded, with the codecs' columns still encoded.
+"""Training batches from row groups: rows are gathered and padded, and the codecs' columns stay encoded.
 
-A thread makes batches ahead of the trainer. Between two batches it reads some of the next window's row groups, so that
-no batch has to wait for a whole window.
+A thread prepares batches before the trainer needs them. Between two batches it reads some row groups of the next
+window, so that no batch has to wait for a whole window.
 
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
 """
@@ -23,7 +23,7 @@ from student_train.data.gather import Rows
 from student_train.data.order import Order, Window
 from student_train.data.sources import Source
 
-# Batches that lie ready: enough to bridge the reading of some row groups, few enough to cost no memory.
+# Number of prepared batches: enough for the time of reading some row groups, and few enough to need little memory.
 READY_BATCHES = 4
 
 
@@ -31,10 +31,10 @@ class TrainingBatches(IterableDataset):
     """An endless stream of batches from `first_batch` on, epoch after epoch.
 
     Args:
-        columns: the codecs' columns to read; no others are touched.
-        rank, ranks: of each batch, this process takes rows rank, rank + ranks, ...
-        pinned: whether batches lie in page-locked memory, from which a GPU copies faster.
-        ready: how many batches the thread may be ahead.
+        columns: the codecs' columns to read; no others are read.
+        rank, ranks: this process takes rows rank, rank + ranks, ... of each batch.
+        pinned: whether batches are in pinned memory, from which a GPU copies faster.
+        ready: the largest number of prepared batches.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class TrainingBatches(IterableDataset):
             yield batch.pin_memory() if self.pinned else batch
 
     def gathered(self) -> Iterator[RowGroup]:
-        """The batches' rows, flat and not padded, made by whoever asks for them."""
+        """Yield the batches' rows, flat and without padding; they are made in the calling thread."""
         return (rows for rows, _ in self._taken())
 
     def _taken(self) -> Iterator[tuple[RowGroup, bool]]:
-        """(this rank's rows of a batch, whether another rank has them too)."""
+        """Yield (this rank's rows of a batch, whether another rank has them too) for each batch."""
         epoch, first_window, skip = self.order.seek(self.first_batch)
         windows = self._windows(epoch, first_window)
         following = next(windows)
@@ -76,11 +76,11 @@ class TrainingBatches(IterableDataset):
             self._load(loaded, window.groups.tolist())
             rows = Rows([loaded[group] for group in window.groups.tolist()], self.source.per_column)
             batches = self.order.cut(window, rows.lengths)[skip:]
-            # What is done with goes before anything new comes, so that there are never more than two windows in memory.
+            # Finished row groups are dropped before new ones are read, so at most two windows are in memory.
             needed = following.groups.tolist()
             loaded = {group: loaded[group] for group in needed if group in loaded}
             for number, batch in enumerate(batches):
-                # A rank for which a batch has no row repeats one: every rank must take the step.
+                # If a batch has no row for a rank, the rank repeats one, because every rank must take the step.
                 is_spare = self.rank >= len(batch)
                 yield rows.take(batch[:1] if is_spare else batch[self.rank :: self.ranks]), is_spare
                 self._load(loaded, needed[: len(needed) * (number + 1) // len(batches)])
@@ -96,7 +96,7 @@ class TrainingBatches(IterableDataset):
 
 
 def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length: bool = False) -> Iterator[Batch]:
-    """Every row once, in the order of the source, for scoring; `by_length` sorts each row group, against padding."""
+    """Yield every row once, in the order of the source, for scoring; `by_length` sorts each row group to pad less."""
     for group, number in enumerate(source.group_rows):
         rows = Rows([source.load(group, columns)], source.per_column)
         order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
@@ -105,7 +105,7 @@ def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length:
 
 
 def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
-    """The rows named, [B, 2] of (row group, row within it), as one padded batch."""
+    """Put rows, [B, 2] of (row group, row within it), into one padded batch."""
     rows = Rows(list(loaded.values()), source.per_column)
     sizes = [len(group.rows) for group in loaded.values()]
     first = dict(zip(loaded, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
@@ -113,7 +113,7 @@ def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], sourc
 
 
 def padded(rows: RowGroup, source: Source) -> Batch:
-    """Rows as one batch (padding on the right, masked out)."""
+    """Put rows into one batch. Padding is on the right and masked out."""
     lengths = np.diff(rows.token_offsets)
     longest = max(1, int(lengths.max(initial=0)))
     is_token_BL = np.arange(longest) < lengths[:, None]

@@ -1,6 +1,6 @@
-"""Any rows of several row groups as one row group: flat arrays from flat arrays, no Python object a row and column.
+"""Gather any rows of several row groups into one, from flat arrays to flat arrays, without Python objects per value.
 
-Shapes: R rows of all groups, B rows wanted, U units (tokens, positions or values of lists) of these.
+Shapes: R rows of all groups, B wanted rows, U units (tokens, positions or values of lists) of the wanted rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from shared.dump.rowgroup import Lists, RowGroup, Values
 from shared.dump.signals import Per
 
-# Rows of a column that have more bytes than this are copied one by one, at some 500 ns a row and then as fast as memory
-# is; shorter ones by indices, at some 3 ns a unit (measured on int32).
+# Rows of a column with more bytes than this are copied one by one, which takes about 500 ns a row and then the time of
+# a memory copy; shorter rows are copied by indices, which takes about 3 ns a unit (measured on int32).
 _WIDE_ROW_BYTES = 1024
 
 Int64 = NDArray[np.int64]
 
 
 class _Ranges:
-    """One column of all groups, in which each row has a range of units."""
+    """One column of all row groups, in which each row has a range of units."""
 
     def __init__(self, values: Sequence[NDArray[Any]], offsets: Sequence[Int64]) -> None:
         self.counts = np.concatenate([np.diff(each) for each in offsets])
@@ -33,25 +33,25 @@ class _Ranges:
         self._starts = np.concatenate([each[:-1] for each in offsets])
 
     def take(self, rows_B: Int64, groups_B: Int64) -> NDArray[Any]:
-        """The rows' units one after the other, [U, ...]."""
+        """The units of the rows, one row after the other, [U, ...]."""
         starts, counts = self._starts[rows_B], self.counts[rows_B]
         if self._is_wide:
             places = zip(groups_B.tolist(), starts.tolist(), (starts + counts).tolist(), strict=True)
             return np.concatenate([self._values[group][start:stop] for group, start, stop in places])
         index = np.repeat(starts - np.cumsum(counts) + counts, counts)
         index += np.arange(len(index))
-        # Clipping (which nothing needs) spares numpy a second buffer.
+        # No index is out of bounds; with mode="clip" numpy needs no second buffer.
         return self._values[0].take(index, axis=0, mode="clip")
 
 
 class Rows:
-    """The rows of several row groups, numbered through, to gather batches from.
+    """The rows of several row groups, numbered consecutively, from which batches are gathered.
 
     Args:
-        per_column: what columns have an entry for, by their names: others have one for each recorded position.
+        per_column: column name -> whether it has an entry per token, position or row; "position" if it is not listed.
 
     Attributes:
-        lengths: int64 [R], tokens of each row.
+        lengths: int64 [R], the number of tokens of each row.
     """
 
     def __init__(self, groups: Sequence[RowGroup], per_column: Mapping[str, Per]) -> None:
@@ -74,7 +74,7 @@ class Rows:
         self.lengths = self._input_ids.counts
 
     def take(self, rows_B: Int64) -> RowGroup:
-        """The rows of these numbers, in this order."""
+        """The rows with these numbers, in this order, as one row group."""
         groups_B = self._group_of_row[rows_B]
 
         def taken(column: _Ranges) -> NDArray[Any]:
@@ -96,7 +96,7 @@ class Rows:
 
 
 def _column(parts: Sequence[Values], offsets: Sequence[Int64]) -> tuple[_Ranges, ...]:
-    """A column's values; of a list column the values of all lists, and how many each list has."""
+    """The values of a column; for a list column, the values of all lists and the length of each list."""
     lists = [part for part in parts if isinstance(part, Lists)]
     if not lists:
         return (_Ranges([part for part in parts if not isinstance(part, Lists)], offsets),)

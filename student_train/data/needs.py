@@ -1,4 +1,4 @@
-"""What a source asks of a student, and what it has for the student to begin from."""
+"""The properties that a source requires of a student, and the data from which the student is initialised."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from student_train.students import Needs, Student
 
 
 def needs_of(student: Student, source: Source) -> Needs:
-    """Everything that `student` is built from.
+    """Everything that is needed to build `student` for this source.
 
     Raises:
-        RecipeError, DumpError: where the source lacks what the student begins from.
+        RecipeError, DumpError: if the source lacks the data from which the student is initialised.
     """
     tokenizer = source.tokenizer
     return Needs(
@@ -29,14 +29,14 @@ def needs_of(student: Student, source: Source) -> Needs:
 
 
 def _word_embeddings(student: Student, source: Source) -> Tensor | None:
-    """The teacher's [V, D], if the student begins from them; None otherwise."""
-    asking = [initialiser.kind for initialiser in student.initialisers if initialiser.needs_word_embeddings]
-    if not asking:
+    """The teacher's word embeddings [V, D], if the student is initialised from them; otherwise None."""
+    kinds = [initialiser.kind for initialiser in student.initialisers if initialiser.needs_word_embeddings]
+    if not kinds:
         return None
     found_VD = source.word_embeddings()
     if found_VD is None:
         raise RecipeError(
-            f"student.embeddings = {asking[0]!r} begins from a teacher's word embeddings, which a dump may keep (dump "
-            "--embeddings) and files with gold labels have not; learn from a dump, or leave the key out."
+            f"student.embeddings = {kinds[0]!r} needs a teacher's word embeddings, which a dump can have (dump "
+            "--embeddings), but files with gold labels do not; train on a dump, or leave the key out."
         )
     return found_VD

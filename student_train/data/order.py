@@ -1,12 +1,12 @@
-"""The order of training rows: a pure function of (seed, epoch) and of the row groups' sizes.
+"""The order of training rows: a pure function of (seed, epoch) and of the sizes of the row groups.
 
-Row groups are permuted and cut into windows of so many bytes; the rows of a window are shuffled and cut into batches of
-similar length. Both cuts are even: a window has ceil(rows / batch size) or ceil(tokens / tokens a batch) batches, which
-differ by a row. So nothing is looked up in a row to know how many batches a window or an epoch has, and any batch of
-any epoch is found without reading what comes before it.
+Row groups are permuted and cut into windows of a given number of bytes. The rows of a window are shuffled and cut into
+batches of similar length. A window has ceil(rows / batch size) or ceil(tokens / tokens per batch) batches, whose sizes
+differ by at most one row. So the number of batches of a window or an epoch is known without reading rows, and any batch
+of any epoch is found without reading the batches before it.
 
-Row groups of a dump are short (its shards are sorted by length), so groups of similar length are put next to each
-other, a few at a time: their rows then fill batches without padding, however little a window holds.
+Row groups of a dump have few rows (its shards are sorted by length), so a few groups of similar length are placed next
+to each other: their rows fill batches with little padding even if a window is small.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,19 @@ from numpy.typing import NDArray
 
 from shared.dump.reader import GroupSizes
 
-# What is shuffled together. A trainer has two windows in memory: one that it reads from and one that it fills.
+# Bytes of a window, whose rows are shuffled together. A trainer has two windows in memory: one to read, one to fill.
 WINDOW_BYTES = 32 * 2**20
-# More bytes than that, if need be, for so many batches: the fewer there are, the more rows of other lengths meet.
+# The fewest batches of a window, which may need more bytes: with fewer batches, rows of a batch differ more in length.
 WINDOW_BATCHES = 16
-# Row groups of similar length that come together, or more for so many batches: few enough for a window to have short
-# rows and long ones.
+# Number of row groups of similar length next to each other, or as many as have this number of batches. It is small, so
+# that a window has short rows and long ones.
 COMPANIONS = 4
 COMPANION_BATCHES = 4
-# By how much lengths may seem others, so that rows and groups meet others each epoch. It costs as much padding.
+# Random relative change of lengths before sorting, so that other rows and groups come together in each epoch. It costs
+# as much padding.
 _BLUR = 0.02
-# Into how many parts the rows are dealt where all fit into a window: sorted as one, the same would meet each epoch.
+# Number of parts into which the rows are divided if one window has all: sorted as one, the batches of all epochs would
+# have the same rows.
 _PARTS = 4
 
 Int64 = NDArray[np.int64]
@@ -39,9 +41,9 @@ class Window:
     """Row groups whose rows are shuffled together.
 
     Attributes:
-        groups: their numbers, in the order in which they are read.
-        first, stop: its rows are those, counted through all of `groups` (a group may begin in the window before).
-        batches: how many these make.
+        groups: the numbers of the row groups, in the order in which they are read.
+        first, stop: the range of its rows, counted over all of `groups` (a group may begin in the window before).
+        batches: its number of batches.
     """
 
     epoch: int
@@ -53,11 +55,11 @@ class Window:
 
 
 class Order:
-    """Which rows are in which batch.
+    """The rows of each batch.
 
     Args:
-        batch_size, batch_tokens: rows or tokens (padding not counted) of a global batch; one of the two is given. A
-            batch has at most so many rows, or at most two rows more than fit.
+        batch_size, batch_tokens: rows or tokens (without padding) of a global batch; one of the two is given. A batch
+            has at most `batch_size` rows, or at most two rows more than fit into `batch_tokens`.
     """
 
     def __init__(
@@ -70,13 +72,13 @@ class Order:
         self._weights = sizes.rows if batch_size else sizes.tokens
 
     def batches(self, epochs: float) -> float:
-        """How many batches so many epochs have."""
+        """The number of batches in this number of epochs."""
         whole = int(epochs)
         each = [self._batches(epoch) for epoch in range(whole + (epochs > whole))]
         return sum(each[:whole]) + (epochs - whole) * sum(each[whole:])
 
     def seek(self, batch: int) -> tuple[int, int, int]:
-        """(epoch, window of it, batch within that) of batch number `batch`, counted from 0 through all epochs."""
+        """(epoch, window of the epoch, batch of the window) of batch number `batch`, counted from 0 over all epochs."""
         for epoch in count():
             within = batch
             for window in self.windows(epoch):
@@ -89,20 +91,20 @@ class Order:
     def windows(self, epoch: int) -> list[Window]:
         """The windows of an epoch."""
         groups = self._arranged(epoch)
-        # Before each group, and after the last.
+        # Sums before each group, and after the last.
         rows, weights, sizes = (
             np.concatenate([[0], np.cumsum(each[groups])])
             for each in (self._sizes.rows, self._weights, self._sizes.bytes)
         )
         least = WINDOW_BATCHES * self._budget
         found: list[Window] = []
-        first = 0  # row, counted through all groups in their order
+        first = 0  # row, counted over all groups in their order
         while first < rows[-1]:
             start = int(np.searchsorted(rows, first, side="right")) - 1
             stop = int(np.searchsorted(sizes, sizes[start] + WINDOW_BYTES, side="right")) - 1
             weight_before = first if self._batch_size else int(weights[start])
             stop = max(stop, start + 1, int(np.searchsorted(weights, weight_before + least)))
-            # The last window takes a rest that would be too small for one.
+            # The last window also takes the remaining groups if they are too few for a window.
             if stop >= len(groups) or weights[-1] - weights[stop] < least:
                 stop = len(groups)
             end = int(rows[stop])
@@ -123,7 +125,7 @@ class Order:
         return found
 
     def cut(self, window: Window, lengths: Int64) -> list[Int64]:
-        """A window's batches: numbers of rows, counted through all of its groups, whose lengths are given."""
+        """The batches of a window, as numbers of rows counted over all of its groups; `lengths` are of these rows."""
         random = np.random.default_rng([self._seed, window.epoch, 1, window.number])
         rows = window.first + random.permutation(window.stop - window.first)
         batches: list[Int64] = []
@@ -140,7 +142,7 @@ class Order:
         return sum(window.batches for window in self.windows(epoch))
 
     def _arranged(self, epoch: int) -> Int64:
-        """All groups in the order of an epoch: in random order, but for companions."""
+        """All groups in the order of an epoch: companions of similar length together, otherwise random."""
         random = np.random.default_rng([self._seed, epoch])
         groups = len(self._sizes.rows)
         lengths = self._sizes.tokens / np.maximum(self._sizes.rows, 1)
@@ -155,7 +157,7 @@ class Order:
 
 
 def _even(weights: Int64, parts: int) -> Int64:
-    """Bounds, [parts + 1], that cut rows into parts of about the same weight, none of them empty."""
+    """Bounds [parts + 1] that cut rows into parts of about the same weight; no part is empty."""
     ends = np.cumsum(weights)
     bounds = np.searchsorted(ends * parts, np.arange(parts + 1) * ends[-1], side="right")
     steps = np.arange(parts + 1)

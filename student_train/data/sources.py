@@ -1,4 +1,4 @@
-"""Where a student's rows come from: a dump, or files with gold labels. Both give row groups of flat arrays."""
+"""Sources of training rows: a dump, or files with gold labels. Both give row groups of flat arrays."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -35,17 +35,18 @@ TEXT_GROUP_ROWS = 1024
 
 @dataclass
 class Source(ABC):
-    """Rows to learn from.
+    """Rows to train on or to score.
 
     Attributes:
-        name: for messages.
-        fingerprint: the same for the same rows, with the same teacher's signals if they come from a dump.
-        group_rows: rows of each row group, which `load` reads by number.
-        vocabulary: embeddings that a fresh student gets.
+        name: its name in messages.
+        fingerprint: equal for sources with the same rows and, if they are dumps, the same teacher's signals.
+        vocabulary: the number of embeddings of a fresh student.
+        group_rows: the number of rows of each row group; `load` reads row groups by number.
         has_gold: whether any row has a gold label.
         layout: where in a row distributions and gold labels are.
-        signals: the teacher's, by key; none in files with gold labels.
-        attention_heads: the teacher's, where the source says.
+        positions: the choice of recorded positions.
+        signals: the teacher's signals, by key; empty for files with gold labels.
+        attention_heads: the teacher's number of attention heads, if the source knows it.
     """
 
     name: str
@@ -64,36 +65,38 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
-        """One row group with the codecs' columns named."""
+        """One row group, with these columns of codecs."""
 
     @abstractmethod
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
-        """Sizes of all row groups with the codecs' columns named."""
+        """The sizes of all row groups, with these columns of codecs."""
 
     def word_embeddings(self) -> Tensor | None:
-        """The teacher's word embeddings [V, D]; None where the rows come without a teacher.
+        """The teacher's word embeddings [V, D]; None if the rows have no teacher.
 
         Raises:
-            DumpError: for a dump that keeps none.
+            DumpError: for a dump without word embeddings.
         """
         return None
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(numbers of a row group's rows [R], whether each has a gold label anywhere [R]). Of windows of a question's
-        context the numbers are those of their questions."""
+        """(numbers of a row group's rows [R], whether each has a gold label at any position [R]).
+
+        For windows of a question's context, the numbers are those of their questions.
+        """
         loaded = self.load(group, [])
         labelled = np.concatenate([[0], np.cumsum(loaded.labels != MISSING)])
         numbers = loaded.rows if loaded.questions is None else loaded.questions
         return numbers, np.diff(labelled[loaded.position_offsets]) > 0
 
     def columns_of(self, keys: Collection[SignalKey]) -> list[str]:
-        """The columns of the signals of these keys, those of vectors first."""
+        """The names of the columns of the signals with these keys, vectors first."""
         signals = sorted(self.signals.values(), key=lambda signal: signal.is_distribution)
         return [column.name for signal in signals if signal.key in keys for column in signal.columns]
 
     @property
     def per_column(self) -> dict[str, Per]:
-        """What each of the signals' columns has an entry for, by the column's name."""
+        """Column name -> whether the column has an entry per token, position or row, for all columns of signals."""
         return {column.name: signal.per for signal in self.signals.values() for column in signal.columns}
 
     @property
@@ -110,17 +113,17 @@ class Source(ABC):
 
     @property
     def widths(self) -> dict[SignalKey, int]:
-        """How wide the teacher's vectors are."""
+        """The width of each of the teacher's vectors."""
         return {key: codec.width for key, codec in self.vectors.items()}
 
     @property
     def has_dense_logits(self) -> bool:
-        """Whether every logit is there."""
+        """Whether distributions have every logit."""
         return self.distribution is not None and self.distribution.keeps_all_logits
 
 
 class DumpSource(Source):
-    """A dump's rows. Needs nothing but the dump's folder."""
+    """The rows of a dump. Only the dump's folder is needed."""
 
     def __init__(self, path: Place) -> None:
         dump = Dump(path)
@@ -159,12 +162,12 @@ class DumpSource(Source):
 
 
 class TextSource(Source):
-    """Rows of files, tokenized at once and kept as flat arrays of ids (4 bytes a token).
+    """The rows of files, tokenized when it is made and kept as flat arrays of ids (4 bytes a token).
 
     Attributes:
-        lost_words: the words that have no recorded position, by the row's number.
-        group_of_row: the group of each row; empty where no column of groups is named.
-        questions: of how many questions the rows are, where they are windows of these questions' contexts.
+        lost_words: row number -> the words that have no recorded position.
+        group_of_row: the group of each row; empty if no column of groups is named.
+        questions: the number of questions if the rows are windows of their contexts; otherwise None.
     """
 
     def __init__(
@@ -219,7 +222,7 @@ class TextSource(Source):
         return replace(loaded, columns={name: loaded.columns[name] for name in (*self.layout.columns, *columns)})
 
     def examples(self) -> Iterator[Example]:
-        """What each row was made from, in order."""
+        """Yield the example from which each row was made, in order."""
         for *_, parse in self._corpus.blocks(TEXT_GROUP_ROWS):
             yield from parse()
 
@@ -236,25 +239,25 @@ def _tokenizer_of(folder: Folder) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(path: str, name: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer by folder or hub id, in messages by another `name`. Raises RecipeError where there is none."""
+    """The tokenizer of a folder or hub id; messages call it `name`. Raises RecipeError if there is none."""
     name = name or path
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RecipeError(f"{name}: no tokenizer can be loaded from there ({reason}).") from None
-    # From a model without a tokenizer beside it, transformers makes one that knows its special tokens alone.
+    # For a model saved without a tokenizer, transformers makes one that has only the special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise RecipeError(f"{name}: there is no tokenizer beside this model; save one there, or name another.")
     return tokenizer
 
 
 def check_same_tokenizer(path: Path | str, source: Source) -> None:
-    """Raises RecipeError where a model's own tokenizer gives other ids than the source's."""
+    """Check that a model's own tokenizer gives the same ids as the source's. Raises RecipeError if it does not."""
     try:
         own = load_tokenizer(str(path))
     except RecipeError:
-        return  # It comes without one, and its size is checked when it is built.
+        return  # the model has none; its number of embeddings is checked when it is built
     if own.get_vocab() != source.tokenizer.get_vocab():
         raise RecipeError(
             f"{path}: its tokenizer ({len(own):,} entries) is not that of {source.name} "

@@ -1,7 +1,7 @@
-"""Some of a source's rows as a source: those that a stage trains on, and a slice that is held out.
+"""Subsets of a source's rows, as sources: those on which a stage trains, and those that are held out.
 
-Which rows these are is a pure function of the source, the seed and the recipe: the same on every rank and after every
-resume. It takes each row's number and gold labels, some bytes a row, read before the first step.
+Which rows these are is a pure function of the source, the seed and the recipe, so it is the same on every rank and
+after every resume. It needs the number and the gold labels of each row, which are read before the first step.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ Bools = NDArray[np.bool_]
 # Rows with a gold label, rows without one, or both.
 Kind = Literal["all", "labelled", "unlabelled"]
 
-# Dumps draw from the keys of positions, which begin at 0.
+# Dumps draw with the keys of positions from 0 on; these draws must be independent of them.
 _NO_POSITION = -1
 
 
 class Selected(Source):
-    """The rows of a source that are taken, one array of bools a row group; row groups without any are never read."""
+    """The chosen rows of a source, by one array of bools per row group. Row groups without any are never read."""
 
     def __init__(self, whole: Source, name: str, is_taken: Sequence[Bools], has_gold: bool) -> None:
         self._whole = whole
@@ -42,7 +42,10 @@ class Selected(Source):
         return loaded if len(kept) == len(loaded.rows) else Rows([loaded], self.per_column).take(kept)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
-        """As large a share of the group's tokens and bytes as of its rows: in a dump its rows are of similar length."""
+        """The sizes of the subset, with tokens and bytes in proportion to the rows.
+
+        This is an estimate; in a dump, the rows of a row group are of similar length.
+        """
         whole, rows = self._whole.sizes(columns), np.asarray(self.group_rows, np.int64)
         shares = rows / whole.rows[self._groups]
         return GroupSizes(
@@ -53,11 +56,11 @@ class Selected(Source):
 
 
 class Split:
-    """A source's rows by two questions: is the row held out, and has it a gold label?
+    """A source's rows, divided by whether they are held out and whether they have a gold label.
 
     Args:
-        share: of the rows that are held out, drawn by `seed` and the row's number alone; 0 for none. Windows of one
-            question's context are held out together.
+        share: the share of rows that is held out, drawn from `seed` and the row's number only; 0 for none. All windows
+            of one question's context are held out together.
     """
 
     def __init__(self, source: Source, share: float, seed: int) -> None:
@@ -65,13 +68,13 @@ class Split:
         self._facts: list[tuple[Bools, Bools]] | None = None
 
     def to_train(self, kind: Kind) -> Source:
-        """The rows of a kind that are not held out; may be empty."""
+        """The rows of a kind that are not held out; there may be none."""
         if not self._share and kind == "all":
             return self.source
         return self._selected(kind, [~held_out & fits for held_out, fits in self._by_kind(kind)])
 
     def held_out(self, kind: Kind, rank: int = 0, ranks: int = 1) -> Source:
-        """The rows of a kind that are held out; each rank's part of them."""
+        """This rank's part of the rows of a kind that are held out."""
         taken = [held_out & fits for held_out, fits in self._by_kind(kind)]
         turns = np.cumsum([0, *(int(each.sum()) for each in taken)])
         for each, first in zip(taken, turns.tolist(), strict=False):
@@ -84,7 +87,7 @@ class Split:
         return Selected(self.source, name, is_taken, self.source.has_gold and kind != "unlabelled")
 
     def _by_kind(self, kind: Kind) -> list[tuple[Bools, Bools]]:
-        """(is held out, is of the kind) of the rows of each group."""
+        """For each row group, (whether each row is held out, whether it is of the kind)."""
         if self._facts is None:
             self._facts = []
             for group in range(len(self.source.group_rows)):
@@ -102,7 +105,7 @@ def first_rows(source: Source, count: int) -> Source:
 
 
 def is_held_out(rows: NDArray[np.int64], share: float, seed: int) -> Bools:
-    """Whether each of these rows of a corpus belongs to the slice that is held out, bool [R].
+    """Whether each of these rows of a corpus is held out, bool [R].
 
     >>> is_held_out(np.arange(8), 0.25, seed=0).tolist()
     [True, False, False, True, False, True, False, False]

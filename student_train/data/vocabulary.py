@@ -1,7 +1,7 @@
-"""Which tokens get an embedding of their own.
+"""The tokens that get their own embeddings in a student with a trimmed vocabulary.
 
-A token gets one when the rows to learn from have it often enough; the others are read as the tokenizer's unknown
-token, after tokenization, so that positions stay where the teacher's signals are. Special tokens are always kept.
+These are the tokens that occur often enough in the training rows, and the special tokens. The student reads other
+tokens as the tokenizer's unknown token. This happens after tokenization, so positions are still those of the teacher.
 
 Shapes: V ids of the vocabulary, K ids that are kept.
 """
@@ -17,11 +17,10 @@ from student_train.students import Student
 
 
 def kept_ids(student: Student, source: Source) -> Tensor | None:
-    """ids_K, ascending, of the tokens that occur often enough for this student, and of the special tokens; None where
-    it keeps the whole vocabulary.
+    """ids_K, ascending, of the tokens that this student keeps; None if it keeps the whole vocabulary.
 
     Raises:
-        RecipeError: where the tokenizer has no unknown token, or no token occurs so often.
+        RecipeError: if the tokenizer has no unknown token, or no token occurs often enough.
     """
     at_least = student.fewest_occurrences
     if at_least is None:
@@ -29,7 +28,7 @@ def kept_ids(student: Student, source: Source) -> Tensor | None:
     if source.tokenizer.unk_token_id is None:
         raise RecipeError(
             f"student.trim_vocabulary = {at_least}: the tokenizer of {source.name} has no unknown token that could "
-            "stand for the tokens left out; leave the key out."
+            "replace the other tokens; leave the key out."
         )
     counts_V = token_counts(source)
     special = list(source.tokenizer.all_special_ids)
@@ -37,7 +36,7 @@ def kept_ids(student: Student, source: Source) -> Tensor | None:
     if counts_V.max() < at_least:
         raise RecipeError(
             f"student.trim_vocabulary = {at_least}: no token of {source.name} occurs so often (the most frequent one "
-            f"{counts_V.max():,} times); choose a smaller number."
+            f"occurs {counts_V.max():,} times); choose a smaller number."
         )
     is_kept_V = counts_V >= at_least
     is_kept_V[special] = True
@@ -45,7 +44,7 @@ def kept_ids(student: Student, source: Source) -> Tensor | None:
 
 
 def token_counts(source: Source) -> NDArray[np.int64]:
-    """How often each id occurs in all rows, int64 [V]."""
+    """The number of occurrences of each id in all rows, int64 [V]."""
     counts_V = np.zeros(source.vocabulary, np.int64)
     for group in range(len(source.group_rows)):
         counts_V += np.bincount(source.load(group, []).input_ids, minlength=source.vocabulary)

@@ -1,4 +1,4 @@
-"""Kinds of students: how a recipe describes one, and how it is made. `STUDENTS` is the one table of them."""
+"""Kinds of students: their keys in a recipe, and how their models are built. The table is `STUDENTS`."""
 
 from student_train.students.base import Student
 from student_train.students.bilstm import (

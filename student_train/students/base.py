@@ -1,4 +1,4 @@
-"""What a kind of student is: the keys of a recipe's [student] section, and a model that is made from them."""
+"""The contract of a kind of student: the keys of a recipe's [student] section, and the model built from them."""
 
 from abc import ABC, abstractmethod
 
@@ -12,8 +12,8 @@ from student_train.students.needs import Needs
 class Student(BaseModel, ABC):
     """One kind of student; its fields are the keys of a [student] section.
 
-    A new kind is a subclass with a `kind` of its own, in a file of its own, and an entry in
-    `student_train.students.table.STUDENTS`. Nobody else asks which kind a student is.
+    To add a kind, write a subclass with its own `kind` in a file of its own, and add an entry to
+    `student_train.students.table.STUDENTS`. No other code asks which kind a student is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,28 +22,30 @@ class Student(BaseModel, ABC):
 
     @property
     def checkpoint(self) -> str | None:
-        """The folder or hub id that it is read from, with a tokenizer beside it; None for a fresh student, which takes
-        the tokenizer of the rows that it learns from."""
+        """The folder or hub id from which the student is read, with its tokenizer; None for a fresh student.
+
+        A fresh student uses the tokenizer of the training rows.
+        """
         return None
 
     @property
     def fewest_occurrences(self) -> int | None:
-        """How often a token must occur in the rows to get an embedding of its own; None where every token gets one."""
+        """The fewest occurrences of a token that gets its own embedding; None if every token gets one."""
         return None
 
     @property
     def initialisers(self) -> tuple[Initialiser, ...]:
-        """What changes the model after it was made, one after the other."""
+        """The initialisers that change the built model, in order."""
         return ()
 
     @abstractmethod
     def build(self, needs: Needs) -> PreTrainedModel:
-        """The model, in float32, its new weights drawn from torch's global generator.
+        """Build the model in float32; new weights are drawn from torch's global generator.
 
         Raises:
-            RecipeError: where no such model fits what is needed.
+            RecipeError: if such a model does not fit the needs.
         """
 
     def known_ids(self, model: PreTrainedModel) -> int:
-        """How many token ids the model can look up: as many as it has embeddings, unless the kind says otherwise."""
+        """The number of token ids that the model can look up; by default the number of its embeddings."""
         return int(model.get_input_embeddings().weight.shape[0])

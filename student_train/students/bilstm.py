@@ -1,12 +1,12 @@
 """A bidirectional LSTM as a Hugging Face model: the smallest and fastest student for classification.
 
 The student of Mukherjee & Awadallah 2019, "Distilling Transformers into Simple Neural Networks with Unlabeled Transfer
-Data" (arXiv 1910.01769), and of XtremeDistil (Mukherjee & Awadallah 2020, arXiv 2004.05686). A row is summed up by the
+Data" (arXiv 1910.01769), and of XtremeDistil (Mukherjee & Awadallah 2020, arXiv 2004.05686). Rows are pooled by the
 maximum over time, as in InferSent (Conneau et al. 2017, arXiv 1705.02364).
 
-Needs nothing but torch and transformers: `save_pretrained` copies this very file beside the weights, so that the
-folder also loads where lectern is not installed, with `trust_remote_code=True`. Where this module is imported, the Auto
-classes know the model, and load it without.
+This file needs only torch and transformers: `save_pretrained` copies it beside the weights, so that the folder can also
+be loaded where lectern is not installed, with `trust_remote_code=True`. If this module has been imported, the Auto
+classes load the model without it.
 
 Shape suffixes:
     B  rows of a batch
@@ -41,14 +41,14 @@ from transformers.modeling_outputs import (
 
 Output = TypeVar("Output", bound=ModelOutput)
 
-# Rows are read together that have this share of the longest one's length or more, at least so many.
+# Rows are read in groups: of at least this share of the longest row's length, and of at least this number of rows.
 ALIKE, FEWEST_ALIKE = 0.75, 4
 
 
 class BiLSTMConfig(PretrainedConfig):
     """The shape of a BiLSTM; `hidden_size` is the width of a layer's output, half of it from each direction.
 
-    `embedding_rows` is how many of the `vocab_size` ids have an embedding of their own; None: all of them.
+    `embedding_rows` is the number of the `vocab_size` ids that have their own embeddings; None means all of them.
 
     >>> BiLSTMConfig(hidden_size=301)
     Traceback (most recent call last):
@@ -83,9 +83,9 @@ class BiLSTMConfig(PretrainedConfig):
 
 
 class TrimmedEmbedding(nn.Embedding):
-    """Embeddings of some of a vocabulary's ids; all others have the row of the unknown token.
+    """Embeddings of some of a vocabulary's ids; all other ids have the row of the unknown token.
 
-    `row_of_id` [vocabulary], int32, is saved with the weights; so ids are a full tokenizer's, inside and outside.
+    `row_of_id` [vocabulary], int32, is saved with the weights, so the inputs are ids of the full tokenizer.
     """
 
     row_of_id: Tensor
@@ -95,7 +95,7 @@ class TrimmedEmbedding(nn.Embedding):
         self.register_buffer("row_of_id", torch.zeros(ids, dtype=torch.int32))
 
     def keep(self, kept_ids: Tensor, unknown_id: int) -> None:
-        """Give each of `kept_ids` [rows], among which the unknown token is, the row of its place there."""
+        """Give each of `kept_ids` [rows], which include the unknown token, the row of its index there."""
         self.row_of_id[kept_ids] = torch.arange(len(kept_ids), dtype=torch.int32)
         is_kept = torch.zeros_like(self.row_of_id, dtype=torch.bool)
         is_kept[kept_ids] = True
@@ -106,7 +106,7 @@ class TrimmedEmbedding(nn.Embedding):
 
 
 class BiLSTMPreTrainedModel(PreTrainedModel):
-    """What the models share: their configuration, their names and how their weights begin."""
+    """The base class of all models: configuration, names and initial weights."""
 
     config: BiLSTMConfig
     config_class = BiLSTMConfig
@@ -115,7 +115,7 @@ class BiLSTMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
-            # No layer norm follows: at the 0.02 usual for transformers, the gates would hardly see the words.
+            # No layer norm follows: with the usual 0.02 of transformers, embeddings would hardly affect the gates.
             nn.init.normal_(module.weight, std=0.1)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -130,7 +130,7 @@ class BiLSTMPreTrainedModel(PreTrainedModel):
                     nn.init.zeros_(parameter)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in transformers; refused for a trimmed vocabulary, which would be lost."""
+        """Resize the embeddings as in transformers. Raises ValueError for a trimmed vocabulary, which would be lost."""
         if self.config.embedding_rows is not None and new_num_tokens is not None:
             raise ValueError("The vocabulary of this BiLSTM is trimmed, so that its embeddings cannot be resized.")
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -141,14 +141,14 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
 
     def __init__(self, config: BiLSTMConfig) -> None:
         super().__init__(config)
-        # No padding_idx: padding never reaches a layer, and a tokenizer may pad with a token that also means something.
+        # No padding_idx: padding never reaches a layer, and a tokenizer may pad with a token that also occurs in texts.
         self.embeddings: nn.Module = (
             nn.Embedding(config.vocab_size, config.embedding_size)
             if config.embedding_rows is None
             else TrimmedEmbedding(config.vocab_size, config.embedding_rows, config.embedding_size)
         )
         widths = [config.embedding_size] + [config.hidden_size] * config.num_hidden_layers
-        # One module a layer, because nn.LSTM's own stack hides the outputs of its lower layers.
+        # One module per layer, because a stack within nn.LSTM does not return the outputs of its lower layers.
         self.layers = nn.ModuleList(
             nn.LSTM(width, config.hidden_size // 2, batch_first=True, bidirectional=True) for width in widths[:-1]
         )
@@ -170,10 +170,10 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Reads rows `input_ids` [B, L] (or `inputs_embeds` [B, L, D]), padded on the right.
+        """Read rows `input_ids` [B, L] (or `inputs_embeds` [B, L, D]), padded on the right.
 
-        `token_type_ids` are what many tokenizers give, and are ignored. The output is zero at padding;
-        `hidden_states` are the embeddings, then each layer's output.
+        `token_type_ids` are ignored; they are accepted because many tokenizers return them. The output is zero at
+        padding; `hidden_states` are the embeddings and each layer's output.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("A BiLSTM takes either input_ids or inputs_embeds, and was given both or neither.")
@@ -193,7 +193,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
 
 
 class BiLSTMWithHead(BiLSTMPreTrainedModel):
-    """A BiLSTM and one linear layer; what the heads share, classifiers being those that learn from `labels`."""
+    """A BiLSTM with one linear layer: the base class of the heads, with the `forward` of classifiers."""
 
     head_name = "classifier"
     output_class: type[SequenceClassifierOutput | TokenClassifierOutput]
@@ -206,16 +206,16 @@ class BiLSTMWithHead(BiLSTMPreTrainedModel):
         self.post_init()
 
     def classes(self, config: BiLSTMConfig) -> int:
-        """How many logits there are for a row or a position."""
+        """The number of logits for a row or a position."""
         return config.num_labels or 0
 
     def head(self, hidden_BLD: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Logits [..., C] of the BiLSTM's output: at each position, unless a head says otherwise."""
+        """The logits [..., C] of the BiLSTM's output: at each position, unless a subclass pools it."""
         logits: Tensor = getattr(self, self.head_name)(self.dropout(hidden_BLD))
         return logits
 
     def run(self, attention_mask: Tensor | None, **inputs: Any) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """(logits [..., C], hidden states where they are wanted)."""
+        """(logits [..., C], hidden states if they are wanted or None)."""
         output = self.bilstm(attention_mask=attention_mask, return_dict=True, **inputs)
         return self.head(output.last_hidden_state, attention_mask), output.hidden_states
 
@@ -229,7 +229,10 @@ class BiLSTMWithHead(BiLSTMPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Inputs as `BiLSTMModel.forward`; `labels`, one for each of the logits (-100: none), give a cross-entropy."""
+        """Inputs are those of `BiLSTMModel.forward`.
+
+        With `labels`, one for each vector of logits (-100 for none), the loss is the cross-entropy.
+        """
         logits, hidden_states = self.run(
             attention_mask, input_ids=input_ids, inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states
         )
@@ -246,8 +249,8 @@ class BiLSTMForSequenceClassification(BiLSTMWithHead):
     output_class = SequenceClassifierOutput
 
     def head(self, hidden_BLD: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Logits [B, C]."""
-        # Padding is zero in the output, and zero would win against a negative maximum.
+        """The logits [B, C]."""
+        # The output is zero at padding, and zero would be larger than a negative maximum.
         return super().head(_without_padding(hidden_BLD, attention_mask).amax(dim=1), None)
 
 
@@ -258,12 +261,12 @@ class BiLSTMForTokenClassification(BiLSTMWithHead):
 
 
 class BiLSTMForQuestionAnswering(BiLSTMWithHead):
-    """A BiLSTM with one linear layer on its output at each position: where the answer starts, and where it ends."""
+    """A BiLSTM with one linear layer on its output at each position: logits of the answer's start and of its end."""
 
     head_name = "qa_outputs"
 
     def classes(self, config: BiLSTMConfig) -> int:
-        """Start and end."""
+        """Two logits: start and end."""
         return 2
 
     def forward(  # type: ignore[override]
@@ -277,8 +280,11 @@ class BiLSTMForQuestionAnswering(BiLSTMWithHead):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Inputs as `BiLSTMModel.forward`; `start_positions` and `end_positions` [B] give the mean of two
-        cross-entropies over each row's tokens; `start_logits` and `end_logits` [B, L]."""
+        """Inputs are those of `BiLSTMModel.forward`; outputs are `start_logits` and `end_logits` [B, L].
+
+        With `start_positions` and `end_positions` [B], the loss is the mean of their two cross-entropies, each over the
+        tokens of a row.
+        """
         logits_BL2, hidden_states = self.run(
             attention_mask, input_ids=input_ids, inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states
         )
@@ -295,7 +301,7 @@ class BiLSTMForQuestionAnswering(BiLSTMWithHead):
 
 
 def _without_padding(values_BLX: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The values with -inf at padding, where they are neither the maximum nor seen by a softmax."""
+    """The values with -inf at padding, so that padding affects neither a maximum nor a softmax."""
     if attention_mask is None:
         return values_BLX
     is_padding_BL = attention_mask.to(values_BLX.device) == 0
@@ -303,8 +309,10 @@ def _without_padding(values_BLX: Tensor, attention_mask: Tensor | None) -> Tenso
 
 
 def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-    """A layer's output over rows of these lengths [B, L, D], which is zero at padding; the backward direction begins at
-    a row's last token."""
+    """A layer's output [B, L, D] for rows of these lengths, zero at padding.
+
+    The backward direction begins at the last token of each row.
+    """
     if torch.onnx.is_in_onnx_export():
         return _read_in_onnx(layer, hidden_BLD, lengths_B)
     if hidden_BLD.is_cuda:  # cuDNN reads both directions of packed rows at once.
@@ -320,7 +328,10 @@ def _read(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def _alike(lengths_B: Tensor) -> list[Tensor]:
-    """Rows of similar length, longest first: padding is read, too, and a group of a few rows costs more than it."""
+    """Groups of rows of similar length, longest first.
+
+    Padding within a group is read too, but very small groups would cost more time than the padding.
+    """
     order = lengths_B.argsort(descending=True)
     lengths, starts = lengths_B[order].tolist(), [0]
     for at in range(FEWEST_ALIKE, len(lengths) - FEWEST_ALIKE + 1):
@@ -330,10 +341,10 @@ def _alike(lengths_B: Tensor) -> list[Tensor]:
 
 
 def _read_alike(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-    """`_read` by oneDNN, which learns up to four times as fast as from packed rows.
+    """`_read` by oneDNN, which trains up to four times as fast as with packed rows.
 
-    What a direction reads behind a row's end changes nothing before it, so both read from the left, one of them rows
-    that are turned round.
+    Padding after a row does not change the outputs before it if a direction reads from the left. So both directions
+    read from the left, the backward one with reversed rows.
     """
     rows, length = hidden_BLD.shape[:2]
     at_L = torch.arange(length)
@@ -349,7 +360,7 @@ def _read_alike(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tens
 
 
 def _one_way(layer: nn.Module, hidden_BLD: Tensor, suffix: str) -> Tensor:
-    """One direction of a layer, from left to right."""
+    """The output of one direction of a layer, which reads from left to right."""
     weights = [getattr(layer, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     nothing_1BH = hidden_BLD.new_zeros(1, hidden_BLD.shape[0], weights[1].shape[1])
     found: Tensor = torch.lstm(
@@ -359,10 +370,10 @@ def _one_way(layer: nn.Module, hidden_BLD: Tensor, suffix: str) -> Tensor:
 
 
 def _read_in_onnx(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-    """`_read` as ONNX's operator LSTM, which takes the lengths themselves. Nothing in ONNX is like packing.
+    """`_read` as the ONNX operator LSTM, which takes the lengths as an input. ONNX has no packed rows.
 
-    Of H units, torch stacks the gates as input, forget, cell, output [4H, ...]; the operator wants input, output,
-    forget, cell, and both directions in one tensor [2, 4H, ...].
+    With H units, torch stacks the gates in the order input, forget, cell, output [4H, ...]; the operator needs input,
+    output, forget, cell, and both directions in one tensor [2, 4H, ...].
     """
 
     def both(name: str) -> Tensor:
@@ -387,8 +398,8 @@ def _read_in_onnx(layer: nn.Module, hidden_BLD: Tensor, lengths_B: Tensor) -> Te
 
 
 def _lengths(attention_mask_BL: Tensor) -> Tensor:
-    """Tokens in each row [B], on the CPU, where packing wants them."""
-    if torch.onnx.is_in_onnx_export():  # A graph has no way to refuse its input.
+    """The number of tokens of each row [B], on the CPU, where packing needs them."""
+    if torch.onnx.is_in_onnx_export():  # a graph cannot refuse its input
         return attention_mask_BL.sum(dim=1)
     mask_BL = attention_mask_BL.cpu().long()
     is_bad_B = (mask_BL[:, 0] == 0) | (mask_BL.diff(dim=1) > 0).any(dim=1)
@@ -401,18 +412,18 @@ def _lengths(attention_mask_BL: Tensor) -> Tensor:
 
 
 def _as_asked(output: Output, return_dict: bool | None, config: BiLSTMConfig) -> Output | tuple[Any, ...]:
-    """The output as an object, or as the tuple that `return_dict=False` asks for."""
+    """The output as an object, or as a tuple if `return_dict` is False."""
     wants_object = config.return_dict if return_dict is None else return_dict
     return output if wants_object else output.to_tuple()
 
 
-# The Auto classes of this process know the model from here on ...
+# Register the model with the Auto classes of this process ...
 AutoConfig.register(BiLSTMConfig.model_type, BiLSTMConfig, exist_ok=True)
 AutoModel.register(BiLSTMConfig, BiLSTMModel, exist_ok=True)
 AutoModelForSequenceClassification.register(BiLSTMConfig, BiLSTMForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(BiLSTMConfig, BiLSTMForTokenClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(BiLSTMConfig, BiLSTMForQuestionAnswering, exist_ok=True)
-# ... and saved folders carry this file and say which of its classes to use.
+# ... and save this file with the model, with the class to use for each Auto class.
 BiLSTMConfig.register_for_auto_class()
 BiLSTMModel.register_for_auto_class("AutoModel")
 BiLSTMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

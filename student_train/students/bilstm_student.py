@@ -15,7 +15,7 @@ from student_train.students.needs import Needs
 class BiLSTMStudent(Student):
     """A BiLSTM; `hidden_size` is the width of both directions together.
 
-    With `trim_vocabulary` only tokens that the rows to learn from have at least so often get an embedding; the others
+    With `trim_vocabulary`, only tokens that occur at least this often in the training rows get an embedding; the others
     are read as the tokenizer's unknown token.
     """
 

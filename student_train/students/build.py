@@ -1,6 +1,6 @@
-"""From a recipe's description of a student to the model that is trained.
+"""Build the model that is trained, from a recipe's description of a student.
 
-Whatever a student could not do (a head it lacks, labels in another order, ids beyond its embeddings) is refused here,
+Students that cannot be used (without the head, with labels in another order, with too few embeddings) are refused here,
 before the first step.
 """
 
@@ -11,32 +11,32 @@ from shared.errors import RecipeError
 from student_train.students.base import Student
 from student_train.students.needs import Needs
 
-# How the modules are called that look up learned positions, and end where these end.
+# Names of the modules that look up learned positions, which limit the length of rows.
 POSITION_MODULES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def build_student(student: Student, needs: Needs) -> PreTrainedModel:
-    """The student as a recipe describes it, in float32, its new weights drawn from torch's global generator.
+    """Build the student of a recipe in float32; new weights are drawn from torch's global generator.
 
     Raises:
-        RecipeError: where the student does not fit what is needed.
+        RecipeError: if the student does not fit the needs.
     """
     model = student.build(needs)
     for initialiser in student.initialisers:
         initialiser.initialise(model, needs)
     if getattr(model.config, "pad_token_id", None) is None:
-        # Decoders often come without one, and as classifiers look for the last token before the padding.
+        # Many decoders have none, but as classifiers they search for the last token before the padding.
         model.config.pad_token_id = needs.pad_token_id
     _check_reach(model, student.known_ids(model), needs)
     return model
 
 
 def _check_reach(model: PreTrainedModel, known_ids: int, needs: Needs) -> None:
-    """Refuses a model that would index past its embeddings, which a GPU reports as a bare assertion."""
+    """Refuse a model that would index past its embeddings, which a GPU reports only as a failed assertion."""
     # The head of a language model is as wide as its embeddings: both are the configuration's vocab_size.
     if known_ids < needs.tokenizer_size:
         raise RecipeError(
-            f"The student's vocabulary has {known_ids} ids, and the tokenizer gives {needs.tokenizer_size}; choose a "
+            f"The student's vocabulary has {known_ids} ids, but the tokenizer has {needs.tokenizer_size}; choose a "
             "student that was made for the dump's tokenizer."
         )
     for name, module in model.named_modules():
@@ -44,6 +44,6 @@ def _check_reach(model: PreTrainedModel, known_ids: int, needs: Needs) -> None:
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             if module.num_embeddings - first < needs.max_length:
                 raise RecipeError(
-                    f"The student reads at most {module.num_embeddings - first} tokens, and the dump's rows have up "
+                    f"The student reads at most {module.num_embeddings - first} tokens, but the dump's rows have up "
                     f"to {needs.max_length}; choose a student with more positions, or dump with a smaller --max-length."
                 )

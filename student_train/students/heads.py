@@ -1,4 +1,4 @@
-"""The head that a task asks for: whether a kind of model has it, and a model of that kind with it."""
+"""Heads for tasks: check that a type of model has one, and make a model with it."""
 
 from dataclasses import fields
 from typing import Any
@@ -12,7 +12,7 @@ from student_train.students.needs import Needs
 
 
 def auto_class_named(name: str) -> Any:
-    """The Auto class of transformers. Raises RecipeError for one that no task is about, naming those of the tasks."""
+    """The Auto class of transformers with this name. Raises RecipeError if no task uses it, with the valid names."""
     known = dict.fromkeys(task.auto_class for task in TASKS.values())
     if name not in known:
         raise RecipeError(f"No student can be built as {name!r}; the heads are {', '.join(known)}.")
@@ -20,13 +20,13 @@ def auto_class_named(name: str) -> Any:
 
 
 def task_values(auto_class: str) -> dict[str, Any]:
-    """What the tasks of this head ask of a configuration that has the fields."""
+    """The values that the tasks of this head require in a configuration, if it has these fields."""
     tasks = (task for task in TASKS.values() if task.auto_class == auto_class)
     return {name: value for task in tasks for name, value in task.config_values.items()}
 
 
 def check_has_head(config: PretrainedConfig, auto_class: str) -> None:
-    """Raises RecipeError where models of this type have no such head."""
+    """Check that models of this type have the head. Raises RecipeError if they do not."""
     if type(config) not in auto_class_named(auto_class)._model_mapping:
         raise RecipeError(
             f"A student of model type {config.model_type!r} has no head for {auto_class}; choose another kind of "
@@ -35,26 +35,26 @@ def check_has_head(config: PretrainedConfig, auto_class: str) -> None:
 
 
 def head_is_trained(config: PretrainedConfig, auto_class: str) -> bool:
-    """Whether the checkpoint was saved by the class that `auto_class` makes of it."""
+    """Whether the checkpoint was saved with this head, by the class that `auto_class` loads."""
     models = auto_class_named(auto_class)._model_mapping[type(config)]
     names = {model.__name__ for model in (models if isinstance(models, (list, tuple)) else [models])}
     return not names.isdisjoint(config.architectures or ())
 
 
 def fresh_model(config: PretrainedConfig, auto_class: str) -> PreTrainedModel:
-    """A model of this configuration with random weights. Raises RecipeError where it has no such head."""
+    """A model with this configuration and random weights. Raises RecipeError if there is no such head."""
     check_has_head(config, auto_class)
     model: PreTrainedModel = auto_class_named(auto_class).from_config(config)
     return model
 
 
 def fresh_values(needs: Needs) -> dict[str, Any]:
-    """What the configuration of every fresh student has, whatever its kind."""
+    """The values of the configuration that all fresh students share."""
     return {"vocab_size": needs.vocab_size, "pad_token_id": needs.pad_token_id, **label_values(needs.label_names)}
 
 
 def label_values(label_names: tuple[str, ...] | None) -> dict[str, Any]:
-    """How a configuration names the classes."""
+    """The values of the configuration that name the classes."""
     if label_names is None:
         return {}
     return {
@@ -64,5 +64,5 @@ def label_values(label_names: tuple[str, ...] | None) -> dict[str, Any]:
 
 
 def field_names(config_class: type[PretrainedConfig]) -> set[str]:
-    """The names that a kind of configuration has fields for."""
+    """The names of the fields of a class of configurations."""
     return {field.name for field in fields(config_class)}

@@ -1,4 +1,4 @@
-"""What a student must fit, and what it may begin from."""
+"""The properties that a student must have, and the data from which it may be initialised."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Needs:
-    """What the rows to learn from ask of a student, and what a teacher's dump has for it to begin from.
+    """The requirements of the training rows, and the teacher's data for initialisers.
 
     Attributes:
         auto_class: the head, by the name of its Auto class in transformers ("AutoModelForSequenceClassification").
-        vocab_size: token ids that a fresh student knows.
-        tokenizer_size: token ids that the tokenizer gives, all of which any student must know.
-        label_names: the classes in order; None for a task without.
-        pad_token_id: the tokenizer's, where it has one.
-        max_length: tokens of the longest row, which any student must be able to read.
-        kept_ids_K: the ids, ascending, that get an embedding of their own; None for all of them.
-        unknown_id: the tokenizer's unknown token, as which the other ids are read.
-        word_embeddings_VD: the teacher's, for initialisers that ask for them.
+        vocab_size: the number of token ids of a fresh student.
+        tokenizer_size: the number of token ids of the tokenizer; every student must have all of them.
+        label_names: the names of the classes in order; None for a task without labels.
+        pad_token_id: that of the tokenizer, if it has one.
+        max_length: the number of tokens of the longest row, which every student must be able to read.
+        kept_ids_K: the ids, ascending, that get their own embeddings; None for all ids.
+        unknown_id: the tokenizer's unknown token, which replaces the other ids.
+        word_embeddings_VD: those of the teacher, for initialisers that need them.
     """
 
     auto_class: str

@@ -1,4 +1,4 @@
-"""A checkpoint as a student, whole or with some of its layers."""
+"""A checkpoint as a student, with all or some of its layers."""
 
 import re
 from itertools import pairwise
@@ -26,7 +26,7 @@ from student_train.students.needs import Needs
 class PretrainedStudent(Student):
     """A checkpoint that AutoModel reads from safetensors, by path or hub id; its head may be new.
 
-    With `keep_layers` it has some of its layers only: their numbers, from 1.
+    `keep_layers` are the numbers, from 1, of the layers to keep; the others are removed.
     """
 
     kind: Literal["pretrained"] = "pretrained"
@@ -37,7 +37,7 @@ class PretrainedStudent(Student):
     @classmethod
     def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and any(first >= second for first, second in pairwise(value)):
-            raise ValueError("give each layer once, from the bottom up")
+            raise ValueError("layer numbers must be strictly increasing, from the bottom up")
         return value
 
     @property
@@ -73,9 +73,9 @@ def _load(path: str, auto_class: str, label_names: tuple[str, ...] | None) -> Pr
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
-            # Training keeps its weights in float32, whatever the checkpoint was saved in.
+            # Trained weights are float32, whatever the type of the checkpoint.
             dtype=torch.float32,
-            # Only a head of other labels can mismatch, as the rest is shaped by the checkpoint's own configuration.
+            # Only a head for other labels can mismatch, because the configuration is otherwise the checkpoint's own.
             ignore_mismatched_sizes=label_names is not None,
         )
     except (OSError, SafetensorError) as error:
@@ -88,7 +88,7 @@ def _check_same_labels(path: str, config: PretrainedConfig, label_names: tuple[s
     is_generic = all(re.fullmatch(r"LABEL_\d+", name) for name in own_names)
     if not is_generic and own_names != label_names:
         raise RecipeError(
-            f"The student {path} was trained for the labels {', '.join(own_names)}, and the dump has "
+            f"The student {path} was trained for the labels {', '.join(own_names)}, but the dump has "
             f"{', '.join(label_names)}: names and order must agree. Start from a checkpoint without this head, or "
             "rename its labels."
         )

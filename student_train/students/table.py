@@ -1,4 +1,4 @@
-"""The table of kinds of students: what the [student] section of a recipe may be."""
+"""The table of kinds of students, the valid values of `kind` in the [student] section of a recipe."""
 
 from typing import Annotated
 

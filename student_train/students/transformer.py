@@ -1,4 +1,4 @@
-"""A fresh transformer of a given depth and width, of any model type that transformers has."""
+"""A fresh transformer of a given depth and width, of any model type of the transformers library."""
 
 from typing import Any, Literal, Self
 
@@ -12,8 +12,8 @@ from student_train.students.heads import field_names, fresh_model, fresh_values,
 from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser
 from student_train.students.needs import Needs
 
-# The shapes of XtremeDistilTransformers (Mukherjee, Awadallah & Gao 2021, arXiv 2106.04563); as published, with BERT's
-# 30,522 word pieces and 512 positions, they have about 13, 22 and 33 million parameters.
+# The shapes of XtremeDistilTransformers (Mukherjee, Awadallah & Gao 2021, arXiv 2106.04563). With BERT's 30,522 word
+# pieces and 512 positions, as published, they have about 13, 22 and 33 million parameters.
 PRESETS: dict[str, dict[str, int]] = {
     "xtremedistil-l6-h256": {"layers": 6, "hidden_size": 256, "heads": 8},
     "xtremedistil-l6-h384": {"layers": 6, "hidden_size": 384, "heads": 12},
@@ -23,17 +23,17 @@ PRESETS: dict[str, dict[str, int]] = {
 DEFAULT_MODEL_TYPE = "bert"
 DEFAULT_MODEL_TYPES = {"AutoModelForCausalLM": "llama"}
 
-# Architectures that number positions from pad_token_id + 1, and so need as many more of them.
+# Architectures that number positions from pad_token_id + 1, and therefore need this number of additional positions.
 POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
 
-# The inner width of the feed-forward layer has no one name; the first that a configuration has is the one.
+# The inner width of the feed-forward layer has different names; the first one that a configuration has is used.
 INTERMEDIATE_SIZE_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff")
 
 
 class TransformerStudent(Student):
-    """A fresh transformer; `model_type` is any of transformers', by default bert, and llama for causal-lm.
+    """A fresh transformer; `model_type` is any of transformers, by default bert, for causal-lm llama.
 
-    A `preset` stands for the shape's keys; one that is given besides overrides it.
+    A `preset` sets `layers`, `hidden_size` and `heads`; a key that is given too takes precedence.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -53,11 +53,11 @@ class TransformerStudent(Student):
         if not isinstance(values, dict):
             return values
         if "trim_vocabulary" in values:
-            # A tokenizer.json may give several tokens one id, and is loaded so; but the tokenizers library writes one
-            # token an id, so that such a tokenizer, saved again by its user, has lost the others, [UNK] among them.
+            # A tokenizer.json that gives several tokens the same id can be loaded. But the tokenizers library saves one
+            # token per id, so saving such a tokenizer again loses the other tokens, including [UNK].
             raise ValueError(
-                "trim_vocabulary is for kind = 'bilstm': the transformers library's models have a row for each id, and "
-                "a tokenizer whose rare tokens share one does not survive being saved again"
+                "trim_vocabulary is for kind = 'bilstm': models of transformers have a row for each id, and "
+                "a tokenizer whose rare tokens share an id loses them when it is saved again"
             )
         preset = values.get("preset")
         if preset is None:
@@ -84,16 +84,16 @@ class TransformerStudent(Student):
 
 
 def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
-    """The configuration of the model type, filled in by this architecture's names for a transformer's shape."""
+    """The configuration of the model type, with the shape under the names that this architecture uses."""
     model_type = spec.model_type or DEFAULT_MODEL_TYPES.get(needs.auto_class, DEFAULT_MODEL_TYPE)
     if model_type not in CONFIG_MAPPING:
-        raise RecipeError(f"transformers knows no model_type {model_type!r}; take one like 'bert' or 'llama'.")
+        raise RecipeError(f"transformers has no model_type {model_type!r}; use one such as 'bert' or 'llama'.")
     config_class = CONFIG_MAPPING[model_type]
     names = field_names(config_class)
     positions = needs.max_length
     if model_type in POSITIONS_AFTER_PADDING:
         if needs.pad_token_id is None:
-            raise RecipeError(f"A {model_type} student needs a padding token, and the tokenizer has none.")
+            raise RecipeError(f"A {model_type} student needs a padding token, but the tokenizer has none.")
         positions += needs.pad_token_id + 1
 
     intermediate_size_name = next((name for name in INTERMEDIATE_SIZE_NAMES if name in names), "intermediate_size")
@@ -107,7 +107,7 @@ def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
     if spec.tie_embeddings is not None:
         required["tie_word_embeddings"] = spec.tie_embeddings
     required = {config_class.attribute_map.get(name, name): value for name, value in required.items()}
-    # A configuration takes any keyword in silence; a shape that it does not have would be lost.
+    # A configuration accepts any keyword silently, so a value without a field would be ignored.
     if unknown := required.keys() - names:
         raise RecipeError(
             f"The configuration of model_type {model_type!r} has no {', '.join(sorted(unknown))}, so a student of the "
@@ -117,7 +117,7 @@ def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
     optional = {
         "num_key_value_heads": spec.heads,
         "head_dim": spec.hidden_size // spec.heads,
-        # The defaults are the ids of some other vocabulary.
+        # The defaults are ids of another vocabulary.
         **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
         **{name: spec.dropout for name in names if "dropout" in name or name.endswith("_pdrop")},
         **task_values(needs.auto_class),

@@ -1,8 +1,8 @@
-"""What of a student is trainable: its head, and groups of parameters below it, unfrozen from the top.
+"""Choose the trainable parameters of a student: its head, and groups of parameters below it, unfrozen from the top.
 
-The groups are the embeddings (with whatever comes before the first layer), each layer, and the head: what is not in
-the base model, and what stands in it above the layers (a pooler, a last norm). A weight that a head shares with the
-embeddings is the embeddings'.
+The groups are the embeddings (with everything before the first layer), each layer, and the head (everything outside of
+the base model, and its modules above the layers, such as a pooler or a last norm). A weight that the head shares with
+the embeddings belongs to the embeddings.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from shared.errors import RecipeError
 from shared.models.layers import layers_of
 
-# "all", "head", or how many groups of parameters below the head.
+# "all", "head", or the number of trainable groups of parameters below the head.
 Trainable = str | int
 
 
 def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
-    """The groups from the bottom up: embeddings, layers, head."""
+    """The groups of parameters from the bottom up: embeddings, layers, head."""
     base: nn.Module = student.base_model
     layers = layers_of(student)
     layer_of = {id(value): number for number, layer in enumerate(layers, 1) for value in layer.parameters()}
@@ -41,11 +41,12 @@ def groups_of(student: PreTrainedModel) -> list[list[nn.Parameter]]:
 
 @contextmanager
 def unfrozen(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: bool) -> Iterator[None]:
-    """A block in which so much of the student is trainable and nothing else; the word embeddings not, where they are to
-    stay frozen. (What a model keeps frozen by itself, tables of sines for instance, stays so.)
+    """While open, only this part of the student is trainable, and its word embeddings only without `freeze_embeddings`.
+
+    Parameters that a model itself keeps frozen, such as tables of sines, stay frozen.
 
     Raises:
-        RecipeError: for more groups than there are below the head, or when nothing would be trainable.
+        RecipeError: if there are fewer groups below the head, or nothing would be trainable.
     """
     groups = groups_of(student)
     below = len(groups) - 1
@@ -63,7 +64,7 @@ def unfrozen(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: 
         for value in frozen:
             value.requires_grad_(False)
         if not any(value.requires_grad for value in student.parameters()):
-            raise RecipeError(f"trainable = {trainable!r}: nothing of this student is trainable then; unfreeze more.")
+            raise RecipeError(f"trainable = {trainable!r}: no parameter of this student is trainable; unfreeze more.")
         yield
     finally:
         for value, was_trainable in before:
@@ -71,9 +72,11 @@ def unfrozen(student: PreTrainedModel, trainable: Trainable, freeze_embeddings: 
 
 
 def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable]:
-    """The head alone, then with one group more at a time until everything: XtremeDistil's schedule (Mukherjee &
-    Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv 1801.06146). Steps that would
-    unfreeze nothing new are left out."""
+    """The steps of gradual unfreezing: the head alone, then one more group at each step, until everything is trainable.
+
+    This is the schedule of XtremeDistil (Mukherjee & Awadallah 2020, arXiv 2004.05686, after Howard & Ruder 2018, arXiv
+    1801.06146). Steps that would unfreeze nothing new are left out.
+    """
     below = len(groups_of(student)) - 1
     found: list[Trainable] = []
     before: set[int] = set()
@@ -82,7 +85,7 @@ def gradual(student: PreTrainedModel, freeze_embeddings: bool) -> list[Trainable
             with unfrozen(student, trainable, freeze_embeddings):
                 now = {id(value) for value in student.parameters() if value.requires_grad}
         except RecipeError:
-            continue  # A head that shares all of its weights with the embeddings.
+            continue  # the head shares all of its weights with the embeddings
         if now != before:
             found.append(trainable)
         before = now

@@ -142,7 +142,7 @@ def test_an_initialiser_that_needs_a_teacher_is_refused_without_one(
 ) -> None:
     data = {"task": TASK, "train": [str(corpus)], "tokenizer": str(make_teacher(TASK))}
     made = frozen(tmp_path / "student", BAG, data=data)
-    with pytest.raises(RecipeError, match=r"student\.embeddings = 'first-columns' begins from a teacher's word"):
+    with pytest.raises(RecipeError, match=r"student\.embeddings = 'first-columns' needs a teacher's word"):
         distill.run(made, resume=False)
 
 

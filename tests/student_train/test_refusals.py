@@ -97,7 +97,7 @@ def test_labels_in_another_order_than_the_students_are_refused(
     )
     student = {"kind": "pretrained", "path": str(other)}
     made = recipe(tmp_path / "a", student, KL, dump=dumps["sequence-classification"])
-    refused(made, RecipeError, "positive, neutral, negative, and the dump has negative, neutral, positive", monkeypatch)
+    refused(made, RecipeError, "positive, neutral, negative, but the dump has negative, neutral, positive", monkeypatch)
 
 
 def test_a_student_with_another_tokenizer_is_refused(

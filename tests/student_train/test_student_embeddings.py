@@ -93,7 +93,7 @@ def test_embeddings_of_the_teachers_width_are_its_own(teacher_VD: Tensor) -> Non
 
 
 def test_wider_embeddings_than_the_teachers_are_refused(teacher_VD: Tensor) -> None:
-    with pytest.raises(RecipeError, match="13 wide and the teacher's 12"):
+    with pytest.raises(RecipeError, match="13 wide, but the teacher's 12"):
         compress(teacher_VD, 13)
 
 
@@ -180,5 +180,5 @@ def test_files_with_gold_labels_have_none(
         "train": [str(write_corpus(tmp_path / "rows.jsonl", rows))],
         "tokenizer": str(make_teacher("sequence-classification")),
     }
-    with pytest.raises(RecipeError, match=r"'svd' begins from a teacher's.*dump --embeddings"):
+    with pytest.raises(RecipeError, match=r"'svd' needs a teacher's.*dump --embeddings"):
         distill.run(recipe(tmp_path / "student", BILSTM, data=data), resume=False)

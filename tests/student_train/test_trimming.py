@@ -113,7 +113,7 @@ def test_a_token_that_occurs_exactly_so_often_is_kept(dump: Path) -> None:
         if is_kept:
             assert token in kept_ids(spec, source)  # type: ignore[operator]
         else:
-            with pytest.raises(RecipeError, match=rf"the most frequent one {counts[token]} times"):
+            with pytest.raises(RecipeError, match=rf"the most frequent one occurs {counts[token]} times"):
                 kept_ids(spec, source)
 
 
@@ -159,7 +159,7 @@ def test_a_trimmed_vocabulary_cannot_be_resized() -> None:
 
 
 def test_ids_beyond_the_tokenizer_are_still_refused() -> None:
-    with pytest.raises(RecipeError, match="vocabulary has 50 ids, and the tokenizer gives 51"):
+    with pytest.raises(RecipeError, match="vocabulary has 50 ids, but the tokenizer has 51"):
         build_student(
             SPEC,
             Needs(

@@ -1,4 +1,4 @@
-"""Initialisers: what a student begins from. `INITIALISERS` is the one table of them."""
+"""Initialisers, which set the initial weights of a student. The table is `INITIALISERS`."""
 
 from student_train.students.initialisers.base import Initialiser
 from student_train.students.initialisers.keep_layers import KeepLayers

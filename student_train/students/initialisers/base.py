@@ -1,4 +1,4 @@
-"""What an initialiser is: something that gives a model that was just made other weights to begin from."""
+"""The contract of an initialiser, which changes the initial weights of a model that was just built."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
@@ -10,15 +10,15 @@ from student_train.students.needs import Needs
 
 
 class Initialiser(BaseModel, ABC):
-    """One way for a student to begin; its fields are its parameters.
+    """One way to initialise a student; its fields are its parameters.
 
-    A new one is a subclass with a `kind` of its own, in a file of its own, and an entry in
+    To add one, write a subclass with its own `kind` in a file of its own, and add an entry to
     `student_train.students.initialisers.table.INITIALISERS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Which part of a student it changes; the key `embeddings` of a recipe names those of the word embeddings.
+    # The part of a student that it changes; the key `embeddings` of a recipe names initialisers of "embeddings".
     part: ClassVar[Literal["embeddings", "layers"]] = "embeddings"
     # Whether it needs the teacher's word embeddings, so that a source without them is refused.
     needs_word_embeddings: ClassVar[bool] = False
@@ -30,5 +30,5 @@ class Initialiser(BaseModel, ABC):
         """Change the model's weights in place.
 
         Raises:
-            RecipeError: where this model cannot begin so, naming the key of the recipe.
+            RecipeError: if this model cannot be initialised in this way; the message names the key of the recipe.
         """

@@ -1,4 +1,4 @@
-"""Students that begin with some of a checkpoint's layers."""
+"""Initialise a student with some of a checkpoint's layers."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ from student_train.students.needs import Needs
 
 
 class KeepLayers(Initialiser):
-    """Some of the model's layers, by their numbers from 1, from the bottom up."""
+    """Keeps some of the model's layers, given by their numbers from 1, in increasing order."""
 
     part = "layers"
 
@@ -25,12 +25,14 @@ class KeepLayers(Initialiser):
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Leave these layers of the stack (from 1) and no other, as Sanh et al. 2019, "DistilBERT" (arXiv 1910.01108,
-    section 3) begin a student with every second layer of its teacher.
+    """Remove all layers but these (numbered from 1) from a model.
+
+    Sanh et al. 2019, "DistilBERT" (arXiv 1910.01108, section 3), initialise a student with every second layer of its
+    teacher.
 
     Raises:
-        RecipeError: for a layer that the model has not, where its configuration does not count its layers, or where the
-            layers left are no model of this type.
+        RecipeError: for a layer that the model lacks, a configuration without the number of layers, or if the remaining
+            layers do not make a model of this type.
     """
     stack, config = layers_of(model), model.config
     count = len(stack)
@@ -46,7 +48,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     for place, layer in enumerate(left):
         for module in layer.modules():
             if "layer_idx" in vars(module):
-                vars(module)["layer_idx"] = place  # where its keys and values are kept while text is generated
+                vars(module)["layer_idx"] = place  # the index of its keys and values in the cache of generation
     for name, values in vars(config).items():
         if name.startswith("layer") and isinstance(values, (list, tuple)) and len(values) == count:
             setattr(config, name, [values[number - 1] for number in kept])
@@ -55,6 +57,6 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         again = type(model)(config)
     if again.state_dict().keys() != model.state_dict().keys():
         raise RecipeError(
-            f"student.keep_layers = {list(kept)}: a model of type {config.model_type!r} has layers that are not alike, "
-            "and would not come back from its folder with these; keep its first layers."
+            f"student.keep_layers = {list(kept)}: a model of type {config.model_type!r} has layers of different kinds, "
+            "and could not be loaded again with these; keep its first layers."
         )

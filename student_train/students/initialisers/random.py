@@ -1,4 +1,4 @@
-"""Word embeddings as they were drawn when the model was made."""
+"""Random word embeddings, as they were drawn when the model was built."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from student_train.students.needs import Needs
 
 
 class Random(Initialiser):
-    """Leaves the model as it is."""
+    """Leaves the model unchanged."""
 
     kind: Literal["random"] = "random"
 

@@ -1,4 +1,4 @@
-"""The table of initialisers. Adding one is a file in this folder and a line here."""
+"""The table of initialisers. To add one, add a file to this folder and a line here."""
 
 from typing import Annotated, Any
 
@@ -22,5 +22,5 @@ def _of_embeddings(kind: Any) -> Any:
     return kind
 
 
-# The key `embeddings` of a recipe: the name of what a fresh student's word embeddings begin from.
+# The key `embeddings` of a recipe: the name of the initialiser of a fresh student's word embeddings.
 Embeddings = Annotated[str, BeforeValidator(_of_embeddings)]
