@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from shared import Dump
 from teacher_dump.annotate import annotate, prepare
@@ -60,20 +60,40 @@ KINDS: dict[str, dict[str, Any]] = {
         "hidden_codec": "int8",
     },
     "embeddings": {"top_k": 4, "embeddings": True},
+    "questions": {"task": "question-answering", "max_length": 14, "stride": 4},
 }
+# Of the dump of questions: a context of several windows, one without an answer, one whose answers nobody knows.
+QUESTIONS = (
+    {
+        "question": "Who box?",
+        "context": "the quick brown fox jumps over a lazy dog while seven wizards box some jugs of liquor",
+        "answer_texts": ["seven wizards"],
+        "answer_starts": [48],
+    },
+    {"question": "Where?", "context": "some wizards box jugs", "answer_texts": [], "answer_starts": []},
+    {"question": "naïve?", "context": "a naïve café"},
+)
 # Vectors take much room as text: rows 0 and 1 stand for all.
 VECTOR_ROWS = 2
 
 
 def make(folder: Path, kind: str) -> None:
     """A dump of a tiny teacher with random weights, and what `Dump` sees in it."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(GOLDEN / "first-top-k" / "tokenizer")
+    asks = kind == "questions"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        GOLDEN / ("first-masked" if asks else "first-top-k") / "tokenizer"
+    )
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=320, max_position_embeddings=64, initializer_range=0.25, bos_token_id=None, **sizes
+        "bert" if asks else "llama",
+        vocab_size=len(tokenizer) if asks else 320,
+        max_position_embeddings=64,
+        initializer_range=0.25,
+        bos_token_id=None,
+        **sizes,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model = (AutoModelForQuestionAnswering if asks else AutoModelForCausalLM).from_config(config)
     # The manifest names the teacher as the command does: by a path that is the same everywhere.
     with tempfile.TemporaryDirectory() as work, chdir(work):
         model.save_pretrained("tiny-teacher")
@@ -81,10 +101,13 @@ def make(folder: Path, kind: str) -> None:
         if kind == "chats":
             tokenizer.chat_template = TEMPLATE
             rows = [{"messages": [{"role": role, "content": content} for role, content in chat]} for chat in CHATS]
+        if asks:
+            rows = list(QUESTIONS)
         tokenizer.save_pretrained("tiny-teacher")
         Path("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        options: dict[str, Any] = {"max_length": 64, "shard_rows": 4, "device": "cpu", "dtype": "fp32"}
-        request = Request("tiny-teacher", "causal-lm", ("corpus.jsonl",), Path("dump"), **options, **KINDS[kind])
+        options: dict[str, Any] = {"task": "causal-lm", "max_length": 64, "shard_rows": 4}
+        options |= {"device": "cpu", "dtype": "fp32", **KINDS[kind]}
+        request = Request(teacher="tiny-teacher", data=("corpus.jsonl",), out=Path("dump"), **options)
         annotate(prepare(request))
         shutil.copytree("dump", folder)
     (folder / "expected.json").write_text(json.dumps(contents(Dump(folder))) + "\n", encoding="utf-8")

@@ -55,7 +55,7 @@ def check_trains_on_what_polars_sees(folder: Path) -> None:
     dump, wanted = Dump(folder), expected(folder)
     codecs = [*dump.manifest.vectors.values(), dump.distribution]
     names = [column.name for codec in codecs for column in codec.columns]
-    seen = [dict(zip(row["ids"], row["log_probs"], strict=True)) | {"tail": row["tail"]} for row in wanted["positions"]]
+    seen = [seen_by_polars(row) for row in wanted["positions"]]
     found: list[tuple[int, list[dict[Any, float]]]] = []
     vectors: dict[str, list[tuple[int, Any]]] = {name: [] for name in dump.manifest.vectors}
     for shard in dump.receipts:
@@ -78,6 +78,14 @@ def check_trains_on_what_polars_sees(folder: Path) -> None:
     for name, rows in wanted["vectors"].items():
         decoded = [vector for _, row in sorted(vectors[name], key=lambda row: row[0]) for vector in row]
         np.testing.assert_allclose(decoded[: len(rows)], [vector for _, _, vector in rows], rtol=1e-5, atol=1e-6)
+
+
+def seen_by_polars(row: dict[str, Any]) -> dict[Any, float]:
+    """Log-probability by id, and the tail; of a question's window by start and end, as if they were two classes."""
+    if "ids" in row:
+        return dict(zip(row["ids"], row["log_probs"], strict=True)) | {"tail": row["tail"]}
+    logits = np.asarray([row["start_logit"], row["end_logit"]])
+    return dict(enumerate((logits - np.logaddexp.reduce(logits)).tolist())) | {"tail": -np.inf}
 
 
 def only_seen(position: dict[Any, float], seen: dict[Any, float]) -> dict[Any, float]:
