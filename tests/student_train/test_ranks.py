@@ -80,9 +80,14 @@ def logs(made: Recipe) -> list[dict[str, float]]:
 
 def on_ranks(count: int, work: Callable[[], Any]) -> list[int]:
     """Let `count` forked processes do the same, as a launcher starts them; their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as held:
+        # While we hold the port, the system gives it to nobody who asks for any; rank 0 may still listen there.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        return _on_ranks(count, work, held.getsockname()[1])
+
+
+def _on_ranks(count: int, work: Callable[[], Any], port: int) -> list[int]:
     children = []
     for rank in range(count):
         child = os.fork()
