@@ -29,12 +29,13 @@ demo: setup
 test *arguments: setup
     python -m pytest -n logical --maxprocesses 4 --dist worksteal {{ arguments }}
 
-# Lint, types, and which package may import which.
+# Lint, types, which package may import which, and how large files and folders may be.
 check: setup
     ruff check .
     ruff format --check .
     mypy
     lint-imports --no-cache
+    python .ci/sizes.py
 
 # Every benchmark; figures go to benchmarks/out. QUICK=1 for less data.
 bench: setup bench-dump

@@ -14,7 +14,7 @@ from shared import Dump
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import open_shard, read_row_group
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make.py"))
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/manifest.json"))
 

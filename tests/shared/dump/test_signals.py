@@ -16,7 +16,7 @@ from shared.errors import UsageError
 from shared.storage import Folder
 from tests.older_versions import downgraded
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def test_an_entry_says_site_layer_and_per_and_its_codec_no_name() -> None:
