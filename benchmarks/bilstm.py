@@ -1,9 +1,9 @@
-"""A BiLSTM layer on a CPU as the student reads it, against the same layer of torch over packed rows.
+"""A BiLSTM layer on a CPU as the student runs it, against the same layer of torch with packed rows.
 
     python benchmarks/bilstm.py
 
-Some 1,600 tokens a batch in rows of about 20, 40, 80 and 120 tokens, 48 wide, 128 units a direction, float32, one
-thread; CPU seconds, medians of runs in turn. QUICK=1: three runs. Writes benchmarks/out/bilstm.json.
+About 1,600 tokens per batch in rows of about 20, 40, 80 and 120 tokens, 48 wide, 128 units per direction, float32, one
+thread; CPU seconds, medians of interleaved runs. QUICK=1: three runs. Writes benchmarks/out/bilstm.json.
 """
 
 import os
@@ -26,7 +26,7 @@ TOKENS, WIDTH, UNITS = 1_600, 48, 128
 
 
 class Case:
-    """Rows of about one length, and a student of one layer."""
+    """Rows of about the same length, and a student of one layer."""
 
     def __init__(self, length: int) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -39,18 +39,18 @@ class Case:
         self.student = BiLSTMModel(config).train()
 
     def ours(self) -> Tensor:
-        """As the student does."""
+        """The student's way."""
         states: Tensor = self.student(inputs_embeds=self.words_BLD, attention_mask=self.mask_BL).last_hidden_state
         return states
 
     def packed(self) -> Tensor:
-        """As torch's documentation does."""
+        """The way of torch's documentation: packed rows."""
         packed = pack_padded_sequence(self.words_BLD, self.lengths_B, batch_first=True, enforce_sorted=False)
         states: Tensor = pad_packed_sequence(self.student.layers[0](packed)[0], batch_first=True)[0]
         return states
 
     def learn(self, read: Callable[[], Tensor]) -> Tensor:
-        """Forward and backward; gives the gradient of the input."""
+        """Run forward and backward; return the gradient of the input."""
         self.student.zero_grad()
         self.words_BLD.grad = None
         read().square().sum().backward()

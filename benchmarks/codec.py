@@ -1,4 +1,4 @@
-"""Bytes against information: what Lectern's codecs of distributions take, lose, and do to a student's gradient.
+"""Bytes against information: the size and error of Lectern's codecs, and their effect on a student's gradient.
 
     just bench-codec [SOURCE.safetensors ...]
 
@@ -57,7 +57,7 @@ QUOTED = {
     "gpt25": {50: Quoted(89, 0.335), 128: Quoted(242, 0.167)},
     "synth": {50: Quoted(125, 0.443), 128: Quoted(332, 0.230)},
 }
-# Bytes that are to be reached, as a share of the quoted ones.
+# Target of bytes, as a share of the quoted ones.
 BYTES_TARGETS = {("gpt25", 50): 0.75, ("synth", 50): 0.92, ("gpt25", 128): 0.70, ("synth", 128): 0.82}
 EQUAL_KL_BYTES_TARGET = 0.36
 # Positions per CPU second, by k.
@@ -67,7 +67,7 @@ EQUAL_VARIANCE_BYTES = 20
 
 
 def main() -> None:
-    """Every source, every part."""
+    """Measure all parts for every source, print, write."""
     torch.set_num_threads(1)
     # Pages of a shard are read-only, and no decoder writes to them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -150,7 +150,7 @@ def rate_and_distortion(source: Source) -> tuple[dict[str, list[Measured]], list
                 f"{same_kl:.1f} bytes at KL {many.end_to_end_kl:g} (DistillKit, quoted: {many.bytes:g})"
             )
             if name.startswith("threshold"):
-                # A curve that does not reach so far gives no figure.
+                # A curve that does not extend to this point gives no figure.
                 figures += [
                     lower(f"{source.name}: {what}, {name}, DistillKit (quoted)", value, quoted, target, unit)
                     for what, value, quoted, target, unit in (
@@ -197,7 +197,7 @@ def gradients(source: Source) -> tuple[list[Effect], list[Figure]]:
 
 
 def when_to_use(found: list[Effect], by_rule: dict[str, list[Measured]], positions: int) -> None:
-    """Which rule comes out ahead for what, from the measured figures."""
+    """Which rule is best for which purpose, from the measured figures."""
     print("\nwhich to use, by these figures")
     at_budgets = found[2:]
     count = len(at_budgets) // len(BUDGETS)
@@ -246,7 +246,7 @@ def speeds(source: Source) -> list[Figure]:
 
 
 def presets(source: Source) -> None:
-    """What each preset takes and loses. The variance of what is sampled is measured on fewer positions."""
+    """The size and error of each preset. The variance of sampled targets is measured on fewer positions."""
     print(
         f"\n{'preset':<20}{'bytes':>7}{'ids':>8}{'kept mass':>11}{'codec KL':>10}{'end-to-end KL':>15}{'variance':>11}"
     )
@@ -268,12 +268,12 @@ def presets(source: Source) -> None:
 
 
 def lower(name: str, value: float, baseline: float, target: float, unit: str, runs: int = 1) -> Figure:
-    """A figure that is better the lower it is. (Bytes and divergences come out the same in every run.)"""
+    """A figure that is better when lower. (Bytes and divergences are the same in every run.)"""
     return Figure(name, value, baseline, target, higher_is_better=False, unit=unit, runs=runs)
 
 
 def higher(name: str, value: float, baseline: float, target: float) -> Figure:
-    """A speed."""
+    """A speed, which is better when higher."""
     return Figure(name, value, baseline, target, higher_is_better=True, unit="positions/CPU second", runs=RUNS)
 
 

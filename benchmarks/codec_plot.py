@@ -1,4 +1,4 @@
-"""The plot of the codec benchmark: for each source, error against bytes, and what sampling does to the gradient."""
+"""The plot of the codec benchmark: for each source, error against bytes, and the effect of sampling on the gradient."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def plot(
     quoted: Mapping[str, Mapping[int, Any]],
     file: Path,
 ) -> None:
-    """One row of three plots a source."""
+    """Draw one row of three plots for each source."""
     import matplotlib
 
     matplotlib.use("Agg")

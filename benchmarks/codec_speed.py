@@ -1,6 +1,6 @@
-"""How fast a codec's shards are written and read: positions per CPU second, against plain lists in Parquet.
+"""The speed of writing and reading a codec's shards: positions per CPU second, against plain lists in Parquet.
 
-Each side is measured in turn, some runs, and the median counts. One thread.
+Medians of interleaved runs; one thread.
 """
 
 import statistics
@@ -51,8 +51,7 @@ def decoding(rule: Selection, source: Source, plain_k: int, positions: int, runs
 
 
 def encoding(k: int, source: Source, positions: int, runs: int) -> Speed:
-    """From the k most probable ids, selected and sorted, to the file with its checksums; as batches come, one after
-    the other."""
+    """From the k most probable ids, selected and sorted, to the file with its checksums, batch by batch."""
     codec = sparse(TopK(k=k), source)
     times = -(-positions // len(source.hidden_ND))
     kept = source.candidates.select(codec.selection)
@@ -79,20 +78,20 @@ def selecting(rule: Selection, source: Source) -> float:
 
 
 def sampled(codec: Sparse, source: Source) -> dict[str, Tensor]:
-    """The columns of a codec that has to see the whole vocabulary."""
+    """The columns of a codec that needs the logits of the whole vocabulary."""
     keys_N = source.keys(0)
     parts = [codec.encode(logits_NV, keys_N[part]) for part, logits_NV in source.slices()]
     return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
 
 
 def write_tiled(codec: Sparse, parts: list[dict[str, Tensor]], source: Source, folder: Path) -> None:
-    """The source's rows as often as there are parts, in one shard."""
+    """Write the source's rows into one shard, once for each part."""
     flat: dict[str, Any] = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     write(codec, from_flat(codec.columns, flat), source.lengths * len(parts), folder)
 
 
 def read(codec: Sparse, folder: Path) -> list[SparseTargets]:
-    """A shard, decoded row group by row group; only the last is kept."""
+    """Decode a shard row group by row group; only the last one is kept."""
     manifest, shard = manifest_of(codec), open_shard(Folder.of(folder), 0)
     names = [column.name for column in codec.columns]
     last: list[SparseTargets] = []
@@ -103,7 +102,7 @@ def read(codec: Sparse, folder: Path) -> list[SparseTargets]:
 
 
 def read_plain(file: Path, k: int) -> list[Tensor]:
-    """Plain lists, likewise."""
+    """The same for plain lists."""
     shard = pq.ParquetFile(file, page_checksum_verification=True)
     last: list[Tensor] = []
     for group in range(shard.num_row_groups):
@@ -114,7 +113,7 @@ def read_plain(file: Path, k: int) -> list[Tensor]:
 
 
 def check(codec: Sparse, flat: dict[str, Tensor], folder: Path) -> None:
-    """What comes back is what was written: by the last row group."""
+    """Check that the values read are those written, with the last row group."""
     found, wanted = read(codec, folder)[0], codec.decode(flat)
     width = found.ids_NK.shape[1]
     count = min(len(found.tail_N), len(wanted.tail_N))
@@ -124,7 +123,7 @@ def check(codec: Sparse, flat: dict[str, Tensor], folder: Path) -> None:
 
 
 def interleaved(sides: Sequence[Callable[[], object]], runs: int) -> list[float]:
-    """Median CPU seconds of each side, after one run of each that does not count."""
+    """Median CPU seconds of each side, after a first run of each that is not measured."""
     seconds: list[list[float]] = [[] for _ in sides]
     for run in range(runs + 1):
         for side, found in zip(sides, seconds, strict=True):

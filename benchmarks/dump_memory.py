@@ -2,10 +2,10 @@
 
     python benchmarks/dump_memory.py
 
-The first is measured against a process that takes the model's own logits of one such batch (10 GB in float32) and of
-them torch.topk, and torch.logsumexp in slices (whole, that would copy them). It is left out, with a sentence, where the
-machine has not that much free. Peaks are the largest resident size of a process. With QUICK=1: 1,024 tokens, and
-fewer rows. Writes benchmarks/out/dump_memory.json.
+The baseline of the first figure is a process that computes the model's own logits of one such batch (10 GB in float32),
+and of these torch.topk, and torch.logsumexp in slices (of the whole tensor it would make a copy). If the machine has
+not enough free memory, this figure is left out with a message. Peaks are the largest resident size of a process. With
+QUICK=1: 1,024 tokens, and fewer rows. Writes benchmarks/out/dump_memory.json.
 """
 
 import statistics
@@ -28,13 +28,13 @@ SLICE = 256
 
 
 def main() -> None:
-    """Both figures."""
+    """Measure both figures, print, write."""
     figures = [*of_large_vocabulary(), of_long_corpus()]
     write_figures("dump_memory", figures)
 
 
 def of_large_vocabulary() -> list[Figure]:
-    """`dump` against full logits."""
+    """Measure `dump` against full logits."""
     ours = peak_megabytes(CAUSAL.command(fresh("dumped"), **options()))
     print(f"dump, {BATCH_TOKENS:,} tokens a batch: {ours:,.0f} MB", flush=True)
     needed, free = BATCH_TOKENS * LARGE_VOCABULARY * 4 + BESIDE_LOGITS_BYTES, free_bytes()
@@ -48,7 +48,7 @@ def of_large_vocabulary() -> list[Figure]:
 
 
 def of_long_corpus() -> Figure:
-    """`dump` of many rows against few."""
+    """Measure `dump` of many rows against few rows."""
     work = fresh("rows")
     work.mkdir(parents=True)
     make_teacher(work / "teacher")
@@ -65,12 +65,12 @@ def of_long_corpus() -> Figure:
 
 
 def options() -> dict[str, int]:
-    """All rows in one shard, so that its first batch is full."""
+    """The options of `dump`: all rows in one shard, so that its first batch is full."""
     return {"batch_tokens": BATCH_TOKENS, "limit": ROWS, "shard_rows": ROWS}
 
 
 def full_logits() -> None:
-    """What one does without `dump`, on its first batch."""
+    """The baseline, on the first batch of `dump`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,7 +87,7 @@ def full_logits() -> None:
 
 
 def free_bytes() -> int | None:
-    """Memory that a process can get without swapping; None where the system does not say."""
+    """The bytes of memory that a process can get without swapping; None if they are not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,13 +1,13 @@
-"""Tokens per second of `dump` against the script that one would write in an afternoon.
+"""Tokens per second of `dump` against a simple script for the same purpose.
 
     python benchmarks/dump_script.py
 
-The script reads texts in file order, pads batches of 32, takes the log-softmax of the model's logits and the most
-probable 64, turns tensors into lists, and writes a Parquet file (ZSTD) for every so many rows. Both record the same:
-the 64 most probable ids of every token with their log-probabilities, and the last hidden state (float16 numbers there,
-int8 here). Neither side's start-up counts; the script runs in a process of its own, without what Lectern's command
-lines set for theirs. One torch thread; medians of interleaved runs, and bytes a token. With QUICK=1: fewer texts.
-Writes benchmarks/out/dump_script.json.
+The script reads texts in file order, pads batches of 32, takes the log-softmax of the model's logits and the 64 most
+probable ids, turns tensors into lists, and writes Parquet files (ZSTD) of a fixed number of rows. Both record the same:
+the 64 most probable ids of every token with their log-probabilities, and the last hidden state (float16 numbers in the
+script, int8 in `dump`). Start-up is not counted; the script runs in its own process, without the environment that
+Lectern's command lines set. One torch thread; medians of interleaved runs, and bytes a token. With QUICK=1: fewer
+texts. Writes benchmarks/out/dump_script.json.
 """
 
 import json
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 def main() -> None:
-    """Both in turn."""
+    """Run both in turn, print, write."""
     torch.set_num_threads(1)
     keep_freed_memory()
     plan = plan_of(MASKED)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def in_a_process() -> Spent:
-    """The script, run as its user would."""
+    """Run the script in its own process, as its user would."""
     done = subprocess.run([sys.executable, __file__, SCRIPT], check=True, stdout=subprocess.PIPE, text=True)
     return Spent(*json.loads(done.stdout.splitlines()[-1]))
 
@@ -89,7 +89,7 @@ def by_hand() -> Spent:
 
 @torch.inference_mode()
 def annotated(model: Any, tokenizer: Any, batch: Sequence[str]) -> list[dict[str, Any]]:
-    """A batch's rows, as lists."""
+    """The rows of a batch, as lists."""
     inputs = tokenizer(list(batch), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
     output = model(**inputs, output_hidden_states=True)
     top = output.logits.log_softmax(-1).topk(TOP_K)
@@ -108,7 +108,7 @@ def annotated(model: Any, tokenizer: Any, batch: Sequence[str]) -> list[dict[str
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the Parquet files in there."""
+    """The bytes of the Parquet files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*.parquet"))
 
 

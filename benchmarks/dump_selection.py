@@ -1,11 +1,11 @@
-"""What each way to keep a distribution takes of the disk and of `dump`'s time.
+"""The disk space and the time of `dump` for each way to keep distributions.
 
     python benchmarks/dump_selection.py
 
-Bytes are those of the distribution's columns in the shards, a recorded position; ids and kept mass what the manifest
-says it measured; tokens per second those of whole dumps without hidden states, medians of interleaved runs, one torch
-thread. Labels are kept whole (`--dense`), by a teacher of its own. With QUICK=1: fewer texts. Writes
-benchmarks/out/dump_selection.json.
+Bytes are those of the distribution's columns in the shards, per recorded position. Ids and kept mass are the
+measurements in the manifest. Tokens per second are those of whole dumps without hidden states, medians of interleaved
+runs, one torch thread. Distributions over labels are kept completely (`--dense`), with another teacher. With QUICK=1:
+fewer texts. Writes benchmarks/out/dump_selection.json.
 """
 
 from functools import partial
@@ -35,14 +35,14 @@ RULES: dict[str, dict[str, Any]] = {
     "--top-p 0.95 --top-k 100": {"top_p": 0.95, "top_k": 100},
     "--draws 50": {"draws": 50},
 }
-# What is measured on a sample, and how wide its column is.
+# Measurements on a sample, and the widths of their columns.
 SHOWN = {"ids_per_position": 8, "kept_mass": 11}
 if "exact" in Request.__dataclass_fields__:
     RULES["--exact"] = {"exact": True}
 
 
 def main() -> None:
-    """The table, and the speeds as figures."""
+    """Measure, print the table, write the speeds as figures."""
     torch.set_num_threads(1)
     keep_freed_memory()
     plans = {name: plan_of(MASKED, **NO_HIDDEN | {"top_k": None} | rule) for name, rule in RULES.items()}
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def weighed(plan: Plan, name: str) -> tuple[float, int]:
-    """(bytes of the distribution a recorded position, tokens) of a finished dump."""
+    """(bytes of the distribution per recorded position, tokens) of a finished dump."""
     folder, shards = WORK / name, range(plan.manifest.shards)
     receipts = [receipt for index in shards if (receipt := read_receipt(Folder.of(folder), index)) is not None]
     sizes = column_sizes(pq.ParquetFile(shard_path(Folder.of(folder), index).local).metadata for index in shards)

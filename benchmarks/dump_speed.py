@@ -1,13 +1,13 @@
-"""Tokens per second of `dump` against the teacher alone: how much of the teacher's time is lost on what surrounds it.
+"""Tokens per second of `dump` against the teacher alone: the overhead of `dump`.
 
     python benchmarks/dump_speed.py
 
-The baselines run the same batches, tokenized and padded beforehand, one after the other in inference mode, the head on
-the same slices of positions; what comes out is thrown away. `chosen` adds torch.topk and torch.logsumexp to the
-forward pass and the head. `dump` is its work on shards, from reading the corpus to the last commit, start-up left out.
-One torch thread on both sides; dump's other stages are threads of their own, so that CPU seconds stand beside wall
-seconds (dump's with its folder and card). Medians of interleaved runs. With QUICK=1: fewer texts. Where there is a CUDA
-device, the masked LM runs there too. Writes benchmarks/out/dump_speed.json.
+The baselines run the same batches, tokenized and padded beforehand, one after the other in inference mode, with the
+head on the same slices of positions, and discard the outputs. `chosen` adds torch.topk and torch.logsumexp to the
+forward pass and the head. For `dump`, the work on shards is measured, from reading the corpus to the last commit,
+without start-up. One torch thread on both sides; the other stages of `dump` have threads of their own, so CPU seconds
+are given beside wall seconds (those of `dump` include its folder and card). Medians of interleaved runs. With QUICK=1:
+fewer texts. If there is a CUDA device, the masked LM runs there too. Writes benchmarks/out/dump_speed.json.
 """
 
 import statistics
@@ -35,14 +35,14 @@ Head = Callable[[Any, Tensor], Tensor]
 
 
 class Spent(NamedTuple):
-    """Seconds of one run: of the clock, and of all threads together."""
+    """Seconds of one run: wall seconds, and CPU seconds of all threads together."""
 
     wall: float
     cpu: float
 
 
 def main() -> None:
-    """Every teacher on the CPU, and the first on CUDA."""
+    """Measure every teacher on the CPU, and the first on CUDA."""
     torch.set_num_threads(1)
     keep_freed_memory()
     figures: list[Figure] = []
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def compare(name: str, head: Head | None, plan: Plan) -> list[Figure]:
-    """One teacher: `dump` and its baselines in turn."""
+    """Measure `dump` and its baselines in turn, for one teacher."""
     batches = padded_batches(plan)
     tokens = sum(padded.tokens for padded in batches)
     alone = partial(teacher_alone, plan.engine.teacher, head, batches)
@@ -81,7 +81,7 @@ def compare(name: str, head: Head | None, plan: Plan) -> list[Figure]:
 
 
 def in_turn(sides: dict[str, Callable[[], Spent]], runs: int) -> dict[str, Spent]:
-    """The medians of every side, all sides in each run, each run in another order."""
+    """The medians of every side; all sides run in turn, each time in another order."""
     names, found = list(sides), {name: list[Spent]() for name in sides}
     for number in range(runs):
         for index in range(len(names)):
@@ -91,7 +91,7 @@ def in_turn(sides: dict[str, Callable[[], Spent]], runs: int) -> dict[str, Spent
 
 
 def dumped(plan: Plan, folder: str = "dumped") -> Spent:
-    """The whole dump into a fresh folder."""
+    """Write the whole dump into a fresh folder."""
     begun = time.process_time()
     outcome = annotate(into(plan, folder))
     assert outcome.made == plan.manifest.shards
@@ -100,8 +100,10 @@ def dumped(plan: Plan, folder: str = "dumped") -> Spent:
 
 @torch.inference_mode()
 def teacher_alone(teacher: Teacher, head: Head | None, batches: list[Padded], choose: bool) -> Spent:
-    """Forward passes, and of a language model the head on slices of the recorded positions; with `choose`, the most
-    probable ids and the normaliser of each position too."""
+    """Run forward passes, and the head of a language model on slices of the recorded positions.
+
+    With `choose`, the most probable ids and the normaliser of each position are computed too.
+    """
     model: Any = teacher.model
     wall, cpu = time.perf_counter(), time.process_time()
     for padded in batches:
@@ -120,7 +122,7 @@ def teacher_alone(teacher: Teacher, head: Head | None, batches: list[Padded], ch
 
 
 def on_cuda(case: Case) -> list[Figure]:
-    """The same in bfloat16 on a GPU, and for how much of the time it had anything to do while `dump` ran."""
+    """Measure the same in bfloat16 on a GPU, and the share of the time for which it was busy while `dump` ran."""
     plan = plan_of(case, **CUDA_OPTIONS)
     name = f"{case.name}, bf16 on {torch.cuda.get_device_name()}"
     figures = [figure for figure in compare(name, case.head, plan) if figure.unit == "tokens/s"]

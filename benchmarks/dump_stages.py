@@ -1,10 +1,10 @@
-"""What a token costs `dump`, stage by stage: microseconds of CPU, the stages run one after the other in one thread.
+"""The cost of a token in `dump`, stage by stage: CPU microseconds, with the stages one after the other in one thread.
 
     python benchmarks/dump_stages.py
 
-For each of the teachers of dump_cases.py; the stages are those of teacher_dump/annotate.py, where three threads share
-them. `torch.topk and logsumexp` of the same logits stands beside `choose and encode`, to compare. Medians of
-interleaved passes over one shard. With QUICK=1: fewer texts. Writes nothing.
+Measured for each of the teachers of dump_cases.py; the stages are those of teacher_dump/annotate.py, where they run in
+three threads. `torch.topk and logsumexp` of the same logits is given for comparison with `choose and encode`. Medians
+of interleaved passes over one shard. With QUICK=1: fewer texts. Writes nothing.
 """
 
 import statistics
@@ -39,14 +39,14 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Whatever runs inside counts for the stage."""
+        """While open, CPU time is added to the stage."""
         start = time.process_time()
         yield
         self.seconds[stage] += time.process_time() - start
 
 
 def main() -> None:
-    """Every teacher's table."""
+    """Print the table of every teacher."""
     torch.set_num_threads(1)
     keep_freed_memory()
     for case in CASES:
@@ -67,7 +67,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def one_pass(plan: Plan) -> tuple[Clock, int]:
-    """The first shard: (seconds by stage, its tokens)."""
+    """(seconds by stage, tokens) of the first shard."""
     plan = into(plan, "stages")
     make_folder(plan.request.folder)
     begin_folder(plan.request.folder, plan.manifest, plan.how.tokenizer)
@@ -114,7 +114,7 @@ def one_pass(plan: Plan) -> tuple[Clock, int]:
         sha256_of(shard_path(plan.request.folder, index))
     with clock(ASIDE[2]):
         plan.corpus.survey()
-    # The survey reads every row.
+    # The survey also reads every row.
     clock.seconds[ASIDE[2]] *= len(rows) / manifest.corpus.rows
     return clock, shard.tokens
 

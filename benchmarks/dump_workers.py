@@ -1,13 +1,13 @@
-"""Tokens per second of two processes that fill one dump together, against one: a core and a thread each.
+"""Tokens per second of two processes that fill one dump together, against one process; each has a core and a thread.
 
     python benchmarks/dump_workers.py
 
-Every process loads and checks everything (`prepare`), says that it is ready, and waits; when all are ready, all may go.
-Their time runs from that moment to the last shard's receipt: start-up does not count, idling at the end does. Shards
-are claimed through the folder, and ranks are told through the environment, as by torchrun. Medians of interleaved runs.
-With QUICK=1: less text. Writes benchmarks/out/dump_workers.json.
+Every process loads and checks everything (`prepare`), reports that it is ready, and waits until all are ready. Time is
+measured from that moment to the last shard's receipt: start-up is not included, but idling at the end is. Shards are
+claimed through the folder, and ranks are set in the environment, as by torchrun. Medians of interleaved runs. With
+QUICK=1: less text. Writes benchmarks/out/dump_workers.json.
 
-The figure means nothing on a machine with fewer than two idle cores.
+The figure is meaningless on a machine with fewer than two idle cores.
 """
 
 import json
@@ -24,7 +24,7 @@ from shared.dump.shards import read_receipt
 from shared.storage import Folder
 
 PROCESSES = 2
-# At 700 microseconds a token and core: some ten seconds of work for two.
+# At 700 microseconds per token and core, two processes work for about ten seconds.
 ROWS, SHARDS = (24, 6) if QUICK else (640, 32)
 RUNS = 1 if QUICK else 5
 TARGET = 0.85 * PROCESSES
@@ -33,7 +33,7 @@ READY, GO = WORK / "ready", WORK / "go"
 
 
 def main() -> None:
-    """One and two in turn."""
+    """Measure one process and two in turn, print, write."""
     speeds: dict[int, list[float]] = {1: [], PROCESSES: []}
     for _ in range(RUNS):
         for count, found in speeds.items():
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def together(count: int) -> float:
-    """Tokens per second of so many processes that make one dump."""
+    """Tokens per second of a number of processes that make one dump."""
     out = fresh("dumped")
     fresh(READY.name).mkdir(parents=True)
     GO.unlink(missing_ok=True)
@@ -72,13 +72,13 @@ def together(count: int) -> float:
 
 
 def environment(rank: int, count: int) -> dict[str, str]:
-    """As torchrun makes it, with one thread; alone, as a command typed by hand."""
+    """The environment that torchrun sets, with one thread; for a single process, that of a plain command."""
     told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} if count > 1 else {}
     return {**os.environ, "OMP_NUM_THREADS": "1", **told}
 
 
 def work() -> None:
-    """One of the processes."""
+    """Run one of the processes."""
     import torch
 
     from shared.memory import keep_freed_memory

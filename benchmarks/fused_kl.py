@@ -2,10 +2,10 @@
 
     python benchmarks/fused_kl.py
 
-2,048 positions, 512 wide, 152,064 ids; one thread. Both sides are the trainer's: a projection and `kl_sparse` with the
-tail as a class, once through `SlicedLogits`, once through logits of all positions, their log-softmax and autograd.
-Seconds are medians of runs in turn. Peak memory is that of a process of its own, less that of one which makes the
-weights, the states and their gradients and stops there. QUICK=1: 256 positions, one run. Writes
+2,048 positions, 512 wide, 152,064 ids; one thread. Both sides use the trainer's code: a projection and `kl_sparse` with
+the tail as a class, once with `SlicedLogits`, once with the logits of all positions, their log-softmax and autograd.
+Seconds are medians of interleaved runs. Peak memory is that of a separate process, minus that of a process which only
+makes the weights, the states and their gradients. QUICK=1: 256 positions, one run. Writes
 benchmarks/out/fused_kl.json.
 """
 
@@ -33,7 +33,7 @@ RUNS = 1 if QUICK else 5
 
 
 class Case:
-    """States and a projection that are to be learnt, and what a dump would hold."""
+    """Trainable states and projection, and the targets that a dump would have."""
 
     def __init__(self) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ class Case:
         self.targets = SparseTargets(ids_NK, log_probs_NC[:, :-1], log_probs_NC[:, -1])
 
     def fused(self) -> None:
-        """As the trainer does."""
+        """The trainer's way: slice by slice."""
         sliced = SlicedLogits(self.states_ND, self.weight_VD, None, LogitStep(), torch.float32)
 
         def slice_loss(part: slice, logits_MV: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class Case:
         sliced.summed_loss(slice_loss)[0].backward()
 
     def full(self) -> None:
-        """All logits, their log-softmax, and the KL over the kept ids and the rest of the mass, through autograd."""
+        """The baseline: all logits, their log-softmax, and the KL over kept ids and remaining mass, with autograd."""
         log_q_NV = functional.linear(self.states_ND, self.weight_VD).log_softmax(1)
         log_q_NK = log_q_NV.gather(1, self.targets.ids_NK)
         rest_N1 = (1 - log_q_NK.exp().sum(1, keepdim=True)).clamp(min=1e-9).log()
@@ -66,7 +66,7 @@ class Case:
         functional.kl_div(log_q_NC, log_p_NC, reduction="batchmean", log_target=True).backward()
 
     def nothing(self) -> None:
-        """The weights' and the states' gradients, and no more."""
+        """Only the gradients of weights and states, to subtract their memory."""
         self.states_ND.grad, self.weight_VD.grad = torch.ones_like(self.states_ND), torch.ones_like(self.weight_VD)
 
 
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def check(case: Case) -> None:
-    """Both sides learn the same."""
+    """Check that both sides compute the same gradients."""
     found = []
     for side in (case.fused, case.full):
         case.states_ND.grad = case.weight_VD.grad = None
@@ -119,7 +119,7 @@ def check(case: Case) -> None:
 
 
 def interleaved(sides: dict[str, Callable[[], None]], case: Case) -> dict[str, float]:
-    """Median processor seconds of each side."""
+    """Median CPU seconds of each side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(RUNS):
         for name, side in sides.items():

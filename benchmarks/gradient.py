@@ -1,10 +1,10 @@
-"""What the stored targets do to a student: the variance of the targets, and the angle of the gradient, at equal bytes.
+"""The effect of stored targets on a student: their variance, and the angle of the gradient, at equal bytes.
 
-The gradient is that of the mean loss with respect to the student's head, over all positions, against the gradient of
-KL(teacher || student) over whole distributions. Three students: a near one (the teacher with a noisy head), a far one
-(knows how frequent ids are, and nothing of the text), and one halfway between their logits.
+The gradient of the mean loss over all positions with respect to the student's head is compared with the gradient of
+KL(teacher || student) over whole distributions. There are three students: a near one (the teacher with a noisy head), a
+far one (which knows the frequencies of ids, but ignores the text), and one halfway between their logits.
 
-Shapes: N positions, V vocabulary, D width, K most ids of a position.
+Shapes: N positions, V vocabulary, D width, K largest number of ids of a position.
 """
 
 import math
@@ -27,7 +27,7 @@ Student = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A rule at some bytes, and the loss that its targets are for."""
+    """A rule with a number of bytes, and the loss for its targets."""
 
     name: str
     codec: Sparse
@@ -36,13 +36,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Effect:
-    """Of one method, means over draws.
+    """The results of one method, as means over draws.
 
     Attributes:
-        bytes, ids: a position, in a shard.
-        variance: mean over positions of the sum over V of (w - p) ** 2; of a biased rule the squared bias.
-        angles: degrees between its gradient and the full one, by student.
-        norms: its gradient's length over the full one's, by student.
+        bytes, ids: per position, in a shard.
+        variance: mean over positions of the sum over V of (w - p) ** 2; for a biased rule the squared bias.
+        angles: student -> degrees between its gradient and the full one.
+        norms: student -> length of its gradient divided by that of the full one.
     """
 
     method: Method
@@ -85,7 +85,7 @@ def effects(source: Source, budgets: tuple[int, ...], seeds: int) -> list[Effect
 
 
 def fitted(rule: Callable[[float], Selection], least: float, most: float, budget: int, source: Source) -> Sparse:
-    """The codec whose shard takes `budget` bytes a position, or as near as its rule comes: by bisection."""
+    """The codec whose shard takes `budget` bytes per position, or as near to it as possible, found by bisection."""
     while True:
         middle = math.sqrt(least * most)
         codec = sparse(rule(middle), source)
@@ -134,7 +134,7 @@ def effect(method: Method, source: Source, students: dict[str, Student], full: d
 def compared(gradient_VD: Tensor, full_VD: Tensor) -> tuple[float, float]:
     """(angle in degrees, ratio of lengths) of two gradients."""
     length, full_length = (float(found.double().norm()) for found in (gradient_VD, full_VD))
-    # Half the angle from the chord: the cosine of a small angle would round to 1.
+    # Half the angle is computed from the chord, because the cosine of a small angle would be rounded to 1.
     chord = float((gradient_VD.double() / length - full_VD.double() / full_length).norm())
     return math.degrees(2 * math.asin(min(1.0, chord / 2))), length / full_length
 
@@ -166,8 +166,10 @@ def loss_against(targets: SparseTargets, loss: str) -> Callable[[slice, Tensor, 
 
 
 def variance(targets: SparseTargets, source: Source, loss: str) -> float:
-    """Mean over positions of the sum over V of (w - p) ** 2. A tail that is a class does not say where its mass
-    belongs: here evenly over all ids that are not kept."""
+    """Mean over positions of the sum over V of (w - p) ** 2.
+
+    The mass of a tail that is one class is spread evenly over all ids that are not kept.
+    """
     total = 0.0
     candidates = source.candidates
     for start in range(0, len(source.hidden_ND), 64):
@@ -187,8 +189,10 @@ def variance(targets: SparseTargets, source: Source, loss: str) -> float:
 
 
 def threshold_of_equal_variance(candidates: Candidates, draws: int) -> float:
-    """The threshold whose sampled targets vary as much as `draws` random draws do: sum of p (t - p) over the ids below
-    t against sum of p (1 - p) / draws over all."""
+    """The threshold whose sampled targets have the same variance as `draws` random draws.
+
+    The variances are the sum of p (t - p) over the ids below t, and the sum of p (1 - p) / draws over all ids.
+    """
     p_NM = (candidates.shifted_NM - candidates.total_N1.log()).exp()
     wanted = float((1 - candidates.squares_N).mean()) / draws
     least, most = 1e-4, 0.5
@@ -202,7 +206,7 @@ def threshold_of_equal_variance(candidates: Candidates, draws: int) -> float:
 
 
 def near(source: Source) -> Student:
-    """The teacher with a noisy head: its logits are off by about NOISE."""
+    """The teacher with a noisy head, whose logits differ by about NOISE."""
     draw = torch.Generator().manual_seed(1)
     length = source.hidden_ND.float().norm(dim=-1).square().mean().sqrt()
     noise_VD = torch.randn(source.head_VD.shape, generator=draw) * (NOISE / length)

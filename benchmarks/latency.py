@@ -1,10 +1,11 @@
-"""Forward passes of several model folders on the same rows, in turns: medians, and how many times the first's speed.
+"""The latency of several model folders on the same rows: medians of interleaved forward passes, and speed-ups.
 
     python benchmarks/latency.py TEACHER STUDENT ... --data FILE
 
-One thread; batches of 1 and 32, the first rows of the file in its order, cut to what all models take and padded to the
-longest row of the batch. By torch, and by onnxruntime where a folder has a model.onnx (`distill export`); a runtime is
-compared with itself alone. Each model reads the rows through its own tokenizer. QUICK=1 for fewer turns.
+One thread; batches of 1 and 32, made of the first rows of the file, truncated to the length that all models support and
+padded to the longest row of the batch. Models run in torch, and also in onnxruntime if a folder has a model.onnx
+(`distill export`); speed-ups over the first folder are within the same runtime. Each model uses its own tokenizer.
+QUICK=1: fewer turns.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main() -> None:
 def _runners(
     folders: list[Path], data: str, task_name: str | None, names: ColumnNames
 ) -> dict[str, dict[Path, tuple[Runtime, Source]]]:
-    """Runtime -> folder -> what to run on which rows."""
+    """Runtime -> folder -> (the loaded model, its rows)."""
     loaded = {folder: (*load_model(folder, task_name), load_tokenizer(str(folder))) for folder in folders}
     length = min(longest_row(model, tokenizer) for model, _, tokenizer in loaded.values())
     by_runtime: dict[str, dict[Path, tuple[Runtime, Source]]] = {"torch": {}, "onnxruntime": {}}
@@ -75,7 +76,7 @@ def _row(runtime: str, size: int, folder: Path, milliseconds: float) -> dict[str
 
 
 def _compare(rows: list[dict[str, Any]], first: Path) -> None:
-    """Add each row's speed-up over the first folder by the same runtime and batch (None without it), and print all."""
+    """Add each row's speed-up over the first folder with the same runtime and batch (None without it), and print."""
     baseline = {(row["runtime"], row["batch"]): row["ms"] for row in rows if row["model"] == str(first)}
     print(f"{'runtime':<14}{'batch':>6}{'median ms':>12}{'speed-up':>10}  model")
     for row in sorted(rows, key=lambda row: (row["runtime"] != "torch", row["batch"])):

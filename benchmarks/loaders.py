@@ -1,20 +1,21 @@
-"""Reading packed batches of codes: our loader against `datasets`, streaming Parquet, and against litdata.
+"""Reading packed batches of codes: our loader against `datasets` (streaming Parquet) and litdata.
 
     pip install 'lectern[bench]'
 
-gets both; one that is not there is left out, with a sentence. The codes are those of reader.py: top-64 of 152,000 ids,
-next-token labels, ids and lengths as skewed as text's. Ours is a dump, checksums on, read in the shuffled order that
-training has. The others read the same entries, as int32, in the order in which they were written, which costs them
-least. All give batches of 32 rows as flat tensors; a first epoch, not counted, checks that their sums agree.
+installs both; a missing one is left out with a message. The codes are those of reader.py: top-64 of 152,000 ids,
+next-token labels, and ids and lengths with the skewed distributions of text. Our side is a dump with checksums, read in
+the shuffled order of training. The others read the same entries as int32 in the order in which they were written, which
+is fastest for them. All make batches of 32 rows as flat tensors; a first epoch, which is not measured, checks that
+their sums agree.
 
-datasets, numpy: a list of entries for each position, as most would store them (Snappy, row groups as ours).
-datasets, numpy, flat: the same, with one list of all entries a row.
-datasets, arrow, flat: as Arrow tables, whose buffers are taken by hand: its fastest way.
-litdata, zstd: chunks of 64 MB, one numpy array a row for each field, compressed as the dump is.
-litdata: not compressed, so that nothing is decoded nor, as always there, checked; our dump is not compressed, either.
+datasets, numpy: a list of entries for each position, the usual way to store them (Snappy, our row groups).
+datasets, numpy, flat: the same, with one list of all entries per row.
+datasets, arrow, flat: Arrow tables, whose buffers are taken directly: its fastest way.
+litdata, zstd: chunks of 64 MB, one numpy array per row for each field, compressed like the dump.
+litdata: not compressed, so nothing is decoded; litdata never checks. Our dump is not compressed here either.
 
-Medians of interleaved epochs on one thread, files in the page cache; thousand tokens per CPU second of this process,
-all its threads counted, and per second. With QUICK=1 fewer rows and runs. Writes benchmarks/out/loaders.json.
+Medians of interleaved epochs on one thread, with the files in the page cache: thousand tokens per CPU second of this
+process (all threads), and per second. With QUICK=1: fewer rows and runs. Writes benchmarks/out/loaders.json.
 """
 
 import importlib
@@ -44,7 +45,7 @@ WORK = Path(__file__).parent / "out" / "loaders"
 RUNS = 2 if QUICK else 5
 CHUNK_BYTES = "64MB"
 OURS, OURS_PLAIN = "dump, zstd", "dump, not compressed"
-# What is compared with which of ours, and how many times as fast we are to be.
+# Other side -> (our side, target of the ratio).
 TARGETS = {
     "datasets, numpy": (OURS, 8.0),
     "datasets, numpy, flat": (OURS, 1.0),
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def is_there(package: str) -> bool:
-    """Whether it can be imported. Says so where it cannot."""
+    """Whether the package can be imported; if not, print that it is left out."""
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -96,8 +97,10 @@ def is_there(package: str) -> bool:
 
 
 def fields_of(group: RowGroup) -> list[Fields]:
-    """Each row's fields: token ids [T], columns [P] and entries [P, k], joined from their planes. Labels are the next
-    token's."""
+    """Yield the fields of each row: token ids [T], columns [P] and entries [P, k], joined from their planes.
+
+    Labels are the next tokens.
+    """
     single, planes = split_columns(group)
     entries = sum(plane.astype(np.int32) << 8 * number for number, plane in enumerate(planes))
     tokens, positions = group.token_offsets, group.position_offsets
@@ -110,7 +113,7 @@ def fields_of(group: RowGroup) -> list[Fields]:
 
 
 def split_columns(rows: RowGroup) -> tuple[Fields, list[NDArray[Any]]]:
-    """The codec's columns of one number a position, and the planes, of one a kept id."""
+    """(the codec's columns with one number per position, the planes with one number per kept id)."""
     columns = {name: np.asarray(column) for name, column in rows.columns.items()}
     single = {name: column for name, column in columns.items() if column.ndim == 1}
     return single, [column for name, column in columns.items() if name not in single]
@@ -124,7 +127,7 @@ def our_epochs(drawn: Drawn) -> Callable[[], Batches]:
 
 
 def our_batch(rows: RowGroup) -> list[Tensor]:
-    """The tensors of all sides: token ids, rows' lengths, labels, other columns, then the entries, here in planes."""
+    """The tensors that all sides make: token ids, lengths of rows, labels, other columns, and the entries in planes."""
     single, planes = split_columns(rows)
     return tensors([rows.input_ids, np.diff(rows.token_offsets), rows.labels, *single.values(), *planes])
 
@@ -138,7 +141,7 @@ def by_datasets(file: Path, kind: str, batch: Callable[[Any], list[Tensor]]) -> 
 
 
 def numpy_batch(part: dict[str, Any]) -> list[Tensor]:
-    """From an array a row."""
+    """The tensors of a batch, from one array per row."""
     ids, *columns = part.values()
     lengths = np.asarray([len(row) for row in ids])
     labels = np.concatenate([row[1:] for row in ids])
@@ -146,13 +149,13 @@ def numpy_batch(part: dict[str, Any]) -> list[Tensor]:
 
 
 def flattened(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """All numbers of a column, of rows that are arrays of numbers or of the positions' arrays."""
+    """All numbers of a column, whose rows are arrays of numbers or of one array per position."""
     flat = np.concatenate(column)
     return np.concatenate(flat) if flat.dtype == object else flat.reshape(-1)
 
 
 def arrow_batch(part: pa.Table) -> list[Tensor]:
-    """From the buffers of an Arrow table."""
+    """The tensors of a batch, from the buffers of an Arrow table."""
     ids, *columns = (column.combine_chunks() for column in part.columns)
     lengths = ids.value_lengths().to_numpy()
     flat = ids.flatten().to_numpy()
@@ -165,14 +168,14 @@ def by_litdata(folder: Path) -> Batches:
     """An epoch of litdata."""
     import litdata
 
-    # Not its own iterator, which begins anew whenever it is iterated over.
+    # Not its own iterator, which starts again whenever it is iterated over.
     rows = (row for row in litdata.StreamingDataset(str(folder), shuffle=False, drop_last=False))
     while part := list(islice(rows, BATCH_ROWS)):
         yield numpy_batch({name: [row[name] for row in part] for name in part[0]})
 
 
 def parquet(groups: list[list[Fields]], file: Path, nested: bool) -> Path:
-    """One Parquet file: for each field a list a row, of numbers or, if `nested`, of the positions' lists."""
+    """Write one Parquet file: for each field a list per row, of numbers or, if `nested`, of a list per position."""
     with pq.ParquetWriter(file, arrow_table(groups[0], nested).schema) as writer:
         for group in groups:
             writer.write_table(arrow_table(group, nested))
@@ -192,12 +195,12 @@ def arrow_table(rows: list[Fields], nested: bool) -> pa.Table:
 
 
 def lists(values: pa.Array, counts: NDArray[Any]) -> pa.Array:
-    """So many of the values in each list."""
+    """The values in lists of these lengths."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
 
 
 def litdata_chunks(groups: list[list[Fields]], folder: Path, compression: str | None) -> Path:
-    """The same rows as litdata's chunks."""
+    """Write the same rows as chunks of litdata."""
     from litdata.streaming.cache import Cache
 
     cache = Cache(str(folder), chunk_bytes=CHUNK_BYTES, compression=compression)
@@ -209,12 +212,12 @@ def litdata_chunks(groups: list[list[Fields]], folder: Path, compression: str | 
 
 
 def tensors(arrays: list[NDArray[Any]]) -> list[Tensor]:
-    """Without a copy, but for memory that is not ours to write to."""
+    """The arrays as tensors, without a copy unless the memory is read-only."""
     return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
 
 
 def check(makers: dict[str, Callable[[], Batches]], columns: int) -> None:
-    """An epoch of each gives the same: as many batches, the same sums of so many columns, and of the entries."""
+    """Check that an epoch of each side has the same number of batches and the same sums of columns and entries."""
     found = {}
     for side, epoch in makers.items():
         sums = [[int(tensor.sum()) for tensor in batch] for batch in epoch()]
@@ -237,7 +240,7 @@ def measured(makers: dict[str, Callable[[], Batches]]) -> dict[str, tuple[float,
 
 
 def compared(rates: dict[str, tuple[float, ...]]) -> list[Figure]:
-    """Ours against each that was there."""
+    """The figures of our side against each installed package."""
     return [
         Figure(
             figure=f"{ours} / {side}, by {clock} time",

@@ -1,7 +1,7 @@
 """Peak memory of `distill run` on 100,000 rows against 10,000: it must not grow with the corpus.
 
-Runs both sizes in turn, each as a process of its own, and prints the ratio of medians. With QUICK=1: 20,000 against
-2,000 rows. Writes benchmarks/out/memory.json. (That of `dump` is in dump_memory.py.)
+Runs both sizes in turn, each in its own process, and prints the ratio of medians. With QUICK=1: 20,000 against 2,000
+rows. Writes benchmarks/out/memory.json. (dump_memory.py measures the memory of `dump`.)
 """
 
 import json
@@ -63,7 +63,7 @@ def dump_command(teacher: Path, corpus: Path, out: Path) -> list[str]:
 
 
 def peak_megabytes(command: list[str]) -> float:
-    """The largest resident size of one process. A process apart waits for it, so that only it is counted."""
+    """The largest resident size of one process; a separate process waits for it, so that no other is counted."""
     waiter = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, "
         "stderr=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"

@@ -1,12 +1,14 @@
-"""A student's step from a dump against the same step with the teacher's forward in the loop (online distillation).
+"""A student's step with a dump against the same step with the teacher's forward pass in it (online distillation).
 
 Student: a transformer of 2 layers, 128 wide; teacher: 6 layers, 384 wide (the size of MiniLM); random weights, 4,096
-ids. The same batches (of drawn texts, as in reader.py), the same loss (KL against top-64 and the tail); the one
-side decodes what the dump says, the other runs the teacher and keeps the 64 most probable ids of each position.
+ids. Both sides have the same batches (of random texts, as in reader.py) and the same loss (KL against top-64 and the
+tail). One side decodes the targets of the dump, the other runs the teacher and keeps the 64 most probable ids of each
+position.
 
-The target is what counting floating-point operations promises: (teacher's forward + student's forward and backward) /
-student's. Larger products are faster an operation, and the loss and the optimizer are not counted, so that the figure
-may fall short of it. One thread; medians of interleaved steps. With QUICK=1 fewer. Writes benchmarks/out/online.json.
+The target is the ratio of floating-point operations: (teacher's forward + student's forward and backward) / student's
+forward and backward. Larger products take less time per operation, and the loss and the optimizer are not counted, so
+the figure may be below the target. One thread; medians of interleaved steps. With QUICK=1: fewer. Writes
+benchmarks/out/online.json.
 
 Shapes: N recorded positions, V vocabulary.
 """
@@ -60,25 +62,25 @@ class Case:
         self.loss = KLLoss(tail="class")
 
     def from_dump(self, batch: Batch) -> None:
-        """A step on what was dumped."""
+        """A step with the dump's targets."""
         self.learn(batch, self.codec.decode(batch.columns))
 
     def online(self, batch: Batch) -> None:
-        """A step on what the teacher says now."""
+        """A step with targets that the teacher computes now."""
         with torch.no_grad():
             log_probs_NK, ids_NK = logits(self.teacher, batch).log_softmax(1).topk(TOP)
             tail_N = torch.log1p(-log_probs_NK.exp().sum(1).clamp(max=1 - 1e-6))
         self.learn(batch, SparseTargets(ids_NK, log_probs_NK, tail_N))
 
     def learn(self, batch: Batch, targets: Targets) -> None:
-        """The student's own part."""
-        said = Outputs(logits(self.student, batch), ())
-        self.loss.value(said, BatchTargets(targets, {}, batch.labels), None).backward()
+        """The student's part of a step: forward, loss, backward and optimizer."""
+        outputs = Outputs(logits(self.student, batch), ())
+        self.loss.value(outputs, BatchTargets(targets, {}, batch.labels), None).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def operations(self, batch: Batch) -> tuple[float, float]:
-        """(the teacher's, the student's) for one batch."""
+        """Floating-point operations of (the teacher, the student) for one batch."""
         counts = []
         for side in (self.online, self.from_dump):
             with FlopCounterMode(display=False) as counter:
@@ -88,7 +90,7 @@ class Case:
 
 
 def logits(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """At the recorded positions, [N, V]."""
+    """The logits [N, V] at the recorded positions."""
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     return output.logits.flatten(0, 1)[batch.positions]
 

@@ -1,8 +1,8 @@
 """`Dump.positions()` in polars against pyarrow and torch, over a million positions; and its peak memory.
 
-Both sides read the same dump to rows, positions, ids and log-probabilities: polars by its own expressions, streaming,
-most probable first; pyarrow by row groups and the codec's `decode`, as a trainer does, in the order of the ids. polars
-takes the cores that there are, the other side one. Medians of interleaved runs, wall and CPU seconds. With QUICK=1: a
+Both sides read rows, positions, ids and log-probabilities from the same dump: polars with its own expressions,
+streaming, most probable ids first; pyarrow by row groups and the codec's `decode`, as a trainer does, in the order of
+the ids. polars uses all cores, the other side one. Medians of interleaved runs, wall and CPU seconds. With QUICK=1: a
 tenth of the positions.
 
     python benchmarks/positions.py
@@ -44,7 +44,7 @@ COLUMNS = ("row", "position", "ids", "log_probs", "tail")
 
 
 def main() -> None:
-    """Make the dumps, read them both ways, print."""
+    """Make the dumps, read them in both ways, print."""
     torch.set_num_threads(1)
     # Pages of a shard are read-only, and no decoder writes to them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def make_dump(folder: Path, rule: Selection, positions: int) -> None:
-    """A dump of one shard, its rows repeated until there are so many positions."""
+    """Make a dump of one shard, with rows repeated until it has this number of positions."""
     shutil.rmtree(folder, ignore_errors=True)
     source = make(10_000)
     codec = Sparse(name="distribution", selection=rule, vocabulary=source.vocabulary)
@@ -91,14 +91,14 @@ def make_dump(folder: Path, rule: Selection, positions: int) -> None:
 
 
 def through_polars(folder: Path) -> None:
-    """Every position through `Dump.positions()`."""
+    """Read every position with `Dump.positions()`."""
     frame = Dump(folder).positions().select(COLUMNS).collect(engine="streaming")
     assert isinstance(frame, pl.DataFrame)
     assert len(frame) == POSITIONS
 
 
 def through_pyarrow(folder: Path) -> None:
-    """Every position through row groups and the codec."""
+    """Read every position by row groups and the codec."""
     dump, positions = Dump(folder), 0
     codec = dump.distribution
     shard = open_shard(dump.path, 0)
@@ -118,7 +118,7 @@ def timed(read: Callable[[], None]) -> tuple[float, float]:
 
 
 def mean_over(folder: Path) -> list[str]:
-    """The command of a process that takes a mean over every position, streaming."""
+    """The command of a process that computes a mean over all positions, streaming."""
     code = (
         "import sys; from shared import Dump; import polars as pl; "
         "Dump(sys.argv[1]).positions().select(pl.col('log_probs').list.first().mean()).collect(engine='streaming')"

@@ -1,6 +1,6 @@
-"""Bytes and errors of one codec on one source: what it takes in a real shard, and what decodes from it.
+"""Bytes and errors of one codec on one source: its size in a real shard, and the error of the decoded values.
 
-Shapes: N positions, K most ids of a position, E kept ids of all positions.
+Shapes: N positions, K largest number of ids of a position, E kept ids of all positions.
 """
 
 import math
@@ -28,12 +28,12 @@ THRESHOLDS = (0.05, 0.02, 0.01, 0.005, 0.003, 0.002, 0.0013, 0.0009, 0.0006, 0.0
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one codec on one source.
+    """The measurements of one codec on one source.
 
     Attributes:
-        columns: bytes a position of each Parquet column.
-        ids: kept ids a position.
-        kept_mass: of the teacher's distribution.
+        columns: bytes per position of each Parquet column.
+        ids: kept ids per position.
+        kept_mass: the mass of the kept ids in the teacher's distribution.
         codec_kl: KL of the renormalised kept ids, exact (float64) against decoded, nats.
         end_to_end_kl: KL of the full teacher to the decoded ids and the decoded tail, spread evenly over all others.
         same_best: share of positions whose most probable id is still the most probable.
@@ -49,7 +49,7 @@ class Measured:
 
     @property
     def bytes(self) -> float:
-        """Bytes a position, all columns together."""
+        """Bytes per position of all columns together."""
         return sum(self.columns.values())
 
 
@@ -87,7 +87,7 @@ def smallest_levels(rule: Selection, source: Source, most_kl: float) -> int:
 
 
 def exact_like(targets: SparseTargets, kept: Kept) -> Tensor:
-    """The exact log-probabilities in the places of the decoded ones, float64 [N, K]."""
+    """The exact log-probabilities of the decoded ids, float64 [N, K]."""
     is_there_NK = targets.log_probs_NK != -torch.inf
     if not torch.equal(targets.ids_NK[is_there_NK], kept.ids_E):
         raise ValueError("the ids that were decoded are not those that were kept")
@@ -97,14 +97,14 @@ def exact_like(targets: SparseTargets, kept: Kept) -> Tensor:
 
 
 def codec_kl(targets: SparseTargets, exact_NK: Tensor) -> float:
-    """KL of the renormalised ids, exact against decoded, nats a position."""
+    """KL of the renormalised kept ids, exact against decoded, in nats per position."""
     log_p_NK = exact_NK.log_softmax(-1)
     log_ratio_NK = log_p_NK - targets.log_probs_NK.double().log_softmax(-1)
     return float((log_p_NK.exp() * log_ratio_NK.masked_fill(exact_NK == -torch.inf, 0.0)).sum(-1).mean())
 
 
 def end_to_end_kl(targets: SparseTargets, exact_NK: Tensor, outside_N: Tensor, source: Source) -> float:
-    """KL of the full teacher to what was decoded, the tail spread evenly over all ids that are not kept."""
+    """KL of the full teacher to the decoded distribution, with the tail spread evenly over all other ids."""
     q_NK, tail_N = targets.log_probs_NK.double().exp(), targets.tail_N.double().exp()
     total_N = q_NK.sum(-1) + tail_N
     others_N = source.vocabulary - (exact_NK != -torch.inf).sum(-1)
@@ -114,7 +114,7 @@ def end_to_end_kl(targets: SparseTargets, exact_NK: Tensor, outside_N: Tensor, s
 
 
 def shard_bytes(codec: Sparse, flat: dict[str, Tensor], lengths: Sequence[int]) -> dict[str, float]:
-    """Bytes a position of each column in a shard written for it."""
+    """Bytes per position of each column, in a shard that is written for the measurement."""
     columns = from_flat(codec.columns, {name: values.numpy() for name, values in flat.items()})
     with tempfile.TemporaryDirectory() as folder:
         write(codec, columns, lengths, Path(folder))
@@ -124,8 +124,10 @@ def shard_bytes(codec: Sparse, flat: dict[str, Tensor], lengths: Sequence[int]) 
 def plain_lists(
     ids_NK: Tensor, log_probs_NK: Tensor, lengths: Sequence[int], file: Path, value_type: pa.DataType
 ) -> None:
-    """The baseline: int32 ids and bfloat16 log-probabilities (Parquet has no such type: kept as `value_type`), most
-    probable first, one list of K a position and one list of these a row, ZSTD."""
+    """The baseline: plain lists of int32 ids and bfloat16 log-probabilities, most probable first, with ZSTD.
+
+    Each row has a list of one list of K per position. Parquet has no bfloat16, so it is stored as `value_type`.
+    """
     k = ids_NK.shape[1]
 
     def nested(values: pa.Array) -> pa.Array:
@@ -147,7 +149,7 @@ def falling_top(source: Source, k: int) -> tuple[Tensor, Tensor]:
 
 
 def plain_bytes(source: Source, k: int) -> dict[str, float]:
-    """Bytes a position of plain lists, by how the values are kept."""
+    """Bytes per position of plain lists, by the stored type of the values."""
     found = {}
     for value_type in (pa.float16(), pa.float32()):
         with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +165,7 @@ def plain_bytes(source: Source, k: int) -> dict[str, float]:
 
 
 def bound_bytes(vocabulary: int, k: int) -> float:
-    """Bytes of a set of k ids where every set is as likely: log2 C(V, k) / 8."""
+    """Bytes of a set of k ids if all sets are equally likely: log2 C(V, k) / 8."""
     log_sets = math.lgamma(vocabulary + 1) - math.lgamma(k + 1) - math.lgamma(vocabulary - k + 1)
     return log_sets / math.log(2) / 8
 
@@ -185,7 +187,7 @@ CURVES: dict[str, tuple[Callable[[float], Selection], tuple[float, ...], int]] =
 
 
 def curves(source: Source) -> dict[str, list[Measured]]:
-    """Rate and distortion by rule, rising in bytes."""
+    """Rate and distortion by rule, in increasing order of bytes."""
     return {
         name: [measure(sparse(rule(value), source, levels), source) for value in values]
         for name, (rule, values, levels) in CURVES.items()
@@ -193,12 +195,12 @@ def curves(source: Source) -> dict[str, list[Measured]]:
 
 
 def kl_at(curve: list[Measured], size: float) -> float:
-    """End-to-end KL at so many bytes, on straight lines between logarithms; NaN outside what was measured."""
+    """End-to-end KL at a number of bytes, by linear interpolation of logarithms; NaN outside the measured range."""
     return _between([m.bytes for m in curve], [m.end_to_end_kl for m in curve], size)
 
 
 def bytes_at(curve: list[Measured], kl: float) -> float:
-    """Bytes at this end-to-end KL, likewise."""
+    """Bytes at this end-to-end KL, by the same interpolation."""
     return _between([m.end_to_end_kl for m in reversed(curve)], [m.bytes for m in reversed(curve)], kl)
 
 

@@ -1,8 +1,8 @@
-"""What reading a dump costs: against memory-mapped arrays, against batches that are in memory already, and to resume.
+"""The cost of reading a dump: against memory-mapped arrays, against batches already in memory, and when resuming.
 
-No teacher is needed: the codes are drawn, ids and lengths as skewed as text's. Every figure is a median of interleaved
-runs on one thread; the files are in the page cache. Rates are in tokens per CPU second of this process, all its threads
-counted, and per second. With QUICK=1 fewer rows and runs. Writes benchmarks/out/reader.json.
+No teacher is needed: the codes are random, and ids and lengths have the skewed distributions of text. Every figure is a
+median of interleaved runs on one thread, with the files in the page cache. Rates are in tokens per CPU second of this
+process (all threads), and per second. With QUICK=1: fewer rows and runs. Writes benchmarks/out/reader.json.
 """
 
 import os
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 class Drawn:
-    """A dump of drawn codes, as far as a loader knows sources, and the same codes as flat arrays in .npy files."""
+    """A dump of random codes as a source, and the same codes as flat arrays in .npy files."""
 
     layout = LAYOUTS["next-token"]
 
@@ -95,7 +95,7 @@ class Drawn:
         self._map(groups)
 
     def batches(self, seed: int, source: Any = None, **budget: int) -> TrainingBatches:
-        """A stream of its batches: of 32 rows where nothing is said."""
+        """A stream of its batches, by default of 32 rows."""
         order = Order(self.sizes(self.names), seed, **(budget or {"batch_size": BATCH_ROWS}))
         return TrainingBatches(source or self, self.names, order)
 
@@ -155,7 +155,7 @@ class Drawn:
 
 
 class Mapped:
-    """The same source, whose row groups lie in memory-mapped arrays: nothing is read, checked or decoded."""
+    """The same source with row groups in memory-mapped arrays: nothing is read, checked or decoded."""
 
     tokenizer, layout = Drawn.tokenizer, Drawn.layout
 
@@ -168,7 +168,7 @@ class Mapped:
 
 
 def drawn_ids(codec: Codec, positions: int, draw: np.random.Generator) -> dict[str, Values]:
-    """Distinct ids in order, frequent ones more often, with codes of probabilities that fall off as text's do."""
+    """Distinct ids in order, frequent ones more often, with codes of probabilities that decrease as those of text."""
     assert isinstance(codec, Sparse)
     gaps = draw.exponential(np.geomspace(0.01, codec.vocabulary / 16, TOP), (positions, TOP)).astype(np.int64)
     codes = np.minimum(draw.exponential(6, (positions, TOP)), 60).astype(np.int64)
@@ -180,19 +180,19 @@ def drawn_ids(codec: Codec, positions: int, draw: np.random.Generator) -> dict[s
 
 
 def drawn_vectors(codec: Codec, tokens: int, draw: np.random.Generator) -> dict[str, Values]:
-    """What hidden states of normal numbers would be encoded as."""
+    """Encoded hidden states of normally distributed numbers."""
     codes, scale = codec.columns
     values = np.clip(draw.normal(0, 30, (tokens, WIDTH)), -127, 127)
     return {codes.name: values.astype(codes.dtype), scale.name: draw.uniform(0.01, 0.02, tokens).astype(scale.dtype)}
 
 
 def receipts(folder: Path, shards: int) -> dict[int, Any]:
-    """The receipts of the shards written."""
+    """The receipts of the written shards."""
     return {shard: read_receipt(Folder.of(folder), shard) for shard in range(shards)}
 
 
 def reading(drawn: Drawn, what: str, target: float) -> list[Figure]:
-    """An epoch of packed batches from the dump and from the mapped arrays, in turn."""
+    """Measure an epoch of packed batches from the dump and from the mapped arrays, in turn."""
     epoch = int(drawn.batches(0).order.batches(1))
     rates: dict[str, list[tuple[float, float]]] = {"dump": [], "mapped": []}
     # One stream for all runs, as in training: each run reads an epoch's worth.
@@ -219,7 +219,7 @@ def reading(drawn: Drawn, what: str, target: float) -> list[Figure]:
 
 
 def streaming(drawn: Drawn) -> Figure:
-    """Steps of a 2 x 128 transformer on batches from disk, and on the same batches in memory."""
+    """Measure steps of a 2 x 128 transformer on batches from disk, and on the same batches in memory."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=SMALL, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
@@ -231,8 +231,8 @@ def streaming(drawn: Drawn) -> Figure:
 
     def step(batch: dict[str, Any]) -> None:
         logits = student(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        said = Outputs(logits.flatten(0, 1)[batch.positions], ())
-        loss.value(said, BatchTargets(drawn.codec.decode(batch.columns), {}, batch.labels), None).backward()
+        outputs = Outputs(logits.flatten(0, 1)[batch.positions], ())
+        loss.value(outputs, BatchTargets(drawn.codec.decode(batch.columns), {}, batch.labels), None).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -253,7 +253,7 @@ def streaming(drawn: Drawn) -> Figure:
 
 
 def padding(drawn: Drawn) -> list[Figure]:
-    """Cells of padded batches for each token, against batches of random rows."""
+    """Measure cells of padded batches per token, against batches of random rows."""
     lengths = np.concatenate([np.diff(group.token_offsets) for group in drawn.mapped])
     shuffled = np.random.default_rng(0).permutation(lengths)
     random = [shuffled[start : start + BATCH_ROWS] for start in range(0, len(shuffled), BATCH_ROWS)]
@@ -272,7 +272,7 @@ def padding(drawn: Drawn) -> list[Figure]:
 
 
 def resuming(drawn: Drawn) -> list[Figure]:
-    """Opening an epoch of a million rows at a step until its first batch is there; the baseline is step 0."""
+    """Measure the time to the first batch of an epoch of a million rows, opened at a step; the baseline is step 0."""
     folder = WORK / "million"
     (folder / "shards").mkdir(parents=True)
     for shard in range(EPOCH_SHARDS):

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: printed as a table, and written to benchmarks/out/NAME.json."""
+"""The figures of a benchmark, printed as a table and written to benchmarks/out/NAME.json."""
 
 import json
 import os

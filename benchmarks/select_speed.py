@@ -1,12 +1,13 @@
-"""What choosing ids costs: `Sparse.encode` for each rule against torch.topk(64) and torch.logsumexp of the same logits
-(and another logsumexp where a temperature is declared).
+"""The cost of choosing ids: `Sparse.encode` for each rule, against torch.topk(64) and torch.logsumexp of the logits.
+
+If a temperature is declared, the baseline has another logsumexp.
 
     python benchmarks/select_speed.py
 
-One slice of 2**24 float32 logits, as `dump` hands over; one thread; microseconds a position. Ours and theirs are
-measured in turn, and the median counts. The logits are random, with a few high ones (entropy some 3 nats): the sampled
-rules look at as many blocks as they draw, so that flatter distributions cost a little more. QUICK=1: a quarter of the
-slice, three runs. Writes benchmarks/out/select_speed.json.
+One slice of 2**24 float32 logits, as in `dump`; one thread; microseconds per position; medians of interleaved runs. The
+logits are random, with a few high ones (entropy about 3 nats). The sampled rules read one block for each draw, so they
+take a little longer for flatter distributions. QUICK=1: a quarter of the slice, three runs. Writes
+benchmarks/out/select_speed.json.
 """
 
 import os
@@ -74,7 +75,7 @@ def figures(vocabulary: int) -> list[Figure]:
 
 
 def logits(positions: int, vocabulary: int) -> Tensor:
-    """Normally distributed, and 30 ids of each position raised."""
+    """Normally distributed logits, with 30 higher ones at each position."""
     draw = torch.Generator().manual_seed(0)
     logits_NV = torch.randn(positions, vocabulary, generator=draw) * 1.5
     high_NK = torch.randint(vocabulary, (positions, 30), generator=draw)
@@ -82,7 +83,7 @@ def logits(positions: int, vocabulary: int) -> Tensor:
 
 
 def interleaved(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each side, after one run of each that does not count."""
+    """Median seconds of each side, after a first run of each that is not measured."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(RUNS + 1):
         for name, side in sides.items():

@@ -1,12 +1,12 @@
-"""What students learn from the same bytes: the held-out loss of a small causal LM by selection, and by bytes a token.
+"""The held-out loss of small causal LMs trained on distributions that each rule selects, at equal bytes a token.
 
-The teacher runs once over the text; what it says is kept by each rule at about 20, 40 and 80 bytes a token (as a shard
-has them), and a student is trained on each, on the whole distributions, and on the text alone. Two regimes of equally
-many steps: one pass over much text, ten passes over a tenth of it (the same draws each time). All students of a seed
-start from the same weights and see the same batches.
+The teacher runs once over the text. Its distributions are stored by each rule at about 20, 40 and 80 bytes a token (in
+a shard), and a student is trained on each, on the whole distributions, and on the text alone. There are two regimes
+with the same number of steps: one pass over much text, and ten passes over a tenth of it (with the same draws in each
+pass). All students of a seed start from the same weights and get the same batches.
 
     recipes/docstrings_lm/run.sh             (its first two commands make the text and the teacher)
-    python benchmarks/selection.py           (one thread, some 90 minutes; started again, it goes on where it stopped)
+    python benchmarks/selection.py           (one thread, about 90 minutes; if run again, it continues)
 
 With QUICK=1: one seed, one pass over a tenth of the text. Writes benchmarks/out/selection.json, and every student to
 benchmarks/out/selection-runs.json.
@@ -51,7 +51,7 @@ SAMPLED = "threshold, tail sampled"
 
 @dataclass(frozen=True)
 class Text:
-    """Rows of ids, and what the teacher's last layer says at every position but a row's last: hidden_ND, float16."""
+    """Rows of ids, and the teacher's last hidden states hidden_ND (float16) at every position but the last of a row."""
 
     rows: list[list[int]]
     hidden_ND: Tensor
@@ -64,7 +64,7 @@ class Text:
 
 
 def main() -> None:
-    """Measure what is not measured yet, then print."""
+    """Measure everything that has not been measured yet, then print."""
     torch.set_num_threads(1)
     keep_freed_memory()
     OUT.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def read(split: str, tokens: int) -> list[list[int]]:
-    """Rows of ids from the recipe's text, in its order, up to so many tokens."""
+    """Rows of ids from the recipe's text, in its order, up to a number of tokens."""
     tokenizer = AutoTokenizer.from_pretrained(LM / "data" / "tokenizer")
     rows: list[list[int]] = []
     with open(LM / "data" / f"{split}.jsonl") as lines:
@@ -109,7 +109,7 @@ def read(split: str, tokens: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def annotate(teacher: Any, rows: list[list[int]]) -> Text:
-    """The teacher's last hidden states, from which and its head every distribution comes back."""
+    """The teacher's last hidden states, from which its head computes every distribution."""
     hidden: dict[int, Tensor] = {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), ROWS):
@@ -123,7 +123,7 @@ def annotate(teacher: Any, rows: list[list[int]]) -> Text:
 
 
 def methods(text: Text, head_VD: Tensor) -> list[tuple[str, int, Sparse | None, str]]:
-    """(name, budget in bytes, codec, loss) of everything that is compared."""
+    """(name, budget in bytes, codec, loss) of each compared method."""
     rules: dict[str, tuple[Callable[[float], Selection], float, float]] = {
         SAMPLED: (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids)), 1, 400),
         "threshold, tail a class": (lambda ids: Threshold(threshold=min(0.5, 0.5 / ids), tail="mass"), 1, 400),
@@ -143,7 +143,7 @@ def methods(text: Text, head_VD: Tensor) -> list[tuple[str, int, Sparse | None, 
 def fitted(
     rule: Callable[[float], Selection], least: float, most: float, budget: int, text: Text, head_VD: Tensor
 ) -> Sparse:
-    """The codec whose shard takes `budget` bytes a position, or as near as its rule can come: by bisection."""
+    """The codec whose shard takes `budget` bytes per position, or as near to it as possible, found by bisection."""
     sample = Text(text.rows[:100], text.hidden_ND[: text.offsets[100]], text.offsets[:101])
     for _ in range(9):
         middle = math.sqrt(least * most)
@@ -154,7 +154,7 @@ def fitted(
 
 @torch.inference_mode()
 def keep(codec: Sparse | None, text: Text, head_VD: Tensor) -> tuple[dict[str, Any], float, float]:
-    """(the columns, their bytes a position in a shard, ids a position) of a text."""
+    """(the columns, their bytes per position in a shard, ids per position) of a text."""
     assert codec is not None
     owners = torch.repeat_interleave(torch.tensor(text.offsets).diff())
     keys_N = position_keys(0, owners, torch.arange(text.positions) - torch.tensor(text.offsets)[owners])
@@ -195,7 +195,7 @@ def train_student(
     )
     for part in batches:
         positions = torch.cat([torch.arange(text.offsets[row], text.offsets[row + 1]) for row in part])
-        logits_NV, labels_N = said(student, [text.rows[row] for row in part])
+        logits_NV, labels_N = logits_of(student, [text.rows[row] for row in part])
         if loss == "text":
             value = formulas.cross_entropy(logits_NV, labels_N)
         elif loss == "full":
@@ -211,7 +211,7 @@ def train_student(
 
 
 def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: list[int]) -> SparseTargets:
-    """What the shard holds for some rows, decoded."""
+    """The decoded targets of some rows."""
     assert codec is not None
     cut = {name: [values[text.offsets[row] : text.offsets[row + 1]] for row in part] for name, values in stored.items()}
     joined = {name: join(parts) for name, parts in cut.items()}
@@ -219,15 +219,15 @@ def targets_of(codec: Sparse | None, stored: dict[str, Any], text: Text, part: l
 
 
 def loss_against(logits_NV: Tensor, targets: SparseTargets, loss: str) -> Tensor:
-    """The loss by name."""
+    """The loss with this name."""
     if loss == "sampled":
         return formulas.kl_sampled(logits_NV, targets.ids_NK, targets.log_probs_NK)
     tail: formulas.Tail = "class" if loss == "class" else "renormalise"
     return formulas.kl_sparse(logits_NV, targets.ids_NK, targets.log_probs_NK, targets.tail_N, tail=tail)
 
 
-def said(student: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """A student's logits_NV at every position but each row's last, and the tokens that follow."""
+def logits_of(student: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """(a student's logits_NV at every position but the last of each row, the next tokens)."""
     ids_BL, mask_BL = padded(rows)
     hidden_BLD = student.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     has_next_BL = mask_BL.bool() & torch.nn.functional.pad(mask_BL, (0, 1))[:, 1:].bool()
@@ -236,11 +236,11 @@ def said(student: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def score(student: Any, text: Text, head_VD: Tensor) -> tuple[float, float]:
-    """(KL(teacher || student), cross-entropy with the text), nats a token, over whole distributions."""
+    """(KL(teacher || student), cross-entropy with the text), in nats per token, over whole distributions."""
     divergence = nats = 0.0
     for start in range(0, len(text.rows), ROWS):
         stop = min(start + ROWS, len(text.rows))
-        logits_NV, labels_N = said(student.eval(), text.rows[start:stop])
+        logits_NV, labels_N = logits_of(student.eval(), text.rows[start:stop])
         teacher_NV = text.hidden_ND[text.offsets[start] : text.offsets[stop]].float() @ head_VD.T
         divergence += float(formulas.kl_dense(logits_NV, teacher_NV)) * len(labels_N)
         nats += float(formulas.cross_entropy(logits_NV, labels_N)) * len(labels_N)
@@ -248,7 +248,7 @@ def score(student: Any, text: Text, head_VD: Tensor) -> tuple[float, float]:
 
 
 def report(runs: list[dict[str, Any]], teacher_nats: float) -> None:
-    """Tables of what was measured, and the figures."""
+    """Print the tables, and write the figures."""
     figures = []
     print(f"\nteacher: {teacher_nats:.3f} nats a token on the held-out text")
     for regime in PASSES:

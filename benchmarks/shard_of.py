@@ -1,4 +1,4 @@
-"""A distribution codec's columns in a real shard, to weigh and to read back: no teacher and no corpus needed.
+"""Write the columns of a distribution codec to a real shard, to measure its size and to read it, without a teacher.
 
 Shapes: N positions of all rows.
 """
@@ -19,7 +19,7 @@ from shared.storage import Folder
 
 
 def manifest_of(codec: Codec) -> Manifest:
-    """A manifest that knows the codec and nothing else: enough to write and read shards."""
+    """A manifest with only the codec, which is enough to write and read shards."""
     is_vectors = isinstance(codec, VectorCodec)
     signal = Signal(site=codec.name, per="token" if is_vectors else "position", codec=codec)
     layout = LAYOUTS["none" if is_vectors else "next-token"]
@@ -29,7 +29,10 @@ def manifest_of(codec: Codec) -> Manifest:
 
 
 def write(codec: Codec, columns: dict[str, Values], row_positions: Sequence[int], folder: Path) -> Receipt:
-    """Rows of so many positions each, as shard 0 of `folder`, in row groups as a dump has them. Token ids are zeros."""
+    """Write rows with these numbers of positions as shard 0 of `folder`, in the row groups of a dump.
+
+    Token ids are zeros.
+    """
     manifest = manifest_of(codec)
     # In a causal dump a row has one token more than it has positions.
     row_tokens = np.asarray(row_positions) + (0 if isinstance(codec, VectorCodec) else 1)
@@ -56,6 +59,6 @@ def write(codec: Codec, columns: dict[str, Values], row_positions: Sequence[int]
 
 
 def bytes_per_position(codec: Codec, folder: Path, positions: int) -> dict[str, float]:
-    """Bytes that each of the codec's columns takes in the shard of `folder`, for each position."""
+    """The bytes per position of each of the codec's columns in the shard of `folder`."""
     sizes = column_sizes([pq.ParquetFile(folder / "shards" / "00000.parquet").metadata])
     return {column.name: sizes[column.name] / positions for column in codec.columns}

@@ -1,4 +1,4 @@
-"""Teachers for the codec benchmark: a last hidden state and a head, from which every distribution comes back.
+"""Teachers for the codec benchmark: last hidden states and a head, from which every distribution can be computed.
 
 Shapes: N positions, V vocabulary, D width, M candidates of a position, E kept ids of all positions.
 """
@@ -26,7 +26,7 @@ CANDIDATES = 2560
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of positions: hidden_ND float16, head_VD float32, and how many positions each row has."""
+    """Rows of positions: hidden_ND float16, head_VD float32, and the number of positions of each row."""
 
     name: str
     hidden_ND: Tensor
@@ -39,7 +39,7 @@ class Source:
         return len(self.head_VD)
 
     def first(self, positions: int) -> "Source":
-        """The first rows, the last of them cut, that have so many positions together."""
+        """The first rows that have this number of positions together; the last of them may be cut."""
         lengths: list[int] = []
         for length in self.lengths:
             lengths.append(min(length, positions - sum(lengths)))
@@ -48,12 +48,12 @@ class Source:
         return replace(self, hidden_ND=self.hidden_ND[: sum(lengths)], lengths=lengths)
 
     def keys(self, seed: int) -> Tensor:
-        """What names each position for draws, int64 [N]."""
+        """The keys of the positions for random draws, int64 [N]."""
         rows = torch.repeat_interleave(torch.tensor(self.lengths))
         return position_keys(seed, rows, torch.cat([torch.arange(length) for length in self.lengths]))
 
     def slices(self) -> Iterator[tuple[slice, Tensor]]:
-        """(positions, float32 logits_NV of them), slice by slice."""
+        """Yield (positions, their float32 logits_NV) in slices."""
         step = max(1, SLICE_NUMBERS // self.vocabulary)
         for start in range(0, len(self.hidden_ND), step):
             part = slice(start, min(start + step, len(self.hidden_ND)))
@@ -61,22 +61,22 @@ class Source:
 
     @cached_property
     def candidates(self) -> "Candidates":
-        """One pass over the vocabulary, after which rules that look at the most probable ids need no other."""
+        """The candidates of all positions, by one pass over the vocabulary; rules about probable ids need no other."""
         parts = [Candidates.of(logits_NV, CANDIDATES) for _, logits_NV in self.slices()]
         return Candidates(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The most probable ids of each position, and sums over all ids. Float64 throughout, of float32 logits.
+    """The most probable ids of each position, and sums over all ids; all in float64, from float32 logits.
 
     Attributes:
-        ids_NM: int64, rising.
-        shifted_NM: their logits, less the largest.
+        ids_NM: int64, ascending.
+        shifted_NM: their logits, minus the largest.
         total_N1: sum over V of exp(logit - largest).
         log_sum_N: log of the sum over V of exp(logit).
-        outside_N: log of the mass of all ids that are no candidates.
-        entropy_N: nats.
+        outside_N: log of the mass of all ids that are not candidates.
+        entropy_N: in nats.
         squares_N: sum over V of p ** 2.
     """
 
@@ -90,7 +90,7 @@ class Candidates:
 
     @classmethod
     def of(cls, logits_NV: Tensor, most: int) -> "Candidates":
-        """Of the logits of some positions."""
+        """The candidates of some positions, from their logits."""
         largest_N1 = logits_NV.amax(-1, keepdim=True)
         shifted_NV = logits_NV - largest_N1
         ids_NM = shifted_NV.topk(min(most, logits_NV.shape[-1]), sorted=False).indices.sort().values
@@ -109,7 +109,7 @@ class Candidates:
         )
 
     def select(self, rule: Selection) -> Kept:
-        """What a rule that keeps only candidates keeps."""
+        """The ids that a rule selects, if it selects only candidates."""
         log_probs_NM = self.shifted_NM - self.total_N1.log()
         if isinstance(rule, Threshold):
             rarest = float(log_probs_NM.amin(-1).max().exp())
@@ -134,8 +134,11 @@ def load(path: Path) -> Source:
 
 
 def make(positions: int, sharpness: float = 5.3) -> Source:
-    """A source of its own: hidden states of low rank that drift within a row, some positions surer than others, a
-    random head, and a bias that follows Zipf's law. The mean entropy is 2.5 nats."""
+    """An artificial source with a mean entropy of 2.5 nats.
+
+    Its hidden states have low rank, drift within a row, and have a different confidence at each position; the head is
+    random, with a bias that follows Zipf's law.
+    """
     draw = torch.Generator().manual_seed(0)
     vocabulary, rank, inertia = 30_000, 48, 0.8
 

@@ -1,11 +1,11 @@
-"""One dump and ten students, against ten students with the teacher run alongside: wall and CPU seconds of everything.
+"""One dump and ten students, against ten students that run the teacher in every step: wall and CPU seconds in total.
 
     python benchmarks/ten_students.py --teacher FOLDER --data FILE [--data FILE ...]
 
 FOLDER is a teacher for sequence-classification. Both sides train the same BiLSTMs (ten seeds) by `distill run` on the
-same batches with the same loss (logits by MSE), in a process of its own each, in turns; the one side has what `dump`
-wrote beforehand, which is counted in full, the other calls the teacher on every batch. One thread. With QUICK=1 two
-students and one epoch. Writes benchmarks/out/ten_students.json.
+same batches with the same loss (logits with MSE), each in its own process, in turns. One side reads a dump, whose
+making is included; the other runs the teacher on every batch. One thread. With QUICK=1: two students and one epoch.
+Writes benchmarks/out/ten_students.json.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Spent:
     cpu: float = 0.0
 
     def on(self, *command: str) -> None:
-        """Add those of a command."""
+        """Add the seconds of a command."""
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         with (WORK / "log.txt").open("ab") as log:
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
@@ -71,8 +71,8 @@ class Spent:
         self.cpu += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def hear_teacher(teacher: PreTrainedModel) -> Callable[[Batch, Source], BatchTargets]:
-    """What takes the place of reading the dump's logits: asking the teacher now."""
+def targets_by(teacher: PreTrainedModel) -> Callable[[Batch, Source], BatchTargets]:
+    """The replacement of `targets_of`, which runs the teacher instead of decoding the dump's logits."""
 
     @torch.no_grad()
     def targets_of(batch: Batch, source: Source) -> BatchTargets:
@@ -82,10 +82,10 @@ def hear_teacher(teacher: PreTrainedModel) -> Callable[[Batch, Source], BatchTar
 
 
 def train_beside(teacher: str, seed: int) -> None:
-    """`distill run` with the teacher in the loop."""
+    """Run `distill run` with the teacher in every step."""
     torch.set_num_threads(1)
     model = AutoModelForSequenceClassification.from_pretrained(teacher, dtype=torch.float32).eval()
-    trainer.targets_of = hear_teacher(model)
+    trainer.targets_of = targets_by(model)
     recipe = WORK / "recipe.toml"
     distill.run(read_recipe(recipe, [f"training.seed={seed}", f"output={WORK}/beside-{seed}"]), resume=False)
 

@@ -1,4 +1,4 @@
-"""Rows of token ids as training batches, for the benchmarks that train students on tensors in memory.
+"""Training batches from rows of token ids, for benchmarks that train students on tensors in memory.
 
 Shapes: B rows, L tokens of the longest.
 """
@@ -9,8 +9,10 @@ from torch import Tensor
 
 
 def order_of(rows: list[list[int]], passes: int, batch_rows: int, seed: int) -> list[list[int]]:
-    """Batches of row numbers, so many passes over the rows: rows of similar length together, in an order drawn from
-    the seed."""
+    """Batches of row numbers for a number of passes over the rows, in an order drawn from the seed.
+
+    Rows of a batch have similar lengths.
+    """
     draw = np.random.default_rng(seed)
     batches: list[list[int]] = []
     for _ in range(passes):

@@ -1,10 +1,10 @@
-"""A classifier with random weights, for benchmarks in which the teacher must cost next to nothing."""
+"""A classifier with random weights, for benchmarks in which the teacher must take almost no time."""
 
 from pathlib import Path
 
 
 def make_teacher(path: Path, words: int, layers: int, longest: int) -> None:
-    """Two heads of 32, four labels, and a tokenizer of whole words, w0 to w{words - 1}."""
+    """Make a teacher with two heads of 32, four labels, and a tokenizer of whole words, w0 to w{words - 1}."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast

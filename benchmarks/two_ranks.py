@@ -1,14 +1,14 @@
-"""Two processes that train one student together (DDP over gloo, a core and a thread each) against one.
+"""Two processes that train one student together (DDP with gloo, a core and a thread each) against one process.
 
     python benchmarks/two_ranks.py
 
 Student: a transformer of 2 layers, 128 wide, with embeddings of 30,000 words (4.2 million weights); batches of 128 rows
-of some 100 tokens, KL against four classes. Every run is what `distill run` does, alone or as torchrun starts it. Its
-log has a line every ten steps; time runs from the first line to the last, so that start-up does not count. The losses
-of each line must agree to a part in 10,000. Medians of interleaved runs; CPU seconds are those of the busier rank, of
-which a rank that waits for another uses none. With QUICK=1: fewer steps. Writes benchmarks/out/two_ranks.json.
+of about 100 tokens, KL over four classes. Every run is a `distill run`, alone or started as by torchrun. Its log has a
+line every ten steps; time is measured from the first line to the last, without start-up. The losses of each line must
+agree to one part in 10,000. Medians of interleaved runs; CPU seconds are those of the busier rank (a waiting rank uses
+none). With QUICK=1: fewer steps. Writes benchmarks/out/two_ranks.json.
 
-The figure by wall time means nothing on a machine with fewer than two idle cores.
+The figure of wall time is meaningless on a machine with fewer than two idle cores.
 """
 
 import json
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def trained(count: int) -> list[dict[str, Any]]:
-    """What each rank of so many has written down."""
+    """The results that each of the ranks has written."""
     shutil.rmtree(WORK / "student", ignore_errors=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
@@ -100,7 +100,7 @@ def trained(count: int) -> list[dict[str, Any]]:
 
 
 def rank() -> None:
-    """One rank's `distill run`. Writes down the losses of its log, and its time between the first line and the last."""
+    """Run `distill run` as one rank, and write the losses of its log and the time from the first line to the last."""
     import torch
 
     from shared.memory import keep_freed_memory
@@ -130,7 +130,7 @@ def rank() -> None:
 
 
 def recipe() -> dict[str, Any]:
-    """Of every run."""
+    """The recipe of every run."""
     return {
         "output": WORK / "student",
         "dump": WORK / "dump",
@@ -148,7 +148,7 @@ def recipe() -> dict[str, Any]:
 
 
 def make_corpus(path: Path) -> None:
-    """Rows of 50 to 150 words, frequent ones more often."""
+    """Write rows of 50 to 150 words, frequent words more often."""
     draw = random.Random(0)
     words, weights = range(WORDS), [1 / (place + 10) for place in range(WORDS)]
     with path.open("w") as file:

