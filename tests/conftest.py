@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("patient")
 LABELS = ("negative", "neutral", "positive")
 TAGS = ("O", "B-X", "I-X")
 MAX_LENGTH = 64
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -12,6 +12,7 @@ from transformers import AutoModel, BertConfig
 
 from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
+from shared.storage.folder import Folder
 from student_train import distill
 from student_train.data.batch import Batch
 from student_train.data.batches import collate
@@ -157,7 +158,7 @@ def test_a_decoder_with_grouped_queries_learns_relations_beside_distributions_an
 ) -> None:
     """From int8 codes, with keys and values half as wide as queries on the teacher's side."""
     grouped = make_teacher("causal-lm", num_key_value_heads=2)
-    folder = make_dump("causal-lm", teacher=grouped, relations="1", hidden="2", hidden_codec="int8", top_k=8)
+    folder = Folder.of(make_dump("causal-lm", teacher=grouped, relations="1", hidden="2", hidden_codec="int8", top_k=8))
     widths = {str(key): width for key, width in DumpSource(folder).widths.items()}
     assert widths == {"hidden.2": 32, "queries.1": 32, "keys.1": 16, "values.1": 16}
     hidden = {"kind": "hidden", "teacher_layer": 2, "student_layer": -1}
