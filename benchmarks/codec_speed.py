@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
 from shared.dump.codecs.selection.softmax import Softmax
+from shared.dump.integrity.receipts import read_receipt, shard_path
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.storage import Folder
@@ -92,7 +93,10 @@ def write_tiled(codec: Sparse, parts: list[dict[str, Tensor]], source: Source, f
 
 def read(codec: Sparse, folder: Path) -> list[SparseTargets]:
     """Decode a shard row group by row group; only the last one is kept."""
-    manifest, shard = manifest_of(codec), open_shard(Folder.of(folder), 0)
+    path = Folder.of(folder)
+    receipt = read_receipt(path, 0, None)
+    assert receipt is not None
+    manifest, shard = manifest_of(codec), open_shard(shard_path(path, 0), receipt)
     names = [column.name for column in codec.columns]
     last: list[SparseTargets] = []
     for group in range(shard.num_row_groups):

@@ -17,7 +17,9 @@ from dump_cases import CLASSIFIER, LABELS, MASKED, QUICK, TOP_K, WORK, plan_of
 from dump_speed import dumped, in_turn
 from report import Figure, write_figures
 
-from shared.dump.shards import column_sizes, read_receipt, shard_path
+from shared import Dump
+from shared.dump.integrity.receipts import shard_path
+from shared.dump.shards import column_sizes
 from shared.memory import keep_freed_memory
 from shared.storage import Folder
 from teacher_dump.plan import Plan
@@ -67,7 +69,7 @@ def main() -> None:
 def weighed(plan: Plan, name: str) -> tuple[float, int]:
     """(bytes of the distribution per recorded position, tokens) of a finished dump."""
     folder, shards = WORK / name, range(plan.manifest.shards)
-    receipts = [receipt for index in shards if (receipt := read_receipt(Folder.of(folder), index)) is not None]
+    receipts = Dump(folder).receipts.values()
     sizes = column_sizes(pq.ParquetFile(shard_path(Folder.of(folder), index).local).metadata for index in shards)
     distribution = plan.manifest.distribution
     assert distribution is not None

@@ -20,8 +20,7 @@ import time
 from dump_cases import MASKED, QUICK, WORK, fresh
 from report import Figure, write_figures
 
-from shared.dump.shards import read_receipt
-from shared.storage import Folder
+from shared import Dump
 
 PROCESSES = 2
 # At 700 microseconds per token and core, two processes work for about ten seconds.
@@ -63,8 +62,7 @@ def together(count: int) -> float:
     finally:
         for process in processes:
             process.kill()
-    receipts = [read_receipt(Folder.of(out), index) for index in range(SHARDS)]
-    tokens = sum(receipt.tokens for receipt in receipts if receipt is not None)
+    tokens = sum(receipt.tokens for receipt in Dump(out).receipts.values())
     ended = max((out / "shards" / f"{index:05d}.json").stat().st_mtime for index in range(SHARDS))
     made = [json.loads((READY / str(rank)).read_text() or "0") for rank in range(count)]
     print(f"  shards made by each: {made}, {tokens:,} tokens in {ended - begun:.1f} s")

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models
 from shared import Dump
 from shared.dump.codecs import Selection, Sparse, TopK
 from shared.dump.codecs.selection.presets import PRESETS
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, TokenizerFacts
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
@@ -101,7 +102,7 @@ def through_pyarrow(folder: Path) -> None:
     """Read every position by row groups and the codec."""
     dump, positions = Dump(folder), 0
     codec = dump.distribution
-    shard = open_shard(dump.path, 0)
+    shard = open_shard(shard_path(dump.path, 0), dump.receipts[0])
     names = [column.name for column in codec.columns]
     for number in range(shard.num_row_groups):
         group = read_row_group(dump.manifest, shard, number, names)

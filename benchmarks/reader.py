@@ -23,11 +23,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.dump.codecs import Codec, Int8Vectors, Sparse, TopK, VectorCodec
 from shared.dump.codecs.coding.planes import split
+from shared.dump.integrity.receipts import read_receipt
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import Lists, RowGroup, Values
-from shared.dump.shards import read_receipt, row_group_sizes, write_shard
+from shared.dump.shards import row_group_sizes, write_shard
 from shared.memory import keep_freed_memory
 from shared.storage import Folder
 from student_train.data.batches import TrainingBatches
@@ -188,7 +189,7 @@ def drawn_vectors(codec: Codec, tokens: int, draw: np.random.Generator) -> dict[
 
 def receipts(folder: Path, shards: int) -> dict[int, Any]:
     """The receipts of the written shards."""
-    return {shard: read_receipt(Folder.of(folder), shard) for shard in range(shards)}
+    return {shard: read_receipt(Folder.of(folder), shard, None) for shard in range(shards)}
 
 
 def reading(drawn: Drawn, what: str, target: float) -> list[Figure]:

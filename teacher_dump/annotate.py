@@ -14,9 +14,10 @@ from itertools import groupby
 
 from shared.ahead import ahead
 from shared.dump.card import write_card
-from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
-from shared.dump.shards import read_receipt, read_receipts, shard_path, write_shard
-from shared.dump.weights import load_weights
+from shared.dump.dump import Dump
+from shared.dump.integrity.receipts import SHARDS, finished_receipt, read_receipts, shard_path
+from shared.dump.manifest import FILE_NAME, Manifest
+from shared.dump.shards import refuse_another_shard, write_shard
 from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
@@ -84,9 +85,9 @@ def _fitted(plan: Plan) -> Manifest:
     """The plan's manifest with its signals fitted to a sample, or as they were fitted when this dump was begun."""
     out, draft = plan.request.folder, plan.manifest
     if (out / FILE_NAME).exists():
-        return as_begun(load_weights(read_manifest(out), out), draft)
+        return as_begun(Dump(out).manifest, draft)
     numbers, rows = plan.sampled_rows
-    return calibrate(plan.engine, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.engine))
+    return calibrate(plan.engine, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.engine)).identified()
 
 
 def annotate(plan: Plan) -> Outcome:
@@ -127,6 +128,7 @@ def _annotate_missing(plan: Plan, claims: Claims | Shares) -> Outcome:
     sample = plan.sampled_rows[1]
     if plan.request.batch_tokens is None and plan.engine.memory.is_measured and sample:
         budget.fit(plan.engine, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
+    _check_replaceable(plan)
     outcome, start = Outcome(plan.manifest.shards), time.monotonic()
     with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
         while missing := claims.mine(_missing(plan)):
@@ -215,7 +217,8 @@ class _Mine:
     """The missing shards that this process takes; `last` is the index after which there are none."""
 
     def __init__(self, plan: Plan, claims: Claims | Shares, missing: list[int]) -> None:
-        self._out, self._claims, self._missing = plan.request.folder, claims, set(missing)
+        self._out, self._identity = plan.request.folder, plan.manifest.identity
+        self._claims, self._missing = claims, set(missing)
         self.last = max(missing)
 
     def close(self) -> None:
@@ -226,15 +229,25 @@ class _Mine:
         """Claim a shard if it is missing and no other process is making it; return whether it was claimed."""
         if index > self.last or index not in self._missing or not self._claims.claim(index):
             return False
-        if read_receipt(self._out, index) is None:
+        if finished_receipt(self._out, index, self._identity) is None:
             return True
         self._claims.release(index)  # another process has finished it in the meantime
         return False
 
 
 def _missing(plan: Plan) -> list[int]:
-    finished = read_receipts(plan.request.folder, plan.manifest.shards)
+    manifest = plan.manifest
+    finished = read_receipts(plan.request.folder, manifest.shards, manifest.identity, finished_receipt)
     return [index for index in range(plan.manifest.shards) if index not in finished]
+
+
+def _check_replaceable(plan: Plan) -> None:
+    """Check that no missing shard would replace a file of another dump. Raises DumpError."""
+    out = plan.request.folder
+    there = set((out / SHARDS).names())
+    for index in _missing(plan):
+        if shard_path(out, index).name in there:
+            refuse_another_shard(shard_path(out, index), index, plan.manifest)
 
 
 def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:

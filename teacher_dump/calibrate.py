@@ -66,7 +66,8 @@ def calibrate(
 
 
 def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
-    """The draft with the codecs fitted when the dump was begun, where the same was requested, and its format version.
+    """The draft with the codecs fitted when the dump was begun, where the same was requested, its format version and
+    its identity.
 
     A dump of an earlier format version is continued in that version.
     """
@@ -76,7 +77,7 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
         signal.with_codec(signal.codec.as_begun(had.get(signal.name, signal.codec), same_budget))
         for signal in draft.signals
     )
-    kept = {"measured": begun.measured, "format_version": begun.format_version}
+    kept = {"measured": begun.measured, "format_version": begun.format_version, "identity": begun.identity}
     return draft.model_copy(update={"signals": signals, **kept})
 
 

@@ -83,10 +83,11 @@ def _estimate(plan: "Plan", found: "Estimate") -> str:
 
 def _outcome(plan: "Plan", outcome: "Outcome") -> str:
     """The lines about what this process has written, and about the dump as it is now."""
-    from shared.dump.shards import read_receipts
+    from shared.dump.integrity.receipts import finished_receipt, read_receipts
+    from shared.dump.manifest import read_manifest
 
     out = plan.request.folder
-    receipts = read_receipts(out, outcome.shards)
+    receipts = read_receipts(out, outcome.shards, read_manifest(out).identity, finished_receipt)
     if not outcome.made and len(receipts) == outcome.shards:
         return f"\n{out} is complete already: {outcome.shards} shards, nothing to do."
     if not outcome.made:

@@ -6,18 +6,19 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.card import write_card
+from shared.dump.integrity.checksums import FILE_NAME as CHECKSUMS
+from shared.dump.integrity.checksums import TOKENIZER, WEIGHTS
+from shared.dump.integrity.receipts import SHARDS
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
-from shared.dump.shards import SHARDS
-from shared.dump.weights import WEIGHTS, save_weights
+from shared.dump.weights import save_weights
 from shared.errors import DumpError, UsageError
 from shared.storage import Folder
 from shared.storage.files import TEMPORARY
 from shared.storage.on_disk import save_into
 from teacher_dump.claims import CLAIMS
 
-TOKENIZER = "tokenizer"
 # Files that a run may leave when it is killed before it has written the manifest.
-_OURS = {TOKENIZER, SHARDS, WEIGHTS, FILE_NAME + TEMPORARY, CLAIMS}
+_OURS = {TOKENIZER, SHARDS, WEIGHTS, CHECKSUMS, CHECKSUMS + TEMPORARY, FILE_NAME + TEMPORARY, CLAIMS}
 
 
 def check_folder(out: Folder) -> None:
@@ -31,9 +32,12 @@ def check_folder(out: Folder) -> None:
     if out.local is not None:  # whether a remote location can be written is only known by writing
         _check_writable(out, out.local)
     if not (out / FILE_NAME).exists():
-        foreign = [name for name in out.names() if name not in _OURS]
+        names = out.names()
+        # On this machine the file of claims comes first: without it, a folder of such a name is somebody else's.
+        ours = _OURS if out.local is None or CLAIMS in names else {SHARDS}
         # Shards without their manifest may belong to any dump.
-        foreign += [f"{SHARDS}/{name}" for name in (out / SHARDS).names()]
+        foreign = [f"{SHARDS}/{name}" for name in (out / SHARDS).names()]
+        foreign += [name for name in names if name not in ours]
         # Checked again, because another process may have begun the dump in the meantime.
         if foreign and not (out / FILE_NAME).exists():
             raise UsageError(
@@ -80,13 +84,15 @@ def remove_leftovers(out: Folder) -> None:
 def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write all files that the shards need, and the card.
 
-    The manifest comes after the tokenizer and the weights: a folder with a manifest has everything.
+    First come the tokenizer and the weights, in place of what a killed run may have left of others, then the checksums
+    of all, then the manifest: a folder with a manifest has everything.
 
     Raises:
         DumpError: if the folder cannot be written.
     """
     try:
         (out / SHARDS).make()
+        _remove_begun(out)
         # Fast tokenizers save the settings of their last call, and the sample was tokenized with truncation.
         tokenizer.backend_tokenizer.no_truncation()
         save_into(out / TOKENIZER, tokenizer.save_pretrained)
@@ -95,14 +101,24 @@ def begin_folder(out: Folder, manifest: Manifest, tokenizer: PreTrainedTokenizer
         write_card(out)
     except Exception as error:  # the tokenizers library reports a full disk as a bare Exception
         (out / FILE_NAME).remove()
-        for made in (TOKENIZER, WEIGHTS):
-            (out / made).remove_tree()
+        _remove_begun(out)
+        _remove_empty(out / SHARDS)
         (out / CLAIMS).remove()
-        for folder in (out / SHARDS, out):
-            # In remote locations a folder is often only a prefix of its files' names.
-            if folder.local is not None and folder.local.is_dir() and not folder.names():
-                folder.local.rmdir()
+        _remove_empty(out)
         raise _unwritable(out, error) from error
+
+
+def _remove_begun(out: Folder) -> None:
+    """Remove what comes before the manifest."""
+    (out / CHECKSUMS).remove()
+    for made in (TOKENIZER, WEIGHTS):
+        (out / made).remove_tree()
+
+
+def _remove_empty(folder: Folder) -> None:
+    # In remote locations a folder is often only a prefix of its files' names.
+    if folder.local is not None and folder.local.is_dir() and not folder.names():
+        folder.local.rmdir()
 
 
 def _unwritable(out: Folder, error: Exception) -> DumpError:

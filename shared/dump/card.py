@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
+from shared.dump.integrity.receipts import finished_receipt, read_receipts
 from shared.dump.manifest import read_manifest
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import read_receipts
 from shared.storage import Folder
 
 
 def write_card(folder: Folder) -> None:
     """Write the card of the dump in `folder`."""
     manifest = read_manifest(folder)
-    finished = read_receipts(folder, manifest.shards).values()
+    finished = read_receipts(folder, manifest.shards, manifest.identity, finished_receipt).values()
     columns = "\n".join(
         f"| `{field.name}` | {field.type} | {(field.metadata or {}).get(b'description', b'').decode()} |"
         for field in shard_schema(manifest)

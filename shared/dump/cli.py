@@ -23,6 +23,7 @@ def info(dump: DumpFolder) -> None:
     """Show the facts of a dump, and the size of each column."""
     from shared.dump.dump import Dump
     from shared.dump.inspection import facts
+    from shared.dump.integrity.receipts import shard_path
     from shared.dump.shards import column_sizes, open_shard
     from shared.progress import human_bytes
 
@@ -30,7 +31,9 @@ def info(dump: DumpFolder) -> None:
     for name, value in facts(opened):
         typer.echo(f"{name:<14}{value}")
     tokens = sum(receipt.tokens for receipt in opened.receipts.values())
-    sizes = column_sizes(open_shard(opened.path, index).metadata for index in sorted(opened.receipts))
+    sizes = column_sizes(
+        open_shard(shard_path(opened.path, index), receipt).metadata for index, receipt in opened.receipts.items()
+    )
     if sizes:
         typer.echo(f"\n{'column':<26}{'size':>10}{'bytes a token':>16}")
     for name, size in sizes.items():
@@ -81,16 +84,31 @@ def stats(
 def verify(dump: DumpFolder) -> None:
     """Check that every byte is as it was written. Exits with 1 and names the files if one is not."""
     from shared.dump.dump import Dump
+    from shared.dump.integrity.verification import verify as damages_of
+    from shared.storage import Folder
 
-    opened = Dump(dump)
-    damages = opened.verify()
+    damages = damages_of(Folder.of(dump))
     for damage in damages:
         typer.echo(damage, err=True)
     if damages:
-        typer.echo(f"\n{len(damages)} damaged; delete these files and run the same dump command again.", err=True)
+        typer.echo(f"\n{len(damages)} damaged. Shards are made again by the same dump command.", err=True)
         raise typer.Exit(1)
+    opened = Dump(dump)
     rows = sum(receipt.rows for receipt in opened.receipts.values())
     typer.echo(f"{dump}: {opened.manifest.shards} shards, {rows:,} rows, every byte as it was written.")
+
+
+@app.command()
+def seal(dump: DumpFolder) -> None:
+    """Sign the manifest, the tokenizer and the weights as they are now, after a deliberate edit.
+
+    Elsewhere a file that was changed by hand is refused. Shards are not signed; their receipts belong to them.
+    """
+    from shared.dump.integrity.sealing import seal as sealed
+    from shared.storage import Folder
+
+    for line in sealed(Folder.of(dump)):
+        typer.echo(line)
 
 
 def main() -> None:

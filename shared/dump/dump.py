@@ -8,12 +8,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from shared.dump.codecs import DistributionCodec
+from shared.dump.integrity.checksums import TOKENIZER, check
+from shared.dump.integrity.receipts import Receipt, read_receipts, shard_path
+from shared.dump.integrity.verification import verify
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import Receipt, read_receipts, shard_path
 from shared.dump.signals import Per
-from shared.dump.verification import verify
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
 from shared.storage import Folder, Place
@@ -35,17 +36,24 @@ class Dump:
         ['row', 'label', 'log_probs']
 
     Raises:
-        DumpError: if the folder has no dump, a damaged manifest, or a format version that cannot be read.
+        DumpError: if the folder has no dump, a format version that cannot be read, or a manifest, a file of the
+            tokenizer or constants of a codec that are not as they were written.
     """
 
     def __init__(self, path: Place) -> None:
         self.path = Folder.of(path)
-        self.manifest: Manifest = load_weights(read_manifest(self.path), self.path)
+        manifest = read_manifest(self.path)
+        check(self.path, manifest.format_version, (TOKENIZER,))
+        self.manifest: Manifest = load_weights(manifest, self.path)
 
     @cached_property
     def receipts(self) -> dict[int, Receipt]:
-        """The receipts of all committed shards, by shard index."""
-        return read_receipts(self.path, self.manifest.shards)
+        """The receipts of all committed shards, by shard index.
+
+        Raises:
+            DumpError: for a damaged receipt, or one that belongs elsewhere, with the file's name.
+        """
+        return read_receipts(self.path, self.manifest.shards, self.manifest.identity)
 
     def require_complete(self) -> None:
         """Raise DumpError if a shard is missing, so that nobody trains on part of a corpus without knowing it."""
@@ -53,7 +61,7 @@ class Dump:
         if missing:
             names = ", ".join(f"{index:05d}" for index in missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DumpError(
-                f"{self.path}: {len(missing)} of {self.manifest.shards} shards are missing or cut short ({names}); "
+                f"{self.path}: {len(missing)} of {self.manifest.shards} shards are missing or unfinished ({names}); "
                 "run the same dump command again to finish them."
             )
 
@@ -64,12 +72,12 @@ class Dump:
         frame fetches only the columns that it needs, but of all shards; only `head(n)` stops earlier.
 
         Raises:
-            DumpError: if no shard is finished.
+            DumpError: if no shard is finished, or for a shard that is damaged or belongs elsewhere.
         """
-        paths = [shard_path(self.path, index) for index in sorted(self.receipts)]
-        if not paths:
+        shards = [(shard_path(self.path, index), receipt) for index, receipt in sorted(self.receipts.items())]
+        if not shards:
             raise DumpError(f"{self.path}: no shard is finished yet.")
-        return scan_shards(paths, shard_schema(self.manifest))
+        return scan_shards(shards, shard_schema(self.manifest))
 
     def positions(self) -> pl.LazyFrame:
         """Return one row per recorded position.
@@ -141,7 +149,7 @@ class Dump:
 
     def verify(self) -> list[str]:
         """Return one sentence for each damage, with the file's name; empty if every byte is as it was written."""
-        return verify(self.path, self.manifest)
+        return verify(self.path)
 
     @property
     def distribution(self) -> DistributionCodec:

@@ -1,5 +1,6 @@
 """The manifest, which describes a dump completely, and decides whether a command may continue it."""
 
+import hashlib
 import json
 from typing import Annotated, Any, Literal
 
@@ -7,17 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
+from shared.dump.integrity.checksums import check, write_checksums
 from shared.dump.layouts import LAYOUTS, Layout
 from shared.dump.signals import Per, Signal
-from shared.dump.versions import FORMAT_VERSION, READABLE_VERSIONS, upgraded
+from shared.dump.versions import FIRST_IDENTIFIED, FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
 from shared.storage import Folder
 from shared.validation import in_words
 
-FILE_NAME = "manifest.json"
-
 # Facts about origins, for information only; dumps that differ in nothing else have the same content.
 _INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "teacher.attention_heads", "measured.")
+# Hexadecimal digits of an identity.
+_IDENTITY_DIGITS = 32
 
 
 class _Frozen(BaseModel):
@@ -138,6 +141,8 @@ class Manifest(_Frozen):
         embeddings: the teacher's word embeddings, if the dump has them.
         compression: compression of the columns for which it saves enough bytes.
         measured: size and loss of the signals, measured on a sample of the corpus, by signal.
+        identity: hash of everything that changes content, made when the dump was begun; its shards and receipts have it
+            too. A deliberate edit of the manifest keeps it. Dumps of format versions 1 to 5 have none.
     """
 
     format_version: int
@@ -156,6 +161,7 @@ class Manifest(_Frozen):
     embeddings: WordEmbeddings | None = None
     compression: Compression = "zstd"
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
+    identity: str | None = Field(default=None, pattern=f"^[0-9a-f]{{{_IDENTITY_DIGITS}}}$")
 
     @property
     def shards(self) -> int:
@@ -194,18 +200,29 @@ class Manifest(_Frozen):
         first = index * self.options.shard_rows
         return range(first, min(first + self.options.shard_rows, self.corpus.rows))
 
+    def identified(self) -> "Manifest":
+        """Return the manifest with the identity of the dump that it begins."""
+        facts = json.dumps(self._facts_of_content(), sort_keys=True).encode()
+        return self.model_copy(update={"identity": hashlib.sha256(facts).hexdigest()[:_IDENTITY_DIGITS]})
+
     def write(self, folder: Folder) -> None:
-        """Write the manifest into a dump's folder, atomically."""
-        (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n")
+        """Write the manifest into a dump's folder, after the checksums of itself and of all files that are there."""
+        text = self.model_dump_json(indent=2) + "\n"
+        write_checksums(folder, text)
+        (folder / FILE_NAME).write_text(text)
 
     def differences(self, asked: "Manifest") -> list[str]:
         """Return one sentence for each difference between this dump and the manifest that a command would write."""
-        mine, theirs = self._facts(), asked._facts()
+        mine, theirs = self._facts_of_content(), asked._facts_of_content()
         return [
             f"{key}: the dump has {mine.get(key, 'none')}, this command asks for {theirs.get(key, 'none')}"
             for key in sorted(mine.keys() | theirs.keys())
-            if not key.startswith(_INFORMATIONAL) and mine.get(key) != theirs.get(key)
+            if mine.get(key) != theirs.get(key)
         ]
+
+    def _facts_of_content(self) -> dict[str, Any]:
+        """Return the values that change content, by their path."""
+        return {key: value for key, value in self._facts().items() if not key.startswith((*_INFORMATIONAL, "identity"))}
 
     def _facts(self) -> dict[str, Any]:
         """Return all values by their path; in a signal's path, its name replaces its index, and the codec's values are
@@ -215,11 +232,11 @@ class Manifest(_Frozen):
         return _flat(content | {"signals": {name: entry | entry["codec"] for name, entry in entries.items()}})
 
 
-def read_manifest(folder: Folder) -> Manifest:
-    """Read the manifest of a dump's folder.
+def read_manifest(folder: Folder, is_signed: bool = True) -> Manifest:
+    """Read the manifest of a dump's folder; compare it with its checksum if `is_signed`.
 
     Raises:
-        DumpError: if there is none, if it is damaged, or if its format version cannot be read.
+        DumpError: if there is none, if it is damaged or not as it was written, or if its format version cannot be read.
     """
     path = folder / FILE_NAME
     try:
@@ -235,10 +252,18 @@ def read_manifest(folder: Folder) -> Manifest:
         raise DumpError(
             f"{path}: format version {version}, but this Lectern reads versions 1 to {FORMAT_VERSION}; {advice}."
         )
+    if is_signed:
+        check(folder, version, (FILE_NAME,))
     try:
-        return Manifest.model_validate(upgraded(content))
+        manifest = Manifest.model_validate(upgraded(content))
     except ValidationError as error:
         raise DumpError(f"{path}: damaged manifest ({in_words(error, Manifest)}); restore it or dump again.") from None
+    if (manifest.identity is None) != (version < FIRST_IDENTIFIED):
+        raise DumpError(
+            f"{path}: damaged manifest (dumps have the key 'identity' from format version {FIRST_IDENTIFIED} on, and "
+            f"this one says that its version is {version}); restore it or dump again."
+        )
+    return manifest
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

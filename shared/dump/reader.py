@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from shared.dump.integrity.receipts import Receipt, shard_path
 from shared.dump.manifest import Manifest
 from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.tables import shard_schema, training_columns
 from shared.dump.parquet.unpack import columns_of, flat_columns, from_columns
 from shared.dump.rowgroup import Flat, RowGroup
-from shared.dump.shards import Receipt, open_shard, shard_path
+from shared.dump.shards import open_shard
 from shared.errors import DumpError
 from shared.storage import Folder
 
@@ -146,7 +147,7 @@ class GroupReader:
             file.close(force=True)
             self._raw.pop(closing).close()
         try:
-            file = open_shard(self._folder, shard)
+            file = open_shard(shard_path(self._folder, shard), self._receipts[shard])
         except _DAMAGE as error:
             raise self._damaged(shard, str(error)) from None
         if not file.schema_arrow.equals(self._schema):

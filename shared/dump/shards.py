@@ -1,4 +1,4 @@
-"""Shards: row groups in plain Parquet files, and the receipt that commits a shard.
+"""Shards: row groups in plain Parquet files.
 
 Rows are in the order in which the teacher processed them: longest first, then by row number. A row group ends when its
 signals reach about `ROW_GROUP_BYTES`, computed only from the lengths of its rows, so that the file does not depend on
@@ -6,71 +6,34 @@ how rows were batched.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shared.dump.integrity.footers import ORIGIN_KEY, footer_of, origin_in, origin_of
+from shared.dump.integrity.receipts import (
+    DamagedShard,
+    Receipt,
+    checked_footer,
+    receipt_path,
+    shard_path,
+    write_receipt,
+)
 from shared.dump.manifest import Manifest
 from shared.dump.parquet.tables import few_values, shard_schema, to_table, training_columns
 from shared.dump.parquet.unpack import from_table
 from shared.dump.rowgroup import RowGroup
 from shared.dump.signals import Per
 from shared.errors import DumpError
-from shared.storage import Folder, sha256_of
+from shared.storage import Folder
 
-SHARDS = "shards"
-# The number of receipts that are fetched in parallel.
-READ_AT_ONCE = 32
 ROW_GROUP_BYTES = 2 * 2**20
 # More than the size of a row group, unless a single row is that large.
 MOST_PAGE_BYTES = 2**26
-
-
-class Receipt(BaseModel):
-    """What was written into a shard; a shard without a matching receipt counts as absent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    tokens: int
-    positions: int
-    bytes: int
-    sha256: str
-    row_groups: tuple[int, ...]
-
-
-def shard_path(folder: Folder, index: int) -> Folder:
-    """Return the location of shard `index` of a dump."""
-    return folder / SHARDS / f"{index:05d}.parquet"
-
-
-def receipt_path(folder: Folder, index: int) -> Folder:
-    """Return the location of the receipt of shard `index`."""
-    return folder / SHARDS / f"{index:05d}.json"
-
-
-def read_receipt(folder: Folder, index: int) -> Receipt | None:
-    """Return the receipt of a committed shard; None if the shard is absent, incomplete or of another size."""
-    try:
-        receipt = Receipt.model_validate_json(receipt_path(folder, index).read_bytes())
-        return receipt if shard_path(folder, index).size() == receipt.bytes else None
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def read_receipts(folder: Folder, shards: int) -> dict[int, Receipt]:
-    """Return the receipts of all committed shards of a dump with `shards` shards, by index."""
-    indices = range(shards)
-    if folder.local is not None:
-        found = [read_receipt(folder, index) for index in indices]
-    else:  # each takes a round trip or two
-        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-            found = list(pool.map(lambda index: read_receipt(folder, index), indices))
-    return {index: receipt for index, receipt in zip(indices, found, strict=True) if receipt is not None}
+# The first bytes of a Parquet file.
+_MAGIC = b"PAR1"
 
 
 def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequence[int]) -> list[int]:
@@ -90,24 +53,40 @@ def row_group_sizes(manifest: Manifest, tokens: Sequence[int], positions: Sequen
 
 
 def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator[RowGroup]) -> Receipt:
-    """Write a shard's row groups one by one, then its receipt. The shard is either committed or absent."""
-    facts: dict[str, Any] = {}
+    """Write a shard's row groups one by one, then its receipt. The shard is either committed or absent.
+
+    Raises:
+        DumpError: if the file that it would replace belongs to another dump, or is another shard.
+    """
     path = shard_path(folder, index)
+    refuse_another_shard(path, index, manifest)
+    facts: dict[str, Any] = {}
     # The receipt of a deleted shard must not count for the new one.
     receipt_path(folder, index).remove()
-    path.write(lambda file: facts.update(write_groups(file, manifest, groups)))
-    receipt = Receipt(**facts, bytes=path.size(), sha256=sha256_of(path))
+    path.write(lambda file: facts.update(write_groups(file, manifest, groups, index)))
+    receipt = Receipt.of(path, facts, manifest.identity, index)
     write_receipt(folder, index, receipt)
     return receipt
 
 
-def write_receipt(folder: Folder, index: int, receipt: Receipt) -> None:
-    """Commit a shard by writing its receipt."""
-    receipt_path(folder, index).write_text(receipt.model_dump_json() + "\n")
+def refuse_another_shard(path: Folder, index: int, manifest: Manifest) -> None:
+    """Check that the file which shard `index` would replace is this shard, damaged or unfinished, if there is one.
+
+    Raises:
+        DumpError: if it is a whole shard of another dump, or another shard of this one.
+    """
+    footer = footer_of(path) if path.exists() else b""
+    expected = None if manifest.identity is None else origin_of(manifest.identity, index)
+    if footer and origin_in(footer) != expected:
+        raise DumpError(
+            f"{path}: this shard belongs to another dump or has another number, and is not replaced; move it away, "
+            "then run the same command again."
+        )
 
 
-def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup]) -> dict[str, Any]:
-    """Write row groups as one Parquet file, and return the receipt's rows, tokens, positions and row_groups."""
+def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup], index: int = 0) -> dict[str, Any]:
+    """Write row groups as the Parquet file of shard `index`, and return the receipt's rows, tokens, positions and
+    row_groups."""
     schema = shard_schema(manifest)
     rows = tokens = positions = 0
     row_groups = []
@@ -120,6 +99,8 @@ def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup]
                 tokens + len(group.input_ids),
                 positions + len(group.positions),
             )
+        if manifest.identity is not None:
+            writer.add_key_value_metadata({ORIGIN_KEY: origin_of(manifest.identity, index)})
     return {"rows": rows, "tokens": tokens, "positions": positions, "row_groups": tuple(row_groups)}
 
 
@@ -130,17 +111,21 @@ def weigh(manifest: Manifest, groups: Iterator[RowGroup]) -> tuple[dict[str, Any
     return facts, column_sizes([pq.ParquetFile(sink).metadata]), sink.getbuffer().nbytes
 
 
-def open_shard(folder: Folder, index: int) -> pq.ParquetFile:
+def open_shard(path: Folder, receipt: Receipt) -> pq.ParquetFile:
     """Open a shard for reading, with verification of page checksums.
 
+    The footer is compared with the receipt before Arrow parses it. (Receipts of format versions 1 to 5 do not know the
+    footer.)
+
     Raises:
-        DumpError: for a file that is not Parquet, for example because it is truncated.
+        DumpError: for a file that is not the one of this receipt, or not Parquet, for example because it is truncated.
     """
-    path = shard_path(folder, index)
+    footer = checked_footer(path, receipt)
     try:
-        return pq.ParquetFile(path.local or path.open(), page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DumpError(f"{path}: damaged shard ({error}); delete it and run the same dump command again.") from None
+        known = None if footer is None else pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        return pq.ParquetFile(path.local or path.open(), metadata=known, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShard(f"{path}: damaged shard ({error}); delete it and run the same dump command again.") from None
 
 
 def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:

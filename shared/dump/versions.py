@@ -5,8 +5,12 @@ from typing import Any
 # Version 1 has dense and top-k distributions and float16 vectors. Version 2 added the codec `sparse` and more vector
 # codecs; 3 exact distributions, and next tokens at listed positions; 4 top-k in byte planes, a choice of compression,
 # word embeddings, questions in windows, and the number of attention heads. In version 5, signals are typed entries, and
-# the manifest has the name of a layout and says whether there are gold labels.
-FORMAT_VERSION = 5
+# the manifest has the name of a layout and says whether there are gold labels. In version 6, the manifest has the
+# dump's identity, each shard and receipt says where it belongs, and checksums.json holds the checksums of all other
+# files.
+FORMAT_VERSION = 6
+# The first version with an identity and checksums.
+FIRST_IDENTIFIED = 6
 READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 
 

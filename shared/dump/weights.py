@@ -13,11 +13,10 @@ from torch import Tensor
 from shared.dump.codecs.base import Codec
 from shared.dump.embeddings import NAME as EMBEDDINGS
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.integrity.checksums import WEIGHTS
 from shared.dump.manifest import Manifest
 from shared.errors import DumpError
 from shared.storage import Folder
-
-WEIGHTS = "weights"
 
 Owner = TypeVar("Owner", Codec, WordEmbeddings)
 

@@ -41,7 +41,7 @@ def test_a_dump_with_a_shard_missing_is_refused(copy: Any, tmp_path: Path, monke
     dump = copy("sequence-classification")
     (dump / "shards" / "00001.json").unlink()
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
-    refused(made, DumpError, r"1 of 4 shards are missing or cut short \(00001\)", monkeypatch)
+    refused(made, DumpError, r"1 of 4 shards are missing or unfinished \(00001\)", monkeypatch)
 
 
 def test_a_dump_with_a_flipped_byte_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_what_is_no_dump_is_refused(copy: Any, tmp_path: Path, monkeypatch: pyte
     refused(recipe(tmp_path / "a", BILSTM, KL, dump=tmp_path / "no"), DumpError, "no dump here", monkeypatch)
     dump = copy("sequence-classification")
     shutil.rmtree(dump / "tokenizer")
-    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), RecipeError, "no tokenizer", monkeypatch)
+    refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), DumpError, "tokenizer.json: missing", monkeypatch)
     manifest = json.loads((dump / "manifest.json").read_text())
     (dump / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     refused(recipe(tmp_path / "a", BILSTM, KL, dump=dump), DumpError, "format version 99", monkeypatch)

@@ -13,6 +13,7 @@ import typer
 from shared import Dump, DumpError, UsageError
 from shared.dump.codecs import Draws, Int8Vectors, LowRankVectors, Sparse, Threshold, TopK, TopP
 from shared.dump.codecs.selection.presets import PRESETS
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, open_shard, read_row_group
 from shared.text.tasks import task_named
@@ -23,7 +24,7 @@ from teacher_dump.request import Request
 
 def decoded(dump: Dump, name: str) -> torch.Tensor:
     """All vectors of a one-shard dump, as a trainer decodes them."""
-    codec, shard = dump.manifest.vectors[name], open_shard(dump.path, 0)
+    codec, shard = dump.manifest.vectors[name], open_shard(shard_path(dump.path, 0), dump.receipts[0])
     names = [column.name for column in codec.columns]
     groups = [read_row_group(dump.manifest, shard, number, names) for number in range(shard.num_row_groups)]
     parts = [{n: torch.from_numpy(np.array(v)) for n, v in to_flat(group.columns).items()} for group in groups]
@@ -38,7 +39,7 @@ def test_a_byte_budget_is_met(tail: str, make_dump: Callable[..., Path], texts: 
     assert isinstance(codec, Sparse)
     assert isinstance(codec.selection, Threshold)
     assert codec.selection.tail == tail
-    sizes = column_sizes([open_shard(dump.path, 0).metadata])
+    sizes = column_sizes([open_shard(shard_path(dump.path, 0), dump.receipts[0]).metadata])
     positions = sum(receipt.positions for receipt in dump.receipts.values())
     size = sum(sizes[column.name] for column in codec.columns) / positions
     assert size == pytest.approx(30, rel=0.1)

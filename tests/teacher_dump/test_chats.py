@@ -16,11 +16,14 @@ from typer.testing import CliRunner
 
 from shared import Dump, UsageError
 from shared.dump.cli import app as shards
+from shared.dump.integrity.receipts import shard_path
+from shared.dump.integrity.verification import verify
 from shared.dump.shards import open_shard
 from shared.dump.versions import FORMAT_VERSION
-from shared.errors import CorpusError
+from shared.errors import CorpusError, DumpError
+from shared.storage import Folder
 from teacher_dump.cli import app as dump_app
-from tests.older_versions import downgraded
+from tests.older_versions import downgrade
 
 CHATS: dict[str, Any] = {"messages_column": "messages", "positions": "completion"}
 MAX_LENGTH = 64
@@ -195,21 +198,25 @@ def test_damage_to_the_template_is_found(change: str | None, chat_dump: Path, tm
         file.unlink()
     else:
         file.write_text(change)
-    (damage,) = Dump(copied).verify()
+    (damage,) = verify(Folder.of(copied))
     assert damage.startswith(f"{file}: ")
+    with pytest.raises(DumpError, match=r"chat_template\.jinja: "):
+        Dump(copied)
 
 
 def test_a_dump_of_an_earlier_version_goes_on_in_it(make_dump: Any, texts: list[str], make_teacher: Any) -> None:
     options: dict[str, Any] = {"teacher": make_teacher("causal-lm"), "data": texts[:40], "top_k": 3}
     out = make_dump("causal-lm", **options)
-    manifest = out / "manifest.json"
-    manifest.write_text(json.dumps(downgraded(json.loads(manifest.read_text()), 2)))
+    downgrade(out, 2)
     (out / "shards" / "00001.parquet").unlink()
     make_dump("causal-lm", out=out, **options)
     dump = Dump(out)
     dump.require_complete()
     assert dump.manifest.format_version == 2
-    assert b'"format_version":2' in open_shard(dump.path, 1).schema_arrow.metadata[b"lectern"]
+    assert (
+        b'"format_version":2'
+        in open_shard(shard_path(dump.path, 1), dump.receipts[1]).schema_arrow.metadata[b"lectern"]
+    )
 
 
 def test_a_dump_that_was_begun_with_lists_of_ids_goes_on_with_them(
@@ -219,7 +226,7 @@ def test_a_dump_that_was_begun_with_lists_of_ids_goes_on_with_them(
     out = make_dump("causal-lm", **options)
     assert Dump(out).distribution.in_planes
     wanted = Dump(out).positions().collect()
-    manifest = downgraded(json.loads((out / "manifest.json").read_text()), 3)
+    manifest = downgrade(out, 3)
     del manifest["signals"][0]["in_planes"], manifest["compression"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     for file in (out / "shards").iterdir():

@@ -18,6 +18,7 @@ from teacher_dump.annotate import annotate, prepare
 from teacher_dump.cli import app
 from teacher_dump.estimate import estimate
 from teacher_dump.request import Request
+from tests.hand_edits import edit_manifest
 
 FILE = "weights/embeddings.safetensors"
 
@@ -83,8 +84,7 @@ def test_damaged_swapped_and_missing_embeddings_are_found(copy: Path) -> None:
 
 def test_a_manifest_can_point_to_no_other_file(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["embeddings"]["constants_file"] = "../../elsewhere.safetensors"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, embeddings=manifest["embeddings"] | {"constants_file": "../../elsewhere.safetensors"})
     with pytest.raises(DumpError, match=r"embeddings\.constants_file"):
         Dump(copy)
 

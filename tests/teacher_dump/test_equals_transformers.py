@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from shared import Dump
 from shared.dump.codecs import Dense, DenseTargets, LogitStep, SparseTargets
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.text.corpus import Example
@@ -101,7 +102,7 @@ def by_row_groups(dump: Dump) -> dict[int, Recorded]:
     names = [column.name for column in codec.columns]
     found = {}
     for index in range(dump.manifest.shards):
-        shard = open_shard(dump.path, index)
+        shard = open_shard(shard_path(dump.path, index), dump.receipts[index])
         for number in range(shard.num_row_groups):
             group = read_row_group(dump.manifest, shard, number, names)
             targets = codec.decode({n: torch.from_numpy(v.copy()) for n, v in to_flat(group.columns).items()})
@@ -393,7 +394,7 @@ def test_hidden_states(
             }
             flat = {}
             for index in range(dump.manifest.shards):
-                shard = open_shard(dump.path, index)
+                shard = open_shard(shard_path(dump.path, index), dump.receipts[index])
                 for number in range(shard.num_row_groups):
                     group = read_row_group(dump.manifest, shard, number, [name])
                     values = codec.decode({name: torch.from_numpy(np.array(group.columns[name]))})

@@ -54,7 +54,7 @@ def test_a_dump_has_the_same_bytes_wherever_it_is(
     assert annotate(prepare(request_for(place))).made == SHARDS
     assert contents(place) == undisturbed
     assert {name.partition("/")[0] for name in undisturbed} == {
-        "README.md", "manifest.json", "shards", "tokenizer", "weights",
+        "README.md", "checksums.json", "manifest.json", "shards", "tokenizer", "weights",
     }  # fmt: skip
     assert Dump(place).verify() == []
 

@@ -1,6 +1,5 @@
 """The dump on disk: plain Parquet that anyone reads, a manifest that refuses what it does not know, found damages."""
 
-import json
 import os
 import random
 import shutil
@@ -22,6 +21,8 @@ from hypothesis import strategies as st
 from shared import Dump, DumpError, UsageError
 from shared.dump import shards as shards_module
 from shared.dump.codecs import Column, Sparse, TopK, counts_of
+from shared.dump.integrity.receipts import Receipt, shard_path
+from shared.dump.integrity.verification import verify
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
@@ -35,6 +36,7 @@ from shared.storage import Folder
 from shared.storage.files import only_one, write_atomically, write_text_atomically
 from shared.storage.on_disk import save_into
 from shared.storage.ranges import RangeFile
+from tests.hand_edits import edit_manifest, sign
 
 TASKS = ("causal-lm", "masked-lm", "sequence-classification", "token-classification", "encoder")
 
@@ -131,7 +133,7 @@ def test_a_dump_is_nothing_but_parquet_json_and_text(dumps: dict[str, Path]) -> 
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         shards = {f"shards/{index:05d}.{suffix}" for index in range(4) for suffix in ("json", "parquet")}
         tokenizer = {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
-        assert names == shards | tokenizer | {"manifest.json", "README.md"}
+        assert names == shards | tokenizer | {"manifest.json", "checksums.json", "README.md"}
 
 
 def test_row_groups_depend_on_lengths_alone(make_dump: Any, make_teacher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ def test_row_groups_depend_on_lengths_alone(make_dump: Any, make_teacher: Any, m
     layouts, frames = [], []
     for budget in (20, 333, 4096):
         out = make_dump("token-classification", teacher=teacher, hidden="all", batch_tokens=budget, shard_rows=40)
-        manifest, file = read_manifest(Folder.of(out)), open_shard(Folder.of(out), 0)
+        manifest, file = read_manifest(Folder.of(out)), open_shard(shard_path(Folder.of(out), 0), Dump(out).receipts[0])
         layouts.append([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
         assert Dump(out).receipts[0].row_groups == tuple(layouts[-1])
         assert Dump(out).verify() == []
@@ -394,7 +396,8 @@ def test_a_frame_of_files_elsewhere_fetches_no_more_than_it_needs(
         return part
 
     monkeypatch.setattr(RangeFile, "_fetched", counted)
-    frame = scan_shards(files, table.schema)
+    bare = Receipt(rows=len(table), tokens=0, positions=0, bytes=0, sha256="", row_groups=(50_000,) * 4)
+    frame = scan_shards([(file, bare) for file in files], table.schema)
     assert not fetched, "it is lazy"
     whole, footer = files[0].size(), 2**17
     assert len(frame.head(3).collect()) == 3
@@ -416,16 +419,11 @@ def test_a_dump_elsewhere_streams_to_a_file(dumps: dict[str, Path], in_memory: F
 # --- the manifest ----------------------------------------------------------------------------------------------------
 
 
-def edit(folder: Folder, **changes: Any) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_another_format_version_is_refused(copy: Folder) -> None:
-    edit(copy, format_version=6, something_new=[1])
-    with pytest.raises(DumpError, match=r"manifest\.json: format version 6, .* reads versions 1 to 5; upgrade Lectern"):
+    edit_manifest(copy, format_version=7, something_new=[1])
+    with pytest.raises(DumpError, match=r"manifest\.json: format version 7, .* reads versions 1 to 6; upgrade Lectern"):
         Dump(copy)
-    edit(copy, format_version=0)
+    edit_manifest(copy, format_version=0)
     with pytest.raises(DumpError, match=r"format version 0, .* dump again"):
         Dump(copy)
 
@@ -433,6 +431,7 @@ def test_another_format_version_is_refused(copy: Folder) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"format_version": 1}', "[]", "null", "\x00\x01", '{"a": 1}'])
 def test_a_damaged_manifest_is_named(content: str, copy: Folder) -> None:
     (copy / "manifest.json").write_text(content)
+    sign(copy)
     with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
         Dump(copy)
 
@@ -444,10 +443,10 @@ def test_a_manifest_that_is_not_text_is_named(copy: Folder) -> None:
 
 
 def test_an_unknown_entry_or_a_bad_value_is_named(copy: Folder) -> None:
-    edit(copy, vocabulary=0)
+    edit_manifest(copy, vocabulary=0)
     with pytest.raises(DumpError, match="vocabulary"):
         Dump(copy)
-    edit(copy, vocabulary=5, surprise=1)
+    edit_manifest(copy, vocabulary=5, surprise=1)
     with pytest.raises(DumpError, match="surprise"):
         Dump(copy)
 
@@ -537,14 +536,14 @@ def test_a_missing_receipt(copy: Folder) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 1}', "\x00"])
 def test_a_damaged_receipt(content: str, copy: Folder) -> None:
     receipt(copy, 0).write_text(content)
-    assert_one_damage(copy, "00000.parquet")
+    assert_one_damage(copy, "00000.json")
 
 
 def assert_one_damage(folder: Folder, name: str) -> None:
     damages = Dump(folder).verify()
     assert len(damages) == 1
     assert damages[0].startswith(f"{folder}/shards/{name}: "), "not named as the user named it"
-    with pytest.raises(DumpError, match=f"1 of 4 shards are missing.*{name[:5]}"):
+    with pytest.raises(DumpError, match=rf"1 of 4 shards are missing.*{name[:5]}|{name[:5]}.*: damaged"):
         Dump(folder).require_complete()
 
 
@@ -558,23 +557,22 @@ def test_a_shard_that_vanishes_while_it_is_in_use_is_named(copy: Folder) -> None
 
 
 def test_swapped_shards(copy: Folder) -> None:
-    """Each with its own receipt, so that sizes and checksums fit: the rows do not."""
+    """Each with its own receipt, so that sizes and checksums fit: the numbers do not."""
     for file in (shard, receipt):
         first, second = file(copy, 0), file(copy, 1)
         held = first.read_bytes()
         first.write_bytes(second.read_bytes())
         second.write_bytes(held)
     damages = Dump(copy).verify()
-    assert [name for damage in damages for name in ("00000", "00001") if f"{name}.parquet: its rows" in damage] == [
-        "00000",
-        "00001",
-    ]
+    assert [damage.split(": ")[0] for damage in damages] == [str(receipt(copy, index)) for index in (0, 1)]
+    assert "the receipt of shard 00001, not 00000" in damages[0]
 
 
 def test_a_shard_of_another_dump(copy: Folder, dumps: dict[str, Path]) -> None:
     for file in (shard, receipt):
         file(copy, 0).write_bytes(file(Folder.of(dumps["encoder"]), 0).read_bytes())
-    assert [damage for damage in Dump(copy).verify() if "00000.parquet: columns" in damage]
+    (damage,) = Dump(copy).verify()
+    assert damage.startswith(f"{receipt(copy, 0)}: this receipt belongs to another dump")
 
 
 def test_strangers_among_the_shards(copy: Folder) -> None:
@@ -588,11 +586,14 @@ def test_strangers_among_the_shards(copy: Folder) -> None:
 def test_a_changed_tokenizer(copy: Folder) -> None:
     path = copy / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"fox"', '"fux"'))
-    assert [damage for damage in Dump(copy).verify() if "not the tokenizer that the manifest describes" in damage]
+    assert [damage for damage in verify(copy) if "tokenizer.json: not as it was written" in damage]
+    sign(copy)
+    assert [damage for damage in verify(copy) if "not the tokenizer that the manifest describes" in damage]
     path.write_text("{")
-    assert [damage for damage in Dump(copy).verify() if "tokenizer.json: cannot be read" in damage]
+    sign(copy)
+    assert [damage for damage in verify(copy) if "tokenizer.json: cannot be read" in damage]
     path.remove()
-    assert [damage for damage in Dump(copy).verify() if "tokenizer.json: missing" in damage]
+    assert [damage for damage in verify(copy) if "tokenizer.json: missing" in damage]
 
 
 def test_pages_carry_their_own_checksums(dumps: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shared import Dump
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import open_shard, read_row_group
 
@@ -58,8 +59,8 @@ def check_trains_on_what_polars_sees(folder: Path) -> None:
     seen = [seen_by_polars(row) for row in wanted["positions"]]
     found: list[tuple[int, list[dict[Any, float]]]] = []
     vectors: dict[str, list[tuple[int, Any]]] = {name: [] for name in dump.manifest.vectors}
-    for shard in dump.receipts:
-        file = open_shard(dump.path, shard)
+    for shard, receipt in dump.receipts.items():
+        file = open_shard(shard_path(dump.path, shard), receipt)
         for index in range(file.num_row_groups):
             group = read_row_group(dump.manifest, file, index, names)
             columns = {name: torch.from_numpy(np.array(array)) for name, array in to_flat(group.columns).items()}

@@ -17,7 +17,8 @@ from shared.dump.layouts.spans import SpanIndex
 from shared.dump.parquet.tables import shard_schema
 from shared.dump.rowgroup import MISSING, RowGroup
 from shared.dump.versions import FORMAT_VERSION
-from tests.older_versions import downgraded
+from tests.hand_edits import edit_manifest
+from tests.older_versions import downgrade
 
 # (tokens of a row, recorded ones, their gold labels), as a task would make them.
 Rows = list[tuple[list[int], list[int], list[int]]]
@@ -133,7 +134,7 @@ def test_a_layout_that_is_not_there_is_refused_with_those_that_are(make_dump: An
     out = make_dump("encoder")
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["layout"], manifest["labelled"]) == ("none", False)
-    (out / "manifest.json").write_text(json.dumps(manifest | {"layout": "sideways"}))
+    edit_manifest(out, layout="sideways")
     with pytest.raises(DumpError, match=r"'sideways'.*next-token, .*spans, row, none"):
         Dump(out)
 
@@ -149,9 +150,8 @@ def test_a_dump_of_an_earlier_version_goes_on_whatever_its_layout(
     out = make_dump(task, teacher=teacher)
     wanted = {field.name: Dump(out).scan().collect()[field.name] for field in shard_schema(Dump(out).manifest)}
     file = out / "manifest.json"
-    older = downgraded(json.loads(file.read_text()), version)
-    assert {"recorded", "gold"} <= older.keys()
-    file.write_text(json.dumps(older))
+    older = downgrade(out, version)
+    assert ({"recorded", "gold"} <= older.keys()) == (version < 5)
     (out / "shards" / "00001.parquet").unlink()
     make_dump(task, teacher=teacher, out=out)
     assert json.loads(file.read_text()) == older

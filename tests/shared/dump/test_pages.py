@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.dump.codecs import Column, Int8Vectors, Sparse, TopK
+from shared.dump.integrity.receipts import Receipt, shard_path
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, Manifest
 from shared.dump.parquet import pages as pages_module
 from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.unpack import Flat, columns_of, flat_columns
 from shared.dump.rowgroup import RowGroup, offsets_per
-from shared.dump.shards import open_shard, shard_path, write_shard
+from shared.dump.shards import open_shard, write_shard
 from shared.dump.signals import Signal
 from shared.storage import Folder
 
@@ -65,12 +66,11 @@ def drawn(manifest: Manifest, lengths: list[int], seed: int) -> RowGroup:
     )
 
 
-def written(folder: Path, compression: str, groups: list[list[int]]) -> tuple[Manifest, list[RowGroup]]:
+def written(folder: Path, compression: str, groups: list[list[int]]) -> tuple[Manifest, list[RowGroup], Receipt]:
     manifest = manifest_of(compression)
     rows = [drawn(manifest, lengths, seed) for seed, lengths in enumerate(groups)]
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    write_shard(Folder.of(folder), 0, manifest, iter(rows))
-    return manifest, rows
+    return manifest, rows, write_shard(Folder.of(folder), 0, manifest, iter(rows))
 
 
 def same(one: Flat, other: Flat) -> bool:
@@ -92,8 +92,9 @@ def test_pages_hold_what_arrow_reads_in_them(
         patch.setattr("shared.dump.shards.MOST_PAGE_BYTES", page_bytes)
         patch.setattr(pages_module, "_LEAST_MAPPED", 100)
         folder = tmp_path_factory.mktemp("dump")
-        manifest, _ = written(folder, compression, groups)
-        file, raw = open_shard(Folder.of(folder), 0), shard_path(Folder.of(folder), 0).open()
+        manifest, _, receipt = written(folder, compression, groups)
+        path = shard_path(Folder.of(folder), 0)
+        file, raw = open_shard(path, receipt), path.open()
         for number in range(file.num_row_groups):
             pages = GroupPages(raw, file.metadata, number)
             wanted = flat_columns(manifest, file.read_row_group(number))
@@ -123,7 +124,7 @@ def test_most_columns_of_a_compressed_dump_are_smaller(tmp_path: Path) -> None:
 def test_a_flipped_bit_of_a_page_is_never_read_as_another_number(compression: str, tmp_path: Path) -> None:
     """Every byte of two columns' pages, heads included, one bit each: refused, or the same numbers (a head may say the
     same in other words)."""
-    manifest, _ = written(tmp_path, compression, [[9, 0, 4]])
+    manifest, _, _ = written(tmp_path, compression, [[9, 0, 4]])
     path = tmp_path / "shards" / "00000.parquet"
     metadata, whole = pq.ParquetFile(path).metadata, path.read_bytes()
     refused = 0

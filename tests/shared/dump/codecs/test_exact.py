@@ -22,6 +22,7 @@ from shared import Dump
 from shared.dump import inspection
 from shared.dump.codecs import AnyCodec, DenseTargets, Exact, LogitStep, NotFiniteError
 from shared.dump.codecs import exact as exact_module
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.rowgroup import to_flat
 from shared.dump.shards import column_sizes, open_shard, read_row_group
 from shared.errors import DumpError, TeacherError, UsageError
@@ -225,7 +226,7 @@ def decoded_rows(path: Path) -> dict[int, Tensor]:
     codec = dump.distribution
     found = {}
     for index in range(dump.manifest.shards):
-        shard = open_shard(dump.path, index)
+        shard = open_shard(shard_path(dump.path, index), dump.receipts[index])
         for number in range(shard.num_row_groups):
             group = read_row_group(dump.manifest, shard, number, [column.name for column in codec.columns])
             targets: Any = codec.decode({n: torch.from_numpy(v.copy()) for n, v in to_flat(group.columns).items()})
@@ -336,7 +337,8 @@ def test_every_view(dumped: Path, tmp_path: Path) -> None:
 
 def test_states_are_stored_as_they_are(dumped: Path) -> None:
     """A compressor would spend time on them and win nothing."""
-    shard = open_shard(Dump(dumped).path, 0)
+    dump = Dump(dumped)
+    shard = open_shard(shard_path(dump.path, 0), dump.receipts[0])
     assert column_sizes([shard.metadata])["distribution.state"] > 0
     leaves = [shard.metadata.row_group(0).column(at) for at in range(shard.metadata.num_columns)]
     compression = {leaf.path_in_schema.split(".list")[0]: leaf.compression for leaf in leaves}

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.dump.codecs import Selection, Sparse, SparseTargets, TopK
+from shared.dump.integrity.receipts import shard_path
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup
-from shared.dump.shards import open_shard, read_row_group, shard_path, write_shard
+from shared.dump.shards import open_shard, read_row_group, write_shard
 from shared.dump.signals import Signal
 from shared.storage import Folder
 from tests.shared.references import check_targets
@@ -107,11 +108,11 @@ def test_sparse_comes_back_from_a_shard_by_torch_and_by_polars(
     manifest, names = bare_manifest(codec), [column.name for column in codec.columns]
     folder = Folder.of(tmp_path)
     (folder / "shards").make()
-    write_shard(folder, 0, manifest, iter(groups))
+    receipt = write_shard(folder, 0, manifest, iter(groups))
 
     wanted = decoded(codec, columns)
     for index, (start, stop) in enumerate([(0, 8), (8, 10)]):
-        read = read_row_group(manifest, open_shard(folder, 0), index, names)
+        read = read_row_group(manifest, open_shard(shard_path(folder, 0), receipt), index, names)
         found = decoded(codec, read.columns)
         check_targets(codec, logits[start:stop], keys_of(10)[start:stop], found)
     raw = pl.scan_parquet(shard_path(folder, 0).local).select(names)

@@ -6,17 +6,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from shared.dump.manifest import Manifest
+from shared.dump.integrity.checksums import PARTS, TOKENIZER, problems
+from shared.dump.integrity.receipts import SHARDS, read_receipt, receipt_path, shard_path
+from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.tables import shard_schema
-from shared.dump.shards import SHARDS, open_shard, read_receipt, receipt_path, shard_path
-from shared.dump.weights import load_embeddings
+from shared.dump.shards import open_shard
+from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
 
-def verify(folder: Folder, manifest: Manifest) -> list[str]:
-    """Return one sentence for each damage, with the file's name; an empty list if there is none."""
-    damages = _verify_tokenizer(folder, manifest) + _verify_embeddings(folder, manifest)
+def verify(folder: Folder) -> list[str]:
+    """Return one sentence for each damage, with the file's name; an empty list if there is none.
+
+    Raises:
+        DumpError: if there is no manifest that can be read.
+    """
+    manifest = read_manifest(folder, is_signed=False)
+    damages = problems(folder, manifest.format_version, PARTS) or verify_contents(folder, manifest)
     damages += [problem for index in range(manifest.shards) for problem in _verify_shard(folder, manifest, index)]
     expected = {
         path for index in range(manifest.shards) for path in (shard_path(folder, index), receipt_path(folder, index))
@@ -25,8 +32,13 @@ def verify(folder: Folder, manifest: Manifest) -> list[str]:
     return damages + [f"{path}: does not belong to this dump" for path in found if path not in expected]
 
 
+def verify_contents(folder: Folder, manifest: Manifest) -> list[str]:
+    """Return one sentence for each file of the tokenizer and the weights that is not the one in the manifest."""
+    return _verify_tokenizer(folder, manifest) + _verify_weights(folder, manifest)
+
+
 def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
-    path = folder / "tokenizer" / "tokenizer.json"
+    path = folder / TOKENIZER / "tokenizer.json"
     if not path.exists():
         return [f"{path}: missing"]
     try:
@@ -35,7 +47,7 @@ def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
         return [f"{path}: cannot be read ({error})"]
     if hashlib.sha256(content.encode()).hexdigest() != manifest.tokenizer.fingerprint:
         return [f"{path}: not the tokenizer that the manifest describes"]
-    template = folder / "tokenizer" / "chat_template.jinja"
+    template = folder / TOKENIZER / "chat_template.jinja"
     if manifest.tokenizer.chat_template is None:
         return []
     if not template.exists():
@@ -45,9 +57,9 @@ def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_embeddings(folder: Folder, manifest: Manifest) -> list[str]:
-    """Verify the word embeddings. (The constants of signals have been verified when the dump was opened.)"""
+def _verify_weights(folder: Folder, manifest: Manifest) -> list[str]:
     try:
+        load_weights(manifest, folder)
         if manifest.embeddings is not None:
             load_embeddings(manifest, folder)
     except DumpError as error:
@@ -61,16 +73,14 @@ def _verify_shard(folder: Folder, manifest: Manifest, index: int) -> list[str]:
         return [f"{path}: missing"]
     if not receipt_file.exists():
         return [f"{path}: never finished (it has no receipt)"]
-    receipt = read_receipt(folder, index)
-    if receipt is None:
-        return [f"{path}: its size of {path.size()} bytes is not that in its receipt (or the receipt is damaged)"]
-    if sha256_of(path) != receipt.sha256:
-        return [f"{path}: checksum differs, so at least one byte has changed"]
     try:
-        return _verify_content(path, open_shard(folder, index), manifest, index)
+        receipt = read_receipt(folder, index, manifest.identity)
+        if receipt is None or sha256_of(path) != receipt.sha256:
+            return [f"{path}: checksum differs, so at least one byte has changed"]
+        return _verify_content(path, open_shard(path, receipt), manifest, index)
     except DumpError as error:
         return [str(error)]
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         return [f"{path}: cannot be read ({error})"]
 
 

@@ -1,0 +1,37 @@
+"""`shards seal`: new checksums for a dump whose manifest, tokenizer or weights were changed on purpose."""
+
+from shared.dump.integrity.checksums import FILE_NAME, PARTS, changes, read_checksums, write_checksums
+from shared.dump.integrity.receipts import finished_receipt, read_receipts
+from shared.dump.integrity.verification import verify_contents
+from shared.dump.manifest import FILE_NAME as MANIFEST
+from shared.dump.manifest import read_manifest
+from shared.errors import DumpError
+from shared.storage import Folder
+
+
+def seal(folder: Folder) -> list[str]:
+    """Write the checksums of a dump's files as they are now, and return lines that say what they sign.
+
+    Raises:
+        DumpError: if the manifest cannot be read, if the tokenizer or the weights are not those that it describes, or
+            if a shard belongs to another dump.
+    """
+    manifest = read_manifest(folder, is_signed=False)
+    problems = verify_contents(folder, manifest)
+    if problems:
+        raise DumpError(f"{'; '.join(problems)}. Nothing was signed: mend this first, in the file or in the manifest.")
+    read_receipts(folder, manifest.shards, manifest.identity, finished_receipt)
+    was_sealed, before = _before(folder)
+    signed = write_checksums(folder, (folder / MANIFEST).read_text())
+    if was_sealed and not before:
+        return [f"{folder}: nothing has changed; {len(signed)} files are signed as before."]
+    lines = [f"  {name}: {what}" for name, what in before.items()] if was_sealed else [f"  {name}" for name in signed]
+    return [f"{folder / FILE_NAME} now signs these files as they are:", *lines]
+
+
+def _before(folder: Folder) -> tuple[bool, dict[str, str]]:
+    """Return (whether there are checksums, what has changed since)."""
+    try:
+        return read_checksums(folder) is not None, changes(folder, PARTS)
+    except DumpError:  # damaged, and about to be written anew
+        return False, {}
