@@ -15,9 +15,9 @@ from itertools import groupby
 from shared.ahead import ahead
 from shared.dump.card import write_card
 from shared.dump.dump import Dump
-from shared.dump.integrity.receipts import SHARDS, finished_receipt, read_receipts, shard_path
+from shared.dump.integrity.receipts import finished_receipt, own_receipt, read_receipts, shard_path
 from shared.dump.manifest import FILE_NAME, Manifest
-from shared.dump.shards import refuse_another_shard, write_shard
+from shared.dump.shards import write_shard
 from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
@@ -128,7 +128,8 @@ def _annotate_missing(plan: Plan, claims: Claims | Shares) -> Outcome:
     sample = plan.sampled_rows[1]
     if plan.request.batch_tokens is None and plan.engine.memory.is_measured and sample:
         budget.fit(plan.engine, plan.manifest, max(sample, key=lambda row: len(row.input_ids)))
-    _check_replaceable(plan)
+    # No shard is made beside those of another dump.
+    read_receipts(plan.request.folder, plan.manifest.shards, plan.manifest.identity, own_receipt)
     outcome, start = Outcome(plan.manifest.shards), time.monotonic()
     with Progress(me.label("dump"), "tokens", 0, estimated=True, bar=me.count == 1) as progress:
         while missing := claims.mine(_missing(plan)):
@@ -239,15 +240,6 @@ def _missing(plan: Plan) -> list[int]:
     manifest = plan.manifest
     finished = read_receipts(plan.request.folder, manifest.shards, manifest.identity, finished_receipt)
     return [index for index in range(plan.manifest.shards) if index not in finished]
-
-
-def _check_replaceable(plan: Plan) -> None:
-    """Check that no missing shard would replace a file of another dump. Raises DumpError."""
-    out = plan.request.folder
-    there = set((out / SHARDS).names())
-    for index in _missing(plan):
-        if shard_path(out, index).name in there:
-            refuse_another_shard(shard_path(out, index), index, plan.manifest)
 
 
 def _wait_for_others(plan: Plan, claims: Claims | Shares, progress: Progress) -> None:

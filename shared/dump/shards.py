@@ -12,12 +12,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.dump.integrity.footers import ORIGIN_KEY, footer_of, origin_in, origin_of
+from shared.dump.integrity.footers import ORIGIN_KEY, origin_of
 from shared.dump.integrity.receipts import (
     DamagedShard,
     Receipt,
     checked_footer,
     receipt_path,
+    refuse_another_shard,
     shard_path,
     write_receipt,
 )
@@ -26,7 +27,6 @@ from shared.dump.parquet.tables import few_values, shard_schema, to_table, train
 from shared.dump.parquet.unpack import from_table
 from shared.dump.rowgroup import RowGroup
 from shared.dump.signals import Per
-from shared.errors import DumpError
 from shared.storage import Folder
 
 ROW_GROUP_BYTES = 2 * 2**20
@@ -59,7 +59,7 @@ def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator
         DumpError: if the file that it would replace belongs to another dump, or is another shard.
     """
     path = shard_path(folder, index)
-    refuse_another_shard(path, index, manifest)
+    refuse_another_shard(path, index, manifest.identity)
     facts: dict[str, Any] = {}
     # The receipt of a deleted shard must not count for the new one.
     receipt_path(folder, index).remove()
@@ -67,21 +67,6 @@ def write_shard(folder: Folder, index: int, manifest: Manifest, groups: Iterator
     receipt = Receipt.of(path, facts, manifest.identity, index)
     write_receipt(folder, index, receipt)
     return receipt
-
-
-def refuse_another_shard(path: Folder, index: int, manifest: Manifest) -> None:
-    """Check that the file which shard `index` would replace is this shard, damaged or unfinished, if there is one.
-
-    Raises:
-        DumpError: if it is a whole shard of another dump, or another shard of this one.
-    """
-    footer = footer_of(path) if path.exists() else b""
-    expected = None if manifest.identity is None else origin_of(manifest.identity, index)
-    if footer and origin_in(footer) != expected:
-        raise DumpError(
-            f"{path}: this shard belongs to another dump or has another number, and is not replaced; move it away, "
-            "then run the same command again."
-        )
 
 
 def write_groups(sink: IO[bytes], manifest: Manifest, groups: Iterator[RowGroup], index: int = 0) -> dict[str, Any]:

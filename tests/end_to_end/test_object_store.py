@@ -107,7 +107,7 @@ def test_shards_looks_into_a_dump_anywhere(
     (place / "shards" / "00001.parquet").write_bytes(b"PAR1")
     code, _, error = call(shards, "verify", place)
     assert code == 1
-    assert error.startswith(f"{place}/shards/00001.parquet: its size of 4 bytes ")
+    assert error.startswith(f"{place}/shards/00001.parquet: damaged shard (4 bytes")
 
 
 @pytest.mark.parametrize("url", ["nowhere://bucket/dump", "s3:/bucket/dump"])

@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from shared.dump.integrity.sealing import seal
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, UsageError
+from shared.storage import Folder
 from student_train import distill
 from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
@@ -53,6 +55,21 @@ def test_a_dump_with_a_flipped_byte_is_refused(copy: Any, tmp_path: Path, monkey
     shard.write_bytes(content)
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
     refused(made, DumpError, r"00002\.parquet: damaged \(row group 0: .*CRC", monkeypatch)
+
+
+def test_label_names_edited_by_hand_are_refused_until_they_are_sealed(
+    copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump = copy("sequence-classification")
+    manifest = json.loads((dump / "manifest.json").read_text())
+    names = ["bad", "so-so", "good"]
+    (dump / "manifest.json").write_text(json.dumps({**manifest, "label_names": names}))
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
+    with monkeypatch.context() as patch:
+        refused(made, DumpError, r"manifest\.json: not as it was written.*shards seal", patch)
+    seal(Folder.of(dump))
+    student = distill.run(made, resume=False)
+    assert list(json.loads((student.output / "config.json").read_text())["id2label"].values()) == names
 
 
 def test_what_is_no_dump_is_refused(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

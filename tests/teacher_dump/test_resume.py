@@ -15,6 +15,7 @@ import pytest
 
 from shared import Dump, UsageError
 from shared.dump import shards
+from shared.dump.integrity.checksums import write_checksums
 from shared.dump.manifest import Manifest
 from shared.storage import Folder, Place
 from shared.storage.on_disk import on_disk
@@ -204,21 +205,30 @@ def test_a_kill_between_a_shard_and_its_receipt(
     assert contents(anywhere.folder) == undisturbed
 
 
-@pytest.mark.parametrize("moment", ["manifest", "card"])
+@pytest.mark.parametrize("moment", ["checksums", "manifest", "card"])
 def test_a_kill_while_the_folder_is_made(
     moment: str, anywhere: Request, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*arguments: Any) -> None:
+    """Before, between and after the files that make it a dump; what was there may have been another teacher's."""
+
+    def killed(manifest: Any, folder: Folder | None = None) -> None:
+        if moment == "manifest":
+            write_checksums(anywhere.folder, "what another command would have written")
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Manifest, "write") if moment == "manifest" else (folder_module, "write_card")), killed)
+        patch.setattr(*((folder_module, "write_card") if moment == "card" else (Manifest, "write")), killed)
         with pytest.raises(Killed):
             run(anywhere)
     assert (anywhere.folder / "tokenizer" / "tokenizer.json").exists()
+    assert (anywhere.folder / "checksums.json").exists() == (moment != "checksums")
     assert (anywhere.folder / "manifest.json").exists() == (moment == "card")
     (anywhere.folder / "manifest.json.tmp").write_text("{")
-    (anywhere.folder / "tokenizer" / "tokenizer.json").write_text("{") if moment == "manifest" else None
+    if moment != "card":
+        (anywhere.folder / "tokenizer" / "tokenizer.json").write_text("{")
+        (anywhere.folder / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
+        (anywhere.folder / "weights").make()
+        (anywhere.folder / "weights" / "hidden.9.safetensors").write_bytes(b"")
     assert run(anywhere) == 4
     assert contents(anywhere.folder) == undisturbed
 

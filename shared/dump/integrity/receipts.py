@@ -137,6 +137,37 @@ def finished_receipt(folder: Folder, index: int, identity: str | None) -> Receip
         return None
 
 
+def refuse_another_shard(path: Folder, index: int, identity: str | None) -> None:
+    """Check that the file which shard `index` would replace is this shard, damaged or unfinished, if there is one.
+
+    Raises:
+        DumpError: if it is a whole shard of another dump, or another shard of this one.
+    """
+    try:
+        footer = footer_of(path)
+    except FileNotFoundError:
+        return
+    if footer and origin_in(footer) != (identity and origin_of(identity, index)):
+        raise DumpError(
+            f"{path}: this shard belongs to another dump or has another number, and is not replaced; move it away, "
+            "then run the same dump command again."
+        )
+
+
+def own_receipt(folder: Folder, index: int, identity: str | None) -> Receipt | None:
+    """Return what `finished_receipt` does, after a look at the shard itself, finished or not.
+
+    Raises:
+        DumpError: if the receipt or the shard belongs to another dump or has another number.
+    """
+    receipt, path = finished_receipt(folder, index, identity), shard_path(folder, index)
+    if receipt is None:
+        refuse_another_shard(path, index, identity)
+    else:
+        checked_footer(path, receipt)
+    return receipt
+
+
 def read_receipts(
     folder: Folder,
     shards: int,

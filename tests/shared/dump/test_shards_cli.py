@@ -116,7 +116,7 @@ def test_verify_names_the_damaged_file_and_ends_with_1(make_dump: Any, shards: A
     assert "00001" not in error
 
 
-@pytest.mark.parametrize("command", ["info", "head", "stats", "verify"])
+@pytest.mark.parametrize("command", ["info", "head", "stats", "verify", "seal"])
 def test_a_folder_without_a_dump_is_one_sentence(command: str, tmp_path: Path, shards: Any) -> None:
     code, out, error = shards(command, tmp_path)
     assert code == 1
@@ -136,3 +136,21 @@ def test_an_unfinished_dump_can_be_looked_at(make_dump: Any, shards: Any) -> Non
     code, _, error = shards("verify", dump)
     assert code == 1
     assert "00001.parquet: missing" in error
+
+
+def test_an_edit_by_hand_is_refused_until_it_is_sealed(make_dump: Any, shards: Any) -> None:
+    dump = make_dump()
+    manifest = dump / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"negative"', '"bad"'))
+    for command in ("info", "head", "stats"):
+        code, out, error = shards(command, dump)
+        assert (code, out) == (1, "")
+        assert f"{manifest}: not as it was written" in error
+        assert f"`shards seal {dump}`" in error
+    code, _, error = shards("verify", dump)
+    assert (code, str(manifest) in error) == (1, True)
+    code, out, _ = shards("seal", dump)
+    assert (code, out) == (0, f"{dump}/checksums.json now signs these files as they are:\n  manifest.json: changed\n")
+    assert "bad, neutral, positive" in shards("info", dump)[1]
+    assert shards("verify", dump)[0] == 0
+    assert "nothing has changed" in shards("seal", dump)[1]
