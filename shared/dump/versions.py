@@ -9,7 +9,7 @@ from typing import Any
 # dump's identity, each shard and receipt says where it belongs, and checksums.json holds the checksums of all other
 # files.
 FORMAT_VERSION = 6
-# The first version with an identity and checksums.
+# The first version with an identity and with checksums.
 FIRST_IDENTIFIED = 6
 READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 

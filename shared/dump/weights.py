@@ -60,9 +60,10 @@ def _load(owner: Owner, folder: Folder) -> Owner:
         return owner
     path = folder / WEIGHTS / owner.constants_file
     try:
-        # A file on this machine is memory-mapped, so that there is no second copy of its tensors.
+        # A file on this machine is memory-mapped, so that its tensors are copied once. Without a copy they would change
+        # with the file, after their hash has been compared.
         tensors = load(path.read_bytes()) if path.local is None else load_file(path.local)
-        return owner.with_constants(tensors)
+        return owner.with_constants({name: values.clone() for name, values in tensors.items()})
     except FileNotFoundError:
         raise DumpError(f"{path}: missing, and {owner.name} needs it; restore it or dump again.") from None
     except (SafetensorError, OSError) as error:

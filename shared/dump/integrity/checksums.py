@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from shared.dump.versions import FIRST_IDENTIFIED
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
@@ -17,8 +18,6 @@ FILE_NAME = "checksums.json"
 MANIFEST, TOKENIZER, WEIGHTS = "manifest.json", "tokenizer", "weights"
 # Names of files and folders in a dump.
 PARTS = (MANIFEST, TOKENIZER, WEIGHTS)
-# The first format version whose dumps have checksums.
-FIRST_VERSION = 6
 
 
 def checksums_of(folder: Folder, parts: tuple[str, ...] = PARTS) -> dict[str, str]:
@@ -65,10 +64,12 @@ def problems(folder: Folder, version: int, parts: tuple[str, ...]) -> list[str]:
     try:
         if read_checksums(folder) is None:
             missing = f"{folder / FILE_NAME}: missing, so that changes of other files would not be found"
-            return [f"{missing}; restore it, or {_signing(folder)}."] if version >= FIRST_VERSION else []
+            return [f"{missing}; restore it, or {_signing(folder)}."] if version >= FIRST_IDENTIFIED else []
         found = changes(folder, parts)
     except DumpError as error:
         return [str(error)]
+    except OSError as error:
+        return [f"{error.filename or folder}: cannot be read ({error.strerror or error}); restore it."]
     sentences = {
         "changed": "not as it was written (its SHA-256 differs from that in checksums.json); restore it",
         "missing": "missing; restore it",

@@ -108,6 +108,8 @@ def read_receipt(folder: Folder, index: int, identity: str | None) -> Receipt | 
         receipt = Receipt.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except ValidationError:
         raise DamagedShard(f"{path}: damaged receipt (it is no longer what was written); {_REMEDY}") from None
     if receipt.checksum != (receipt.digest() if receipt.seal else None):
@@ -147,6 +149,8 @@ def refuse_another_shard(path: Folder, index: int, identity: str | None) -> None
         footer = footer_of(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if footer and origin_in(footer) != (identity and origin_of(identity, index)):
         raise DumpError(
             f"{path}: this shard belongs to another dump or has another number, and is not replaced; move it away, "
@@ -195,7 +199,7 @@ def checked_footer(path: Folder, receipt: Receipt) -> bytes | None:
     try:
         footer = tail(path, receipt.seal.footer_bytes)
     except OSError as error:
-        raise DamagedShard(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
+        raise _unreadable(path, error) from None
     if _sha256(footer) != receipt.seal.footer_sha256:
         raise DamagedShard(
             f"{path}: damaged shard (its footer is not the one in its receipt: it has changed, or another file is in "
@@ -204,6 +208,10 @@ def checked_footer(path: Folder, receipt: Receipt) -> bytes | None:
     if origin_in(footer) != origin_of(receipt.seal.dump, receipt.seal.shard):
         raise DumpError(f"{path}: this file is not the shard that its receipt describes; {_REMEDY}")
     return footer
+
+
+def _unreadable(path: Folder, error: OSError) -> DumpError:
+    return DumpError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}")
 
 
 def _check_belongs(path: Folder, seal: Seal | None, identity: str | None, index: int) -> None:

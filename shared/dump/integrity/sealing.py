@@ -1,10 +1,12 @@
 """`shards seal`: new checksums for a dump whose manifest, tokenizer or weights were changed on purpose."""
 
 from shared.dump.integrity.checksums import FILE_NAME, PARTS, changes, read_checksums, write_checksums
-from shared.dump.integrity.receipts import finished_receipt, read_receipts
+from shared.dump.integrity.receipts import finished_receipt, read_receipts, shard_path
 from shared.dump.integrity.verification import verify_contents
 from shared.dump.manifest import FILE_NAME as MANIFEST
 from shared.dump.manifest import read_manifest
+from shared.dump.parquet.tables import is_described
+from shared.dump.shards import open_shard
 from shared.errors import DumpError
 from shared.storage import Folder
 
@@ -14,13 +16,16 @@ def seal(folder: Folder) -> list[str]:
 
     Raises:
         DumpError: if the manifest cannot be read, if the tokenizer or the weights are not those that it describes, or
-            if a shard belongs to another dump.
+            if a shard belongs to another dump or has other signals.
     """
     manifest = read_manifest(folder, is_signed=False)
     problems = verify_contents(folder, manifest)
+    for index, receipt in read_receipts(folder, manifest.shards, manifest.identity, finished_receipt).items():
+        path = shard_path(folder, index)
+        if not problems and not is_described(manifest, open_shard(path, receipt).schema_arrow):
+            problems = [f"{path}: its task, layout or signals are others than those of the manifest"]
     if problems:
         raise DumpError(f"{'; '.join(problems)}. Nothing was signed: mend this first, in the file or in the manifest.")
-    read_receipts(folder, manifest.shards, manifest.identity, finished_receipt)
     was_sealed, before = _before(folder)
     signed = write_checksums(folder, (folder / MANIFEST).read_text())
     if was_sealed and not before:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from shared.dump.integrity.checksums import PARTS, TOKENIZER, problems
 from shared.dump.integrity.receipts import SHARDS, read_receipt, receipt_path, shard_path
 from shared.dump.manifest import Manifest, read_manifest
-from shared.dump.parquet.tables import shard_schema
+from shared.dump.parquet.tables import is_described, shard_schema
 from shared.dump.shards import open_shard
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
@@ -88,6 +88,8 @@ def _verify_content(path: Folder, shard: pq.ParquetFile, manifest: Manifest, ind
     """Verify that an undamaged file belongs to this dump: its columns, and the row numbers of this shard."""
     if shard.schema_arrow.names != shard_schema(manifest).names:
         return [f"{path}: columns {shard.schema_arrow.names} are not those of the manifest"]
+    if not is_described(manifest, shard.schema_arrow):
+        return [f"{path}: it says of itself that its task, layout or signals are others than those of the manifest"]
     rows = shard.read(columns=["row"])["row"].to_pylist()
     if sorted(rows) != list(manifest.rows_of_shard(index)):
         return [f"{path}: its rows are not the rows {manifest.rows_of_shard(index)} of the corpus, each exactly once"]

@@ -3,6 +3,7 @@
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from shared.dump.codecs import Column
 from shared.dump.layouts import Field
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import MISSING, Flat, Lists, RowGroup, Values
+from shared.errors import DumpError
 
 _ROW = Field("row", "int64", "row number in the corpus, from 0", is_list=False)
 _INPUT_IDS = Field("input_ids", "int32", "token ids as the teacher saw them")
 _TOKEN_TYPES = Field("token_type_ids", "uint8", "0 for the first text of a pair, 1 for the second")
+
+# The key of a schema's metadata under which a shard describes itself, and the manifest's entries that it has there.
+_FACTS, _DESCRIBED = "lectern", ("task", "layout", "signals")
 
 
 def plain_fields(manifest: Manifest) -> tuple[Field, ...]:
@@ -46,8 +51,22 @@ def shard_schema(manifest: Manifest) -> pa.Schema:
         for column in signal.columns:
             about = {"description": f"{_about(column)}, {places[signal.per]}"}
             fields.append(pa.field(column.name, _list_of(_column_type(column)), nullable=False, metadata=about))
-    facts = manifest.model_dump_json(include={"format_version", "task", "layout", "signals"})
-    return pa.schema(fields, metadata={"lectern": facts})
+    return pa.schema(fields, metadata={_FACTS: manifest.model_dump_json(include={"format_version", *_DESCRIBED})})
+
+
+def is_described(manifest: Manifest, schema: pa.Schema) -> bool:
+    """Whether a shard's schema says that it has this manifest's task, layout and signals.
+
+    Shards of format versions 1 to 4 say it in other words, and count as described.
+    """
+    try:
+        facts = json.loads(schema.metadata[_FACTS.encode()])
+        if facts["format_version"] < 5:
+            return True
+        said = manifest.model_validate({**manifest.model_dump(mode="json"), **{key: facts[key] for key in _DESCRIBED}})
+    except (LookupError, TypeError, ValueError, DumpError):
+        return False
+    return all(getattr(said, key) == getattr(manifest, key) for key in _DESCRIBED)
 
 
 def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table:

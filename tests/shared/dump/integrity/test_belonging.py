@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from shared import Dump, DumpError
 from shared.dump.integrity.checksums import checksums_of
@@ -23,6 +24,7 @@ from shared.storage import Folder
 from student_train.data.sources import DumpSource
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.request import Request
+from tests.hand_edits import sign
 from tests.older_versions import downgrade
 
 TASK = "sequence-classification"
@@ -158,6 +160,19 @@ def test_embeddings_of_another_dump_are_refused_where_they_are_read(copied: Path
         "Dump": lambda folder: Dump(folder).word_embeddings(),
     }
     in_turn(copied, read, r"embeddings\.safetensors")
+
+
+def test_weights_do_not_change_with_their_file_after_the_check(copied: Path) -> None:
+    """As they would if they were looked at through a memory map."""
+    opened = Dump(copied)
+    constants = opened.manifest.vectors["hidden.2"].constants()
+    before = {"embeddings": opened.word_embeddings(), **constants}
+    wanted = {name: values.clone() for name, values in before.items()}
+    for file in (copied / "weights").iterdir():
+        with open(file, "r+b") as opened_file:
+            opened_file.seek(file.stat().st_size // 2)
+            opened_file.write(b"\0" * (file.stat().st_size // 2))
+    assert all(torch.equal(values, wanted[name]) for name, values in before.items())
 
 
 def test_file_managers_hidden_files_and_an_edited_card_are_nobodys_business(copied: Path) -> None:
@@ -306,6 +321,19 @@ def test_a_manifest_that_cannot_be_read_is_not_sealed(edit: Edit, copied: Path) 
     with pytest.raises(DumpError, match=r"manifest\.json: damaged manifest"):
         seal(Folder.of(copied))
     assert (copied / "checksums.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("case", ["task", "layer 99", "threshold", "levels"])
+def test_what_the_shards_deny_is_not_sealed(case: str, dump: Path, language: Path, tmp_path: Path) -> None:
+    """They have a description of their own."""
+    made = shutil.copytree(dump if case in EDITS else language, tmp_path / "dump")
+    edit_by_hand(made, (EDITS | EDITS_OF_A_LANGUAGE_MODEL)[case])
+    before = (made / "checksums.json").read_bytes()
+    with pytest.raises(DumpError, match=r"Nothing was signed|hidden\.99"):
+        seal(Folder.of(made))
+    assert (made / "checksums.json").read_bytes() == before
+    sign(made)
+    assert verify(Folder.of(made))
 
 
 def test_a_dump_of_an_earlier_version_is_sealed_on_demand(copied: Path) -> None:
