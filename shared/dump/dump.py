@@ -68,13 +68,18 @@ class Dump:
     def scan(self) -> pl.LazyFrame:
         """Return the raw columns, with one row per sequence; within a shard the longest sequences come first.
 
-        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number. If the dump is not on this machine, a
-        frame fetches only the columns that it needs, but of all shards; only `head(n)` stops earlier.
+        `scan().filter(pl.col("row") < 10)` finds rows of the corpus by number, without opening files of other rows;
+        `head(n)` stops early, and only the columns that are needed are read. Every page that is read is checked, as a
+        trainer does.
 
         Raises:
-            DumpError: if no shard is finished, or for a shard that is damaged or belongs elsewhere.
+            DumpError: if no shard is finished, or for a damaged receipt; when the frame is collected, for a shard that
+                is damaged or belongs elsewhere.
         """
-        shards = [(shard_path(self.path, index), receipt) for index, receipt in sorted(self.receipts.items())]
+        shards = [
+            (shard_path(self.path, index), receipt, self.manifest.rows_of_shard(index))
+            for index, receipt in sorted(self.receipts.items())
+        ]
         if not shards:
             raise DumpError(f"{self.path}: no shard is finished yet.")
         return scan_shards(shards, shard_schema(self.manifest))

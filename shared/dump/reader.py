@@ -1,10 +1,9 @@
 """Row groups of a dump for training: read in any order and repeatedly, without reading whole shards.
 
-Every page has a checksum, which is verified whenever the page is read. What is outside of pages (the footer, the page
-headers) is compared with the manifest, the receipt and the other columns. So damage is found before anything is learnt
-from it, and the first batch does not wait until whole shards are hashed, as `Dump.verify` does. (Of 58,645 ways to
-change one byte of a shard, all except six either changed nothing that is read or were found; those six changed one
-encoding of a page into another.)
+Every page has a checksum, which is verified whenever the page is read. What is outside of pages is checked, too: the
+footer against its checksum in the receipt, the headers of pages and the number of rows against the footer and the
+receipt. So damage is found before anything is learnt from it, and the first batch does not wait until whole shards are
+hashed, as `Dump.verify` does. (`tests/shared/dump/test_flips.py` flips bits.)
 """
 
 from collections import OrderedDict
@@ -23,8 +22,7 @@ from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.tables import shard_schema, training_columns
 from shared.dump.parquet.unpack import columns_of, flat_columns, from_columns
 from shared.dump.rowgroup import Flat, RowGroup
-from shared.dump.shards import open_shard
-from shared.errors import DumpError
+from shared.dump.shards import damaged_shard, open_shard
 from shared.storage import Folder
 
 # The most files open at once. Opening one takes about 0.2 ms; systems allow a process 1,024 open files, often fewer.
@@ -85,7 +83,7 @@ class GroupReader:
                     tokens.append(of_group)
                     sizes.append(in_memory)
             except _DAMAGE as error:
-                raise self._damaged(shard, str(error)) from None
+                raise damaged_shard(shard_path(self._folder, shard), str(error)) from None
         counts = np.asarray(tokens, np.int64)
         return GroupSizes(
             np.asarray(self.group_rows, np.int64), counts, np.asarray(sizes, np.int64) + _MORE_BYTES_PER_TOKEN * counts
@@ -99,14 +97,10 @@ class GroupReader:
         """
         shard, within = self._groups[group]
         try:
-            found = from_columns(self._manifest, self._flat(shard, within, columns), columns)
+            flat = self._flat(shard, within, [*self._plain, *columns])
+            return from_columns(self._manifest, flat, columns)
         except _DAMAGE as error:
-            raise self._damaged(shard, f"row group {within}: {error}") from None
-        if len(found.rows) != self.group_rows[group]:
-            raise self._damaged(
-                shard, f"row group {within}: {len(found.rows)} rows, but its receipt says {self.group_rows[group]}"
-            )
-        return found
+            raise damaged_shard(shard_path(self._folder, shard), f"row group {within}: {error}") from None
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return (row numbers [R], whether each row has a gold label [R]) of row group `group`.
@@ -121,21 +115,24 @@ class GroupReader:
         layout, labelled = self._manifest.layout, self._manifest.labelled
         gold = [field.name for field in layout.fields(labelled) if field.holds_gold]
         try:
-            table = self._file(shard).read_row_group(within, columns=[layout.number, *gold], use_threads=False)
-            columns = flat_columns(self._manifest, table)
-            return columns[layout.number].numbers(), layout.has_gold(columns, len(table), labelled)
+            columns = self._flat(shard, within, [layout.number, *gold])
+            return columns[layout.number].numbers(), layout.has_gold(columns, self.group_rows[group], labelled)
         except _DAMAGE as error:
-            raise self._damaged(shard, f"row group {within}: {error}") from None
+            raise damaged_shard(shard_path(self._folder, shard), f"row group {within}: {error}") from None
 
-    def _flat(self, shard: int, within: int, columns: Sequence[str]) -> dict[str, Flat]:
+    def _flat(self, shard: int, within: int, names: Sequence[str]) -> dict[str, Flat]:
+        """Return columns of a row group, each with as many rows as the receipt says."""
         file = self._file(shard)
         pages = GroupPages(self._raw[shard], file.metadata, within)
-        names = [*self._plain, *columns]
         found = {name: pages.read(self._columns[name]) for name in names if name in self._columns}
         flat = {name: column for name, column in found.items() if column is not None}
         left = [name for name in names if name not in flat]
         if left:
             flat |= flat_columns(self._manifest, file.read_row_group(within, columns=left, use_threads=False))
+        rows = self._receipts[shard].row_groups[within]
+        for name, column in flat.items():
+            if column.rows != rows:
+                raise ValueError(f"column {name!r} has {column.rows} rows, but the receipt says {rows}")
         return flat
 
     def _file(self, shard: int) -> pq.ParquetFile:
@@ -146,21 +143,10 @@ class GroupReader:
             closing, file = self._open.popitem(last=False)
             file.close(force=True)
             self._raw.pop(closing).close()
-        try:
-            file = open_shard(shard_path(self._folder, shard), self._receipts[shard])
-        except _DAMAGE as error:
-            raise self._damaged(shard, str(error)) from None
-        if not file.schema_arrow.equals(self._schema):
-            raise self._damaged(shard, "its columns are not those of the manifest")
-        if file.num_row_groups != len(self._receipts[shard].row_groups):
-            raise self._damaged(shard, "its row groups are not those of its receipt")
+        file = open_shard(shard_path(self._folder, shard), self._receipts[shard], self._schema)
         self._open[shard] = file
         self._raw[shard] = shard_path(self._folder, shard).open()
         return file
-
-    def _damaged(self, shard: int, what: str) -> DumpError:
-        path = shard_path(self._folder, shard)
-        return DumpError(f"{path}: damaged ({what}); delete it and run the same dump command again.")
 
 
 def _footer(metadata: pq.FileMetaData, read: Collection[str]) -> Iterator[tuple[int, int]]:

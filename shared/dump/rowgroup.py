@@ -98,6 +98,11 @@ class Flat:
     values: Values
     offsets: Offsets | None = None
 
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
     def numbers(self) -> NDArray[Any]:
         """Return the values of a column without lists in lists."""
         assert not isinstance(self.values, Lists)

@@ -23,6 +23,7 @@ from shared.dump.integrity.receipts import (
     write_receipt,
 )
 from shared.dump.manifest import Manifest
+from shared.dump.parquet.checked import open_checked
 from shared.dump.parquet.tables import few_values, shard_schema, to_table, training_columns
 from shared.dump.parquet.unpack import from_table
 from shared.dump.rowgroup import RowGroup
@@ -96,21 +97,36 @@ def weigh(manifest: Manifest, groups: Iterator[RowGroup]) -> tuple[dict[str, Any
     return facts, column_sizes([pq.ParquetFile(sink).metadata]), sink.getbuffer().nbytes
 
 
-def open_shard(path: Folder, receipt: Receipt) -> pq.ParquetFile:
-    """Open a shard for reading, with verification of page checksums.
+def open_shard(path: Folder, receipt: Receipt, schema: pa.Schema | None = None) -> pq.ParquetFile:
+    """Open a shard for reading; for damaged pages the file's methods raise ValueError. `close(force=True)` closes it.
 
     The footer is compared with the receipt before Arrow parses it. (Receipts of format versions 1 to 5 do not know the
     footer.)
 
     Raises:
-        DumpError: for a file that is not the one of this receipt, or not Parquet, for example because it is truncated.
+        DumpError: for a file that is not the one of this receipt, has other columns than `schema`, or is not Parquet,
+            for example because it is truncated.
     """
     footer = checked_footer(path, receipt)
     try:
-        known = None if footer is None else pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-        return pq.ParquetFile(path.local or path.open(), metadata=known, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedShard(f"{path}: damaged shard ({error}); delete it and run the same dump command again.") from None
+        source = None if footer is None else pa.BufferReader(_MAGIC + footer)
+        file = path.open()
+        opened = open_checked(file, pq.read_metadata(file if source is None else source))
+        groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+        rows = tuple(group.num_rows for group in groups)
+        found = opened.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged_shard(path, str(error)) from None
+    if rows != receipt.row_groups:
+        raise damaged_shard(path, "the rows of its row groups are not those of its receipt")
+    if schema is not None and not found.equals(schema):
+        raise damaged_shard(path, "its columns are not those of the manifest")
+    return opened
+
+
+def damaged_shard(path: Folder, what: str) -> DamagedShard:
+    """Return the error for a damaged shard."""
+    return DamagedShard(f"{path}: damaged shard ({what}); delete it and run the same dump command again.")
 
 
 def column_sizes(shards: Iterable[pq.FileMetaData]) -> dict[str, int]:

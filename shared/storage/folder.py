@@ -1,9 +1,8 @@
 """`Folder`: the type of every dump path, whether it is on this machine or at a URL.
 
-Local folders use the features of the file system: `rename`, `fsync`, locks and memory maps. Other locations (an object
-store, or this process's memory) are accessed through fsspec: a file is written with one PUT of all its bytes, which is
-atomic as well, and read in ranges. Other code need not distinguish them, except where only a local path will do
-(`local`).
+Local folders use the features of the file system: `rename`, `fsync` and locks. Other locations (an object store, or
+this process's memory) are accessed through fsspec: a file is written with one PUT of all its bytes, which is atomic as
+well, and read in ranges. Other code need not distinguish them, except where only a local path will do (`local`).
 """
 
 import hashlib

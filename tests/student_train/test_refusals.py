@@ -54,7 +54,7 @@ def test_a_dump_with_a_flipped_byte_is_refused(copy: Any, tmp_path: Path, monkey
     content[ids.data_page_offset + ids.total_compressed_size - 1] ^= 1
     shard.write_bytes(content)
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dump)
-    refused(made, DumpError, r"00002\.parquet: damaged \(row group 0: .*CRC", monkeypatch)
+    refused(made, DumpError, r"00002\.parquet: damaged shard \(row group 0: .*CRC", monkeypatch)
 
 
 def test_label_names_edited_by_hand_are_refused_until_they_are_sealed(

@@ -31,17 +31,28 @@ def crc32(message: NDArray[np.uint8]) -> int:
     first = np.zeros(2 * BLOCK, np.uint8)
     first[BLOCK - lead :] = message[: BLOCK + lead]
     first[BLOCK - lead :][:4] ^= 255
-    before, last, spare = first[:BLOCK], first[BLOCK:], np.empty(BLOCK, np.uint8)
-    last ^= before
-    last[NEAR:] ^= before[:_INTO]
+    before, last, spare = _Block(first[:BLOCK]), _Block(first[BLOCK:]), _Block(np.empty(BLOCK, np.uint8))
+    add = np.bitwise_xor
+    last.whole ^= before.whole
+    last.far ^= before.begin
     for start in range(lead + BLOCK, end, BLOCK):
-        np.bitwise_xor(message[start : start + BLOCK], last, out=spare)
-        spare[:NEAR] ^= before[_INTO:]
-        spare[NEAR:] ^= last[:_INTO]
+        add(message[start : start + BLOCK], last.whole, spare.whole)
+        add(spare.near, before.end, spare.near)
+        add(spare.far, last.begin, spare.far)
         before, last, spare = last, spare, before
     tail = message[end:].copy()
-    tail[:BLOCK] ^= last
-    tail[:NEAR] ^= before[_INTO:]
-    tail[NEAR:] ^= last
+    tail[:BLOCK] ^= last.whole
+    tail[:NEAR] ^= before.end
+    tail[NEAR:] ^= last.whole
     # zlib inverts the start value that it is given, so this is a register of zeros.
     return zlib.crc32(tail.data, 0xFFFFFFFF)
+
+
+class _Block:
+    """A block of bytes and its parts, which are made once: a slice takes half as long as adding a block."""
+
+    __slots__ = ("begin", "end", "far", "near", "whole")
+
+    def __init__(self, whole: NDArray[np.uint8]) -> None:
+        self.whole, self.near, self.far = whole, whole[:NEAR], whole[NEAR:]
+        self.begin, self.end = whole[:_INTO], whole[_INTO:]

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,10 +384,11 @@ def test_a_frame_of_files_elsewhere_fetches_no_more_than_it_needs(
     in_memory: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 2**62, 200_000)
-    table = pa.table({"row": np.arange(200_000, dtype=np.int32), "noise": noise})
     files = [in_memory / f"{index}.parquet" for index in range(3)]
-    for file in files:
-        file.write(lambda sink: pq.write_table(table, sink, row_group_size=50_000, compression="none"))
+    for index, file in enumerate(files):
+        table = pa.table({"row": np.arange(200_000) + 200_000 * index, "noise": noise})
+        options = {"row_group_size": 50_000, "compression": "none", "write_page_checksum": True}
+        file.write(partial(pq.write_table, table, **options))
     fetched: dict[str, int] = {}
     fetch = RangeFile._fetched
 
@@ -397,16 +399,23 @@ def test_a_frame_of_files_elsewhere_fetches_no_more_than_it_needs(
 
     monkeypatch.setattr(RangeFile, "_fetched", counted)
     bare = Receipt(rows=len(table), tokens=0, positions=0, bytes=0, sha256="", row_groups=(50_000,) * 4)
-    frame = scan_shards([(file, bare) for file in files], table.schema)
+    rows = [range(200_000 * index, 200_000 * (index + 1)) for index in range(3)]
+    frame = scan_shards(list(zip(files, [bare] * 3, rows, strict=True)), table.schema)
     assert not fetched, "it is lazy"
     whole, footer = files[0].size(), 2**17
     assert len(frame.head(3).collect()) == 3
     assert list(fetched) == ["0.parquet"]
     assert fetched["0.parquet"] < whole / 4 + footer
     fetched.clear()
-    assert frame.select(pl.col("row").cast(pl.Int64).sum()).collect().item() == 3 * 100_000 * 199_999
+    assert frame.select(pl.col("row").sum()).collect().item() == 300_000 * 599_999
     assert sorted(fetched) == ["0.parquet", "1.parquet", "2.parquet"]
-    assert all(size < whole / 2 for size in fetched.values())
+    assert all(size < whole / 2 + footer for size in fetched.values())
+    fetched.clear()
+    found = frame.filter(pl.col("row") == 250_001).collect()
+    assert found.rows() == [(250_001, noise[50_001])]
+    # The numbers of all rows of one file, and all columns of one row group.
+    assert list(fetched) == ["1.parquet"]
+    assert fetched["1.parquet"] < whole * 3 / 4 + footer
 
 
 def test_a_dump_elsewhere_streams_to_a_file(dumps: dict[str, Path], in_memory: Folder, tmp_path: Path) -> None:

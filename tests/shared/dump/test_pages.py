@@ -1,5 +1,6 @@
 """Pages read without Arrow give what Arrow gives, are checked, and are left to Arrow where they are of another kind."""
 
+import os
 from io import FileIO
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from shared.dump.codecs import Column, Int8Vectors, Sparse, TopK
 from shared.dump.integrity.receipts import Receipt, shard_path
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Compression, Manifest
-from shared.dump.parquet import pages as pages_module
+from shared.dump.parquet.headers import data_pages
 from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.unpack import Flat, columns_of, flat_columns
 from shared.dump.rowgroup import RowGroup, offsets_per
@@ -90,7 +91,6 @@ def test_pages_hold_what_arrow_reads_in_them(
     """Rows of any length, none among them; a page a column, or many that begin within rows; copied or mapped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shared.dump.shards.MOST_PAGE_BYTES", page_bytes)
-        patch.setattr(pages_module, "_LEAST_MAPPED", 100)
         folder = tmp_path_factory.mktemp("dump")
         manifest, _, receipt = written(folder, compression, groups)
         path = shard_path(Folder.of(folder), 0)
@@ -146,6 +146,33 @@ def test_a_flipped_bit_of_a_page_is_never_read_as_another_number(compression: st
                 assert found is not None
                 assert same(found, wanted)
     assert refused > 100
+
+
+def test_what_was_read_stays_though_the_file_changes(tmp_path: Path) -> None:
+    """A memory map would show the zeros, and end the process by a signal when the file has become shorter."""
+    manifest, groups, _ = written(tmp_path, "none", [[20_000]])
+    path = tmp_path / "shards" / "00000.parquet"
+    with FileIO(path) as raw:
+        pages = GroupPages(raw, pq.ParquetFile(path).metadata, 0)
+        found = pages.read(columns_of(manifest)["d.entries_1"])
+    assert found is not None
+    size = path.stat().st_size
+    with open(path, "rb+") as file:
+        file.write(bytes(size))
+    assert np.array_equal(found.numbers(), groups[0].columns["d.entries_1"])
+    os.truncate(path, 0)
+    assert np.array_equal(found.numbers(), groups[0].columns["d.entries_1"])
+
+
+def test_bytes_that_claim_to_be_a_huge_header_are_refused_at_once(tmp_path: Path) -> None:
+    """Integers and structs without an end, in the place of a page."""
+    _, _, _ = written(tmp_path, "none", [[20_000]])
+    metadata = pq.ParquetFile(tmp_path / "shards" / "00000.parquet").metadata
+    leaf = next(leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path.startswith("input"))
+    chunk = metadata.row_group(0).column(leaf)
+    for pattern in (b"\x15" + b"\xff" * 2**21, b"\x1c" * 2**16, b"", bytes(100), b"\x18\xff\xff\xff\xff\x7f"):
+        with pytest.raises(ValueError, match=r"header"):
+            data_pages(chunk, np.frombuffer(pattern, np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_a_shard_that_is_not_the_one_written_is_refused(damage: str, dumps: dict
     elif damage == "lengths":
         shifted = pa.chunked_array([pa.concat_arrays([chunk[1:], chunk[:1]]) for chunk in table["hidden.2"].chunks])
         table = table.set_column(table.schema.get_field_index("hidden.2"), table.schema.field("hidden.2"), shifted)
-    pq.write_table(table, file, row_group_size=5 if damage == "row groups" else None)
+    pq.write_table(table, file, row_group_size=5 if damage == "row groups" else None, write_page_checksum=True)
     source = DumpSource(dumps["masked-lm"])
     # As if each had been made for its file: without its seal, a receipt says nothing of the footer.
     bare = {"row_groups": (16,), "seal": None}
@@ -304,9 +304,9 @@ def test_files_stay_open_up_to_a_number(dumps: dict[str, Path], monkeypatch: pyt
     opened = []
     open_shard = reader_module.open_shard
 
-    def counted(path: Folder, receipt: Any) -> Any:
+    def counted(path: Folder, receipt: Any, schema: Any) -> Any:
         opened.append(receipt.seal.shard)
-        return open_shard(path, receipt)
+        return open_shard(path, receipt, schema)
 
     monkeypatch.setattr(reader_module, "open_shard", counted)
     source = DumpSource(dumps["causal-lm"])

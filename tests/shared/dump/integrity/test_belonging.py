@@ -276,7 +276,7 @@ def test_no_change_of_a_footer_reaches_whoever_parses_it(copied: Path) -> None:
         with pytest.raises(DumpError, match=r"00001\.parquet: damaged shard \(its footer"):
             open_shard(path, receipt)
         with pytest.raises(DumpError, match=r"00001\.parquet: damaged shard \(its footer"):
-            Dump(copied).scan()
+            Dump(copied).scan().collect()
     path.write_bytes(whole)
     assert open_shard(path, receipt).read().num_rows == receipt.rows
 
