@@ -37,6 +37,7 @@ from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, Tokeni
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.memory import keep_freed_memory
+from shared.storage import Folder
 
 QUICK = os.environ.get("QUICK") == "1"
 POSITIONS, RUNS = (100_000, 3) if QUICK else (1_000_000, 5)
@@ -80,7 +81,7 @@ def make_dump(folder: Path, rule: Selection, positions: int) -> None:
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
     Manifest(
-        **{**manifest_of(codec).model_dump(), "task": "causal-lm", "signals": (codec,)},
+        **{**manifest_of(codec).model_dump(), "task": "causal-lm", "signals": manifest_of(codec).signals},
         lectern_version="0",
         teacher=Teacher(name="none", revision=None, architecture="none", parameters=0, fingerprint=""),
         tokenizer=TokenizerFacts(size=source.vocabulary, fingerprint="", pad_token_id=None),
@@ -88,7 +89,7 @@ def make_dump(folder: Path, rule: Selection, positions: int) -> None:
         label_names=None,
         corpus=CorpusFacts(rows=len(lengths), labelled_rows=0, fingerprint=""),
         options=Options(positions=None, max_length=512, dtype="fp32", shard_rows=len(lengths), seed=0),
-    ).write(folder)
+    ).write(Folder.of(folder))
 
 
 def through_polars(folder: Path) -> None:

@@ -91,7 +91,8 @@ def verify(dump: DumpFolder) -> None:
     for damage in damages:
         typer.echo(damage, err=True)
     if damages:
-        typer.echo(f"\n{len(damages)} damaged. Shards are made again by the same dump command.", err=True)
+        remedy = "delete damaged shards and run the same dump command again, and restore other files"
+        typer.echo(f"\n{len(damages)} damaged; {remedy}.", err=True)
         raise typer.Exit(1)
     opened = Dump(dump)
     rows = sum(receipt.rows for receipt in opened.receipts.values())
