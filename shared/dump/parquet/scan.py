@@ -21,8 +21,8 @@ def scan_shards(shards: Sequence[Shard], schema: pa.Schema) -> pl.LazyFrame:
     Row groups are read one after the other, and only the columns that are needed. A filter is tried on its own columns
     first, and the others are read only of row groups in which it holds somewhere; if it looks at row numbers alone,
     files without such rows are not opened. Whenever a page is read, it is checked. That takes no longer than polars'
-    own reader, which checks nothing: ids and log-probabilities of 300,000 positions take 0.45 s of processor time, and
-    0.50 with polars' reader.
+    own reader, which checks nothing: ids and log-probabilities of 300,000 positions take 0.45 s of processor time with
+    either, raw columns 0.04 s, and 0.08 s with polars' reader (on two cores; polars reads several files at once).
 
     Raises (when the frame is collected):
         DumpError: for damage, with the name of the file.

@@ -110,3 +110,21 @@ def test_a_flipped_bit_in_a_page_is_found_or_harmless(folder: Path) -> None:
     said = [outcome for place in tried for outcome in outcomes(dump, *place, whole, undamaged)]
     assert set(said) == {"found", "harmless"}
     assert said.count("found") > SAMPLED
+
+
+def test_a_page_that_claims_to_be_of_another_type_is_not_skipped(folder: Path) -> None:
+    """Arrow skips pages of unknown types: a row group had no rows, and no gold labels, without a word."""
+    dump = Dump(folder)
+    path = folder / "shards" / "00000.parquet"
+    whole, metadata = path.read_bytes(), pq.ParquetFile(path).metadata
+    for leaf in range(metadata.num_columns):
+        start, _ = place_of(metadata.row_group(0).column(leaf))
+        assert whole[start] == 0x15  # the first field, an integer: the type
+        path.write_bytes(whole[: start + 1] + bytes([whole[start + 1] ^ 2]) + whole[start + 2 :])
+        name = metadata.schema.column(leaf).path.split(".list.")[0]
+        with pytest.raises(DumpError, match=r"00000\.parquet.*header of a page"):
+            dump.scan().select(name).collect()
+        if name == dump.manifest.layout.number:
+            with pytest.raises(DumpError, match=r"00000\.parquet.*header of a page"):
+                reader(dump).gold(0)
+    path.write_bytes(whole)

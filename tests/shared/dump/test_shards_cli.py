@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from shared import Dump
@@ -154,3 +155,20 @@ def test_an_edit_by_hand_is_refused_until_it_is_sealed(make_dump: Any, shards: A
     assert "bad, neutral, positive" in shards("info", dump)[1]
     assert shards("verify", dump)[0] == 0
     assert "nothing has changed" in shards("seal", dump)[1]
+
+
+@pytest.mark.parametrize("command", ["head", "stats"])
+def test_a_flipped_bit_in_what_is_shown_is_one_sentence(command: str, make_dump: Any, shards: Any) -> None:
+    """polars reads the pages, and the sentence comes through it as it was."""
+    dump = make_dump("masked-lm", top_k=5)
+    file = dump / "shards" / "00000.parquet"
+    chunk = pq.ParquetFile(file).metadata.row_group(0).column(1)
+    content = bytearray(file.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 16
+    file.write_bytes(content)
+    code, out, err = shards(command, dump)
+    assert code == 1
+    said = " ".join(err.split())
+    assert said.startswith(f"error: {file}: damaged shard (")
+    assert said.endswith("delete it and run the same dump command again.")
+    assert "Traceback" not in err + out
