@@ -1,7 +1,8 @@
-"""Memory allocation: the process keeps freed memory for the next batch."""
+"""Memory of this machine: how much is free, and freed memory that the process keeps for the next batch."""
 
 import ctypes
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -18,3 +19,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def free_bytes() -> int | None:
+    """Return the bytes of memory that a process can get without swapping; None if they are not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

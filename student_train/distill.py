@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from shared.errors import LecternError, RecipeError
+from shared.models.loading import load_tokenizer
 from shared.storage.files import only_one, write_text_atomically
 from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.needs import needs_of
-from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
 from student_train.recipe.kept import RECIPE, check_output, recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
@@ -154,7 +155,7 @@ def open_source(recipe: Recipe) -> Source:
         task,
         data.train,
         task.columns(data, labels_required=True),
-        load_tokenizer(path),
+        load_tokenizer(path, RecipeError),
         data.max_length,
         data.labels,
         data.positions,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.dump import Dump
@@ -19,6 +19,7 @@ from shared.dump.reader import GroupReader, GroupSizes
 from shared.dump.rowgroup import MISSING, RowGroup
 from shared.dump.signals import Per, Signal, SignalKey
 from shared.errors import RecipeError
+from shared.models.loading import load_tokenizer
 from shared.storage import Folder, Place
 from shared.storage.on_disk import on_disk
 from shared.text.corpus import Corpus
@@ -235,27 +236,13 @@ class TextSource(Source):
 
 def _tokenizer_of(folder: Folder) -> PreTrainedTokenizerBase:
     with on_disk(folder) as path:
-        return load_tokenizer(str(path), str(folder))
-
-
-def load_tokenizer(path: str, name: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id; messages call it `name`. Raises RecipeError if there is none."""
-    name = name or path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{name}: no tokenizer can be loaded from there ({reason}).") from None
-    # For a model saved without a tokenizer, transformers makes one that has only the special tokens.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise RecipeError(f"{name}: there is no tokenizer beside this model; save one there, or name another.")
-    return tokenizer
+        return load_tokenizer(str(path), RecipeError, name=str(folder))
 
 
 def check_same_tokenizer(path: Path | str, source: Source) -> None:
     """Check that a model's own tokenizer gives the same ids as the source's. Raises RecipeError if it does not."""
     try:
-        own = load_tokenizer(str(path))
+        own = load_tokenizer(str(path), RecipeError)
     except RecipeError:
         return  # the model has none; its number of embeddings is checked when it is built
     if own.get_vocab() != source.tokenizer.get_vocab():

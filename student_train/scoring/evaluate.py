@@ -4,24 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
-from shared.errors import LecternError, RecipeError, UsageError
+from shared.errors import LecternError, RecipeError
+from shared.models.devices import usable_device
+from shared.models.loading import load_tokenizer
 from shared.storage import Place
 from shared.text.columns import ScoredColumns
 from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import Task
-from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer, load_tokenizer
+from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
 from student_train.scoring.agreement import agreement_of
 from student_train.scoring.latency import first_batches, latencies
 from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.scoring.report import Report
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
-
-transformers.utils.logging.disable_progress_bar()
 
 LATENCY_SECONDS = 1.0  # for each runtime and size of batch
 
@@ -43,13 +42,10 @@ def evaluate(
         RecipeError: if the folder holds no model for the task, or the model's labels are not those of the files or the
             dump.
     """
+    where = usable_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model, task = load_model(model_path, task_name)
-    where = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    try:
-        model.to(torch.device(where))
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from None
-    tokenizer = load_tokenizer(str(model_path))
+    model.to(where)
+    tokenizer = load_tokenizer(str(model_path), RecipeError)
     label_names = task.label_names_of(model.config)
     length = max_length or longest_row(model, tokenizer)
     columns = task.scored_columns(names)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shared.errors import LecternError, UsageError
+from shared.errors import LecternError, RecipeError, UsageError
+from shared.models.loading import load_tokenizer
 from shared.storage.files import write_atomically
 from shared.text.columns import ColumnNames
 from shared.text.tasks import Task, task_named
-from student_train.data.sources import TextSource, load_tokenizer
+from student_train.data.sources import TextSource
 from student_train.scoring.latency import first_batches
 from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.runtimes import INPUTS, MODEL_FILE, OnnxRuntime, TorchRuntime, difference
@@ -70,7 +71,7 @@ def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence
     if task_name is not None and not task_named(task_name).is_scored:
         raise UsageError(f"the task {task_name} has no logits to export; choose another task.")
     model, task = load_model(folder, task_name)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), RecipeError)
     path = out or folder / MODEL_FILE
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: there is no such folder to write to; create it first.")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import RecipeError, UsageError
+from shared.models import loading
 from shared.text.tasks import TASKS, Task, task_named
 
 DEFAULT_LENGTH = 512
@@ -22,20 +22,15 @@ def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
 
 def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel, Task]:
     """Load a model folder with the task's class, in evaluation mode. Raises RecipeError if it holds no such model."""
-    try:
-        config = AutoConfig.from_pretrained(path)
-        task = task_named(task_name or _task_of(config, path))
-        if not task.is_scored:
-            raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
-        loader = getattr(transformers, task.auto_class)
-        model, info = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{path}: no model can be loaded from there ({reason}).") from None
-    if info["missing_keys"]:
+    config = loading.load_config(str(path), RecipeError)
+    task = task_named(task_name or _task_of(config, path))
+    if not task.is_scored:
+        raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
+    model, missing = loading.load_model(task.auto_class, str(path), config, RecipeError, dtype=torch.float32)
+    if missing:
         raise RecipeError(
-            f"{path}: it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}, which {task.name} needs; "
-            "this checkpoint lacks that head."
+            f"{path}: it has no weights for {', '.join(missing[:3])}, which {task.name} needs; this checkpoint lacks "
+            "that head."
         )
     return model.eval(), task
 

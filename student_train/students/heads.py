@@ -7,6 +7,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.models import loading
 from shared.text.tasks import TASKS
 from student_train.students.needs import Needs
 
@@ -44,8 +45,7 @@ def head_is_trained(config: PretrainedConfig, auto_class: str) -> bool:
 def fresh_model(config: PretrainedConfig, auto_class: str) -> PreTrainedModel:
     """A model with this configuration and random weights. Raises RecipeError if there is no such head."""
     check_has_head(config, auto_class)
-    model: PreTrainedModel = auto_class_named(auto_class).from_config(config)
-    return model
+    return loading.fresh_model(auto_class, config, RecipeError)
 
 
 def fresh_values(needs: Needs) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, field_validator
-from safetensors import SafetensorError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.models.loading import load_config, load_model
 from student_train.students.base import Student
 from student_train.students.heads import (
-    auto_class_named,
     check_has_head,
     field_names,
     head_is_trained,
@@ -53,11 +52,7 @@ class PretrainedStudent(Student):
 
 
 def _load(path: str, auto_class: str, label_names: tuple[str, ...] | None) -> PreTrainedModel:
-    loader = auto_class_named(auto_class)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"The student {path} has no configuration that transformers can read: {error}") from error
+    config = load_config(path, RecipeError)
     check_has_head(config, auto_class)
     if label_names is not None:
         if head_is_trained(config, auto_class):
@@ -67,19 +62,16 @@ def _load(path: str, auto_class: str, label_names: tuple[str, ...] | None) -> Pr
     for name, value in task_values(auto_class).items():
         if name in field_names(type(config)):
             setattr(config, name, value)
-    try:
-        model: PreTrainedModel = loader.from_pretrained(
-            path,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            # Trained weights are float32, whatever the type of the checkpoint.
-            dtype=torch.float32,
-            # Only a head for other labels can mismatch, because the configuration is otherwise the checkpoint's own.
-            ignore_mismatched_sizes=label_names is not None,
-        )
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"The student {path} has no safetensors weights that can be read: {error}") from error
+    model, _ = load_model(
+        auto_class,
+        path,
+        config,
+        RecipeError,
+        # Trained weights are float32, whatever the type of the checkpoint.
+        dtype=torch.float32,
+        # Only a head for other labels can mismatch, because the configuration is otherwise the checkpoint's own.
+        ignore_mismatched_sizes=label_names is not None,
+    )
     return model
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.errors import UsageError
+from shared.models.devices import usable_device
 from teacher_dump.workers import worker
 
 # The types in which teachers compute, by their names in --dtype and the manifest.
@@ -31,10 +32,7 @@ def device_named(name: str) -> torch.device:
         name = "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name!r}: unknown device; use auto, cpu, cuda, cuda:1 or mps.") from None
+    return usable_device(name)
 
 
 @dataclass(frozen=True)

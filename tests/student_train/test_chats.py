@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from shared import Dump
-from shared.errors import UsageError
+from shared.errors import RecipeError, UsageError
+from shared.models.loading import load_tokenizer
 from shared.text import examples
 from shared.text.columns import ScoredColumns
 from shared.text.examples import Columns
 from shared.text.tasks import TASKS
 from student_train import distill
 from student_train.cli import app
-from student_train.data import sources
 from student_train.data.batches import collate, in_order
 from student_train.data.sources import DumpSource, Source, TextSource
 from student_train.recipe.recipe import Recipe
@@ -54,7 +54,7 @@ def row_by_row(source: Source) -> dict[int, dict[str, Any]]:
 
 def test_a_dump_and_its_files_give_the_same_positions_and_labels(chat_dump: Path, teacher: Path, corpus: Path) -> None:
     dump = DumpSource(chat_dump)
-    tokenizer = sources.load_tokenizer(str(teacher))
+    tokenizer = load_tokenizer(str(teacher), RecipeError)
     columns = Columns("messages", shape=examples.CHATS)
     files = TextSource(TASKS["causal-lm"], [str(corpus)], columns, tokenizer, 64, positions="completion")
     assert (files.has_gold, files.positions, files.layout.name) == (True, "completion", "listed-next-token")

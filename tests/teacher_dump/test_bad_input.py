@@ -157,7 +157,7 @@ def test_a_text_without_tokens_cannot_be_classified(
 def test_a_teacher_that_is_not_there(base: dict[str, Any], dump: Any, tmp_path: Path) -> None:
     assert_refused(dump(**base | {"teacher": tmp_path / "no"}), FAILED, "there is no such folder")
     (tmp_path / "bare").mkdir()
-    assert_refused(dump(**base | {"teacher": tmp_path / "bare"}), FAILED, "no model and tokenizer can be loaded")
+    assert_refused(dump(**base | {"teacher": tmp_path / "bare"}), FAILED, "no configuration can be loaded")
     assert not base["out"].exists()
 
 
@@ -166,11 +166,11 @@ def test_a_teacher_whose_weights_are_cut_short(base: dict[str, Any], dump: Any, 
     weights = teacher / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     assert_refused(
-        dump(**base | {"teacher": teacher}), FAILED, "cannot be loaded as AutoModelForSequenceClassification"
+        dump(**base | {"teacher": teacher}), FAILED, "no model for AutoModelForSequenceClassification can be loaded"
     )
     weights.unlink()
     assert_refused(
-        dump(**base | {"teacher": teacher}), FAILED, "cannot be loaded as AutoModelForSequenceClassification"
+        dump(**base | {"teacher": teacher}), FAILED, "no model for AutoModelForSequenceClassification can be loaded"
     )
     assert not base["out"].exists()
 

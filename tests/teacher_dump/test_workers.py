@@ -115,5 +115,5 @@ def test_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(UsageError, match="--device 'tpuu': unknown device"):
+    with pytest.raises(UsageError, match="device 'tpuu' cannot be used here"):
         device_named("tpuu")

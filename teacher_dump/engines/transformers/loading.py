@@ -3,17 +3,14 @@
 Shapes: B rows, L tokens of the longest, V vocabulary.
 """
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from shared.errors import TeacherError, UsageError
+from shared.models.loading import load_config, load_model, load_tokenizer, parameters_of
 from shared.text.tasks import Task
 from teacher_dump.engines.base import TeacherDescription
 from teacher_dump.engines.devices import DTYPES, device_named
@@ -24,10 +21,6 @@ from teacher_dump.engines.transformers.head import VocabularyHead
 from teacher_dump.engines.transformers.layers import Layers
 from teacher_dump.engines.transformers.teacher import Teacher, own_pad_token
 from teacher_dump.request import Request
-
-transformers.utils.logging.disable_progress_bar()
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # The largest share of a device's memory for weights; the rest is for batches.
 WEIGHTS_SHARE = 0.8
@@ -57,14 +50,8 @@ def describe(request: Request, task: Task) -> Description:
     name = request.teacher
     if not isinstance(name, str):
         raise UsageError(f"the engine 'transformers' loads a folder or a hub id, but not a {type(name).__name__}.")
-    source = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
-    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        raise TeacherError(f"{name}: there is no such folder; give a model's folder or a hub id.")
-    try:
-        config = AutoConfig.from_pretrained(name, **source)
-        tokenizer = AutoTokenizer.from_pretrained(name, **source)
-    except (OSError, ValueError) as error:
-        raise TeacherError(f"{name}: no model and tokenizer can be loaded from there ({_first_line(error)}).") from None
+    config = load_config(name, TeacherError, request.trust_remote_code, request.revision)
+    tokenizer = load_tokenizer(name, TeacherError, request.trust_remote_code, request.revision)
     task.check_tokenizer(tokenizer)
     # Every configuration has label names, at least generic ones: without a head they would be compared with the data.
     architectures = config.architectures or []
@@ -89,24 +76,19 @@ def load_teacher(description: Description) -> Teacher:
         raise UsageError(f"--device-map {request.device_map!r}: use none or auto.")
     device = device_named(request.device)
     dtype = _dtype(request.dtype, device)
-    loader = getattr(transformers, task.auto_class)
-    device_map = "auto" if request.device_map == "auto" or _is_too_large(loader, config, dtype, device) else None
-    try:
-        model, info = loader.from_pretrained(
-            name,
-            config=config,
-            dtype=DTYPES[dtype],
-            revision=request.revision,
-            trust_remote_code=request.trust_remote_code,
-            use_safetensors=True,
-            device_map=device_map,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"{name}: cannot be loaded as {task.auto_class} ({_first_line(error)}).") from None
-    missing = sorted(
-        key for key in info["missing_keys"] if not any(optional in key for optional in task.optional_weights)
+    is_spread = request.device_map == "auto" or _is_too_large(description, dtype, device)
+    device_map = "auto" if is_spread else None
+    model, missing = load_model(
+        task.auto_class,
+        name,
+        config,
+        TeacherError,
+        request.trust_remote_code,
+        dtype=DTYPES[dtype],
+        revision=request.revision,
+        device_map=device_map,
     )
+    missing = [key for key in missing if not any(optional in key for optional in task.optional_weights)]
     if missing:
         raise TeacherError(
             f"{name}: it has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, "
@@ -158,12 +140,12 @@ def _knows_token_types(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
     return "token_type_ids" in tokenizer.model_input_names if types is None else types > 1
 
 
-def _is_too_large(loader: Any, config: Any, dtype: str, device: torch.device) -> bool:
+def _is_too_large(description: Description, dtype: str, device: torch.device) -> bool:
     """Whether the weights would take more than their share of a CUDA device, and must be spread over several."""
     if device.type != "cuda":
         return False
-    with torch.device("meta"):
-        parameters = loader.from_config(config).num_parameters()
+    auto_class, trusted = description.task.auto_class, description.request.trust_remote_code
+    parameters = parameters_of(auto_class, description.config, trusted)
     return parameters * DTYPES[dtype].itemsize > WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
@@ -176,7 +158,3 @@ def _dtype(name: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -20,7 +20,8 @@ from shared.dump import reader as reader_module
 from shared.dump.codecs import DistributionCodec, SparseTargets, counts_of
 from shared.dump.reader import GroupReader
 from shared.dump.rowgroup import to_flat
-from shared.errors import DumpError
+from shared.errors import DumpError, RecipeError
+from shared.models.loading import load_tokenizer
 from shared.storage import Folder
 from shared.storage.on_disk import save_into
 from shared.text.examples import WORDS, Columns
@@ -177,7 +178,7 @@ def test_files_and_a_dump_of_them_give_the_same_batches(
         TASKS[task],
         [str(data)],
         Columns("tokens", label="tags", shape=WORDS) if words else Columns("text", label="label"),
-        sources.load_tokenizer(str(teacher)),
+        load_tokenizer(str(teacher), RecipeError),
         20,
         dump.label_names,
         seed=5,

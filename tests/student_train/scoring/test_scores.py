@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_scored_is_refused(
     teachers: dict[str, Path], corpora: dict[str, Path], dumps: dict[str, Path], tmp_path: Path
 ) -> None:
     task = "sequence-classification"
-    with pytest.raises(RecipeError, match="no model can be loaded"):
+    with pytest.raises(RecipeError, match="there is no such folder"):
         score(tmp_path / "no" / "model" / "here", corpora[task])
     with pytest.raises(RecipeError, match=r"has no weights for .*classifier.*lacks that head"):
         score(teachers["encoder"], corpora[task], task_name=task)

@@ -587,14 +587,14 @@ def test_a_checkpoint_with_too_few_positions_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_missing_or_damaged_or_not_safetensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nowhere has no configuration"):
+    with pytest.raises(RecipeError, match="there is no such folder"):
         build(PretrainedStudent(path=str(tmp_path / "nowhere")))
     path = save_bert(tmp_path / "damaged", LABELS)
     weights = tmp_path / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(RecipeError, match="damaged has no safetensors weights"):
+    with pytest.raises(RecipeError, match=r"damaged: no model for .* can be loaded"):
         build(PretrainedStudent(path=path))
     weights.unlink()
     torch.save({}, tmp_path / "damaged" / "pytorch_model.bin")
-    with pytest.raises(RecipeError, match="damaged has no safetensors weights"):
+    with pytest.raises(RecipeError, match=r"damaged: no model for .* can be loaded"):
         build(PretrainedStudent(path=path))
