@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.dump.embeddings import WordEmbeddings
 from shared.dump.layouts import Layout
-from shared.dump.manifest import Compression, CorpusFacts, Manifest, Options, TokenizerFacts
+from shared.dump.manifest import Compression, CorpusFacts, Manifest, OffsetsFact, Options, TokenizerFacts
 from shared.dump.manifest import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
@@ -78,7 +78,7 @@ def describe(
         lectern_version=version("lectern"),
         task=task.name,
         teacher=_teacher_facts(engine, signals),
-        tokenizer=_tokenizer_facts(how),
+        tokenizer=_tokenizer_facts(how, task.offsets_fact(how) if survey.labelled_rows else None),
         vocabulary=engine.vocabulary,
         layout=layout,
         labelled=task.is_labelled(survey.labelled_rows),
@@ -113,11 +113,14 @@ def _compression(request: Request) -> Compression:
     return cast(Compression, request.compression)
 
 
-def _tokenizer_facts(how: Tokenizing) -> TokenizerFacts:
+def _tokenizer_facts(how: Tokenizing, offsets: OffsetsFact | None) -> TokenizerFacts:
     """The facts about the tokenizer, with the chat template if rows are chats, because it also decides their ids."""
     tokenizer = how.tokenizer
     facts = TokenizerFacts(
-        size=len(tokenizer), fingerprint=tokenizer_fingerprint(tokenizer), pad_token_id=tokenizer.pad_token_id
+        size=len(tokenizer),
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        offsets=offsets,
     )
     if not how.chats:
         return facts

@@ -47,6 +47,10 @@ class Teacher(_Frozen):
     attention_heads: int | None = None
 
 
+# How answers were placed in tokens whose offsets a post-processor trims.
+OffsetsFact = Literal["trimmed once"]
+
+
 class TokenizerFacts(_Frozen):
     """The tokenizer.
 
@@ -56,6 +60,9 @@ class TokenizerFacts(_Frozen):
         pad_token_id: id of the padding token, if any.
         chat_template: if rows are chats, SHA-256 of the template that rendered them.
         special_tokens: if rows are chats, the special tokens that the template could use, by name.
+        offsets: if rows are questions with gold answers and the tokenizer trims the blanks before words (byte-level
+            ones do), "trimmed once". Where it is missing, an earlier version trimmed twice, and the gold labels miss
+            the first letter of answers.
     """
 
     size: int
@@ -63,6 +70,7 @@ class TokenizerFacts(_Frozen):
     pad_token_id: int | None
     chat_template: str | None = None
     special_tokens: dict[str, str] | None = None
+    offsets: OffsetsFact | None = None
 
 
 class CorpusFacts(_Frozen):

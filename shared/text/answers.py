@@ -5,6 +5,7 @@ Shapes: P recorded positions of a window.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,7 +93,18 @@ def _answered(predictions: Predictions) -> Iterable[tuple[Answers | None, str, b
         best = max(spans, key=attrgetter("score"))
         gold = example.label if isinstance(example.label, Answers) else None
         none = min(span.null_score for span in spans)
-        yield gold, str(example.pair)[best.first : best.last], none > best.score
+        yield gold, _text(str(example.pair), best), none > best.score
+
+
+def _text(context: str, span: BestSpan) -> str:
+    """Return the text of a span, with the marks that belong to its last letter.
+
+    Normalisers that drop or compose accents leave the marks out of a token's characters.
+    """
+    last = span.last
+    while span.first < last < len(context) and unicodedata.combining(context[last]):
+        last += 1
+    return context[span.first : last]
 
 
 def exact_match(prediction: str, gold: str) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.layouts import LAYOUTS, BatchIndex, Layout
+from shared.dump.manifest import OffsetsFact
 from shared.errors import UsageError
 from shared.registry import Registry
 from shared.text.columns import LABEL, ColumnNames, ScoredColumns, gold_column
@@ -163,6 +164,10 @@ class Task(ABC):
     @abstractmethod
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
         """The rows as token ids, recorded positions and gold labels; `first_row` is the number of the first row."""
+
+    def offsets_fact(self, how: Tokenizing) -> OffsetsFact | None:
+        """Return how gold labels were placed, where earlier versions placed them otherwise; see `TokenizerFacts`."""
+        return None
 
     # ---------------------------------------------------------------- models
 

@@ -7,15 +7,19 @@ token of the context. One softmax over these positions of a row is the distribut
 that of its end. (Devlin et al. 2019, "BERT", arXiv 1810.04805, sections 4.2 and 4.3, with the windows of their code.)
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.dump.layouts import BatchIndex
 from shared.dump.layouts.spans import ENDPOINTS, ENDS, STARTS, SpanIndex
+from shared.dump.manifest import OffsetsFact
 from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError
 from shared.text.answers import BestSpan, answer_scores, best_span
@@ -72,7 +76,7 @@ class QuestionAnswering(Task):
 
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
         """One row for each example; `Example.window` is the number of its window."""
-        rows, windows, before = [], list[Any](), None
+        rows, windows, before = [], list[_Window](), None
         for example in examples:
             texts = example.text, example.pair
             if texts != before:
@@ -84,6 +88,10 @@ class QuestionAnswering(Task):
                 )
             rows.append(_row(how, example, windows))
         return rows
+
+    def offsets_fact(self, how: Tokenizing) -> OffsetsFact | None:
+        post_processor = json.loads(how.tokenizer.backend_tokenizer.to_str())["post_processor"]
+        return "trimmed once" if _trims(post_processor) else None
 
     def logits_of(self, output: Any) -> Tensor:
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
@@ -106,35 +114,65 @@ class QuestionAnswering(Task):
         return answer_scores(predictions)
 
 
-def _windows(how: Tokenizing, question: str, context: str) -> list[Any]:
-    """The windows as encodings of the `tokenizers` library, including special tokens."""
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The tokens of one row: the question, some tokens of the context, and the special tokens. L tokens.
+
+    Attributes:
+        ids, types: int32 [L], token ids and the text (0 or 1) of each.
+        is_context: bool [L].
+        offsets: int32 [L, 2], the characters (start, end) of each token in its text.
+    """
+
+    ids: Int32
+    types: Int32
+    is_context: NDArray[np.bool_]
+    offsets: Int32
+
+    def part(self, chosen: slice) -> "_Window":
+        """Return the row without the tokens of the context that are outside `chosen`, which counts them from 0."""
+        kept_L = ~self.is_context
+        kept_L[np.flatnonzero(self.is_context)[chosen]] = True
+        return _Window(self.ids[kept_L], self.types[kept_L], self.is_context[kept_L], self.offsets[kept_L])
+
+
+def _windows(how: Tokenizing, question: str, context: str) -> list[_Window]:
+    """Return the windows, cut from what an ordinary call of the tokenizer gives for question and whole context.
+
+    Tokenizers can cut by themselves, but lose then to which text a token belongs. Putting question and context together
+    only after cutting runs post-processors a second time on tokens that they have seen, and those of byte-level
+    tokenizers trim each token's offsets by its leading blank every time.
+    """
     backend: Any = how.tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    question_encoding = backend.encode(question, add_special_tokens=False)
-    context_encoding = backend.encode(context, add_special_tokens=False)
-    room = how.max_length - len(question_encoding) - backend.num_special_tokens_to_add(True)
+    encoding = backend.encode(question, context)
+    sequences = encoding.sequence_ids
+    whole = _Window(
+        np.asarray(encoding.ids, np.int32),
+        np.asarray(encoding.type_ids, np.int32),
+        np.asarray([sequence == 1 for sequence in sequences], bool),
+        np.asarray(encoding.offsets, np.int32).reshape(-1, 2),
+    )
+    tokens = int(whole.is_context.sum())
+    room = how.max_length - (len(whole.ids) - tokens)
     if room < 1:
         raise CorpusError(
-            f"the question {question[:60]!r} has {len(question_encoding)} tokens, which leaves none of a row's "
+            f"the question {question[:60]!r} has {sequences.count(0)} tokens, which leaves none of a row's "
             f"{how.max_length} for its context; raise max_length, or drop this row."
         )
-    context_encoding.truncate(room, stride=min(how.stride, room // 2))
-    # Windows are processed one by one, because the overflowing windows of one call lose their tokens' sequence ids.
-    windows = (context_encoding, *context_encoding.overflowing)
-    return [backend.post_process(question_encoding, window) for window in windows]
+    step = room - min(how.stride, room // 2)
+    return [whole.part(slice(start, start + room)) for start in range(0, max(tokens - room, 0) + step, step)]
 
 
-def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> TokenizedRow:
+def _row(how: Tokenizing, example: Example, windows: Sequence[_Window]) -> TokenizedRow:
     window = windows[example.window]
-    ids = np.asarray(window.ids, np.int32)
-    is_context_L = np.asarray([sequence == 1 for sequence in window.sequence_ids], bool)
-    nothing = _no_answer(how, ids)
-    is_recorded_L = is_context_L.copy()
+    nothing = _no_answer(how, window.ids)
+    is_recorded_L = window.is_context.copy()
     is_recorded_L[nothing] = True
     positions = np.flatnonzero(is_recorded_L).astype(np.int32)
-    offsets_L2 = np.asarray(window.offsets, np.int32).reshape(-1, 2)
-    offsets_P2 = np.where(is_context_L[positions, None], offsets_L2[positions], -1).astype(np.int32)
+    is_context_P1 = window.is_context[positions, None]
+    offsets_P2 = np.where(is_context_P1, window.offsets[positions], -1).astype(np.int32)
     labels = np.full(len(positions), MISSING, np.int32)
     if isinstance(example.label, Answers):
         reach = _reach(example, windows)
@@ -142,8 +180,9 @@ def _row(how: Tokenizing, example: Example, windows: Sequence[Any]) -> Tokenized
         labels[:] = 0
         labels[start] += STARTS
         labels[end] += ENDS
-    types = np.asarray(window.type_ids, np.int32)
-    return TokenizedRow(ids, types, positions, labels, question=example.number, columns={OFFSETS: offsets_P2})
+    return TokenizedRow(
+        window.ids, window.types, positions, labels, question=example.number, columns={OFFSETS: offsets_P2}
+    )
 
 
 def _no_answer(how: Tokenizing, ids: Int32) -> int:
@@ -152,19 +191,16 @@ def _no_answer(how: Tokenizing, ids: Int32) -> int:
     return int(found[0]) if len(found) else 0
 
 
-def _reach(example: Example, windows: Sequence[Any]) -> tuple[int, int]:
+def _reach(example: Example, windows: Sequence[_Window]) -> tuple[int, int]:
     """(first, end) of the characters of the context that a window covers.
 
     The first and the last window also cover the edges of the context, which may be blanks without a token.
     """
-    within = [offset for offset, at in _context(windows[example.window]) if at == 1]
-    first = within[0][0] if within and example.window else 0
-    last = within[-1][1] if within and example.window < len(windows) - 1 else len(str(example.pair))
+    window = windows[example.window]
+    within_C2 = window.offsets[window.is_context]
+    first = int(within_C2[0, 0]) if len(within_C2) and example.window else 0
+    last = int(within_C2[-1, 1]) if len(within_C2) and example.window < len(windows) - 1 else len(str(example.pair))
     return first, last
-
-
-def _context(window: Any) -> list[tuple[tuple[int, int], int | None]]:
-    return list(zip(window.offsets, window.sequence_ids, strict=True))
 
 
 def _answer(answers: Answers, offsets_P2: Int32, reach: tuple[int, int]) -> list[int] | None:
@@ -177,3 +213,10 @@ def _answer(answers: Answers, offsets_P2: Int32, reach: tuple[int, int]) -> list
     if begin < reach[0] or end > reach[1] or not len(touched):
         return None
     return [int(touched[0]), int(touched[-1])]
+
+
+def _trims(settings: Any) -> bool:
+    """Whether a post-processor, or one of several, trims blanks from the offsets of tokens."""
+    if isinstance(settings, Mapping):
+        return settings.get("trim_offsets") is True or any(map(_trims, settings.values()))
+    return isinstance(settings, list) and any(map(_trims, settings))
