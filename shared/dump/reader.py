@@ -20,7 +20,7 @@ from shared.dump.integrity.receipts import Receipt, shard_path
 from shared.dump.manifest import Manifest
 from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.tables import shard_schema, training_columns
-from shared.dump.parquet.unpack import columns_of, flat_columns, from_columns
+from shared.dump.parquet.unpack import check_row_numbers, columns_of, flat_columns, from_columns
 from shared.dump.rowgroup import Flat, RowGroup
 from shared.dump.shards import damaged_shard, open_shard
 from shared.storage import Folder
@@ -133,6 +133,8 @@ class GroupReader:
         for name, column in flat.items():
             if column.rows != rows:
                 raise ValueError(f"column {name!r} has {column.rows} rows, but the receipt says {rows}")
+        if "row" in flat:
+            check_row_numbers(flat["row"].numbers(), self._manifest.rows_of_shard(shard))
         return flat
 
     def _file(self, shard: int) -> pq.ParquetFile:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from shared.dump.integrity.receipts import Receipt
+from shared.dump.parquet.unpack import check_row_numbers
 from shared.dump.shards import damaged_shard, open_shard
 from shared.storage import Folder
 
@@ -57,7 +58,10 @@ def _row_groups(
         try:
             for number, count in enumerate(receipt.row_groups):
                 if not asked or _holds(predicate, _frame(shard, number, asked, count)):
-                    yield _frame(shard, number, columns, count)
+                    frame = _frame(shard, number, columns, count)
+                    if "row" in columns:
+                        check_row_numbers(frame["row"].to_numpy(), rows)
+                    yield frame
         except (pa.ArrowException, OSError, ValueError) as error:
             raise damaged_shard(path, str(error)) from None
         finally:

@@ -60,6 +60,18 @@ def from_columns(manifest: Manifest, flat: Mapping[str, Flat], columns: Sequence
     )
 
 
+def check_row_numbers(numbers: NDArray[np.int64], rows: range) -> None:
+    """Check that the numbers of a shard's rows are among those that belong into it.
+
+    Raises:
+        ValueError: if one is not. (In format versions 1 to 5 nothing else tells a shard from its neighbours.)
+    """
+    if len(numbers) and not rows.start <= numbers.min() <= numbers.max() < rows.stop:
+        raise ValueError(
+            f"it has rows {numbers.min()} to {numbers.max()}, but this shard's are {rows.start} to {rows.stop - 1}"
+        )
+
+
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 

@@ -153,6 +153,13 @@ def test_a_file_that_does_not_belong_is_named_by_every_reader(case: str, copied:
     in_turn(copied, WAYS, name)
 
 
+@pytest.mark.parametrize("case", ["two shards swapped with their receipts", "a shard over another, with its receipt"])
+def test_in_a_dump_of_an_earlier_version_the_rows_tell_shards_apart(case: str, copied: Path, other: Path) -> None:
+    downgrade(copied, 5)
+    STRANGERS[case][0](copied, other)
+    in_turn(copied, WAYS, r"0000[01]\.parquet: .*rows")
+
+
 def test_embeddings_of_another_dump_are_refused_where_they_are_read(copied: Path, other: Path) -> None:
     shutil.copy(other / "weights" / "embeddings.safetensors", copied / "weights")
     read = {
