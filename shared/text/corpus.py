@@ -20,7 +20,7 @@ import fsspec
 
 from shared.errors import CorpusError
 from shared.text.examples import Columns, Example, Row, example_of
-from shared.text.formats import RawRow, reader_of
+from shared.text.files import RawRow, reader_of
 
 
 @dataclass(frozen=True)

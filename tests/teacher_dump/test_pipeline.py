@@ -25,8 +25,8 @@ from shared.dump import shards
 from shared.errors import CorpusError, DumpError, TeacherError
 from shared.progress import Progress
 from shared.storage import Folder
-from shared.text import formats
 from shared.text.corpus import Corpus, Example
+from shared.text.files import objects
 from teacher_dump import annotate as annotate_module
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.extract import Encoded
@@ -138,14 +138,14 @@ def a_corpus_rewritten(rewrite: Callable[[list[bytes]], list[bytes]]) -> Callabl
 
 def a_connection_that_breaks(plan: Plan, patch: Patch) -> Plan:
     """Reading fails as a file system does, with an OSError of its own; nothing is wrong with writing."""
-    make = formats._parse_object
+    make = objects._parse_object
 
     def broken(line: str, file: str, number: int) -> Any:
         if number == BAD_ROW:
             raise TimeoutError(errno.ETIMEDOUT, "Connection timed out", file)
         return make(line, file, number)
 
-    patch.setattr(formats, "_parse_object", broken)
+    patch.setattr(objects, "_parse_object", broken)
     return plan
 
 
