@@ -6,13 +6,22 @@ from shared.errors import UsageError
 
 
 def usable_device(name: str) -> torch.device:
-    """Return the device with this name ("cpu", "cuda:1"). Raises UsageError if nothing can be computed on it here."""
+    """Return the device with this name ("cpu", "cuda:1"). Raises UsageError if there is no such device here."""
     try:
         device = torch.device(name)
-        usable = bool((torch.ones(1, device=device) == 1).all()) if device.type != "meta" else False
-        reason = "it holds no values"
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        usable, reason = False, str(error).split("\n")[0].rstrip(".")
-    if not usable:
-        raise UsageError(f"device {name!r} cannot be used here ({reason}); use auto, cpu, cuda, cuda:1 or mps.")
+    except RuntimeError:
+        raise _unusable(name, "it is unknown") from None
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if device.type not in counts:
+        raise _unusable(name, "models are not run on it")
+    if (device.index or 0) >= counts[device.type]:
+        raise _unusable(name, f"this machine has {counts[device.type] or 'none'} of that kind")
     return device
+
+
+def _unusable(name: str, reason: str) -> UsageError:
+    return UsageError(f"device {name!r} cannot be used here: {reason}; use auto, cpu, cuda, cuda:1 or mps.")
