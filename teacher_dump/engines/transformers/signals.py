@@ -66,7 +66,7 @@ class HiddenStates(Source):
     """The hidden states of a layer."""
 
     def layers(self, teacher: Teacher) -> Sequence[int | None]:
-        return range(teacher.layers + 1)
+        return range(teacher.layers + 1) if teacher.trunk.gives_states else ()
 
     def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
         return layer

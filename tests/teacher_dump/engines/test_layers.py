@@ -230,7 +230,7 @@ def test_a_teacher_that_cannot_be_stopped_is_recorded_all_the_same(
     request = Request(
         str(teacher), "encoder", (str(data),), tmp_path / "dump", hidden="1,2", max_length=64, device="cpu"
     )
-    monkeypatch.setattr(Layers, "_same_as_whole", lambda trunk: False)
+    monkeypatch.setattr(Layers, "_same_as", lambda *_: False)
     plan = prepare(request)
     watch = Watch(plan.engine.teacher.trunk.modules)
     annotate(plan)
