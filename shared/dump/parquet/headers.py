@@ -7,9 +7,8 @@ read unchecked.)
 """
 
 import os
-from dataclasses import dataclass
 from io import RawIOBase, UnsupportedOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,8 +25,7 @@ _MOST_NESTED = 3
 _MOST_BITS = 64
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A data page: the number of its values (missing ones and empty lists count), their encoding, and its bytes.
 
     Attributes:
@@ -47,7 +45,8 @@ def bytes_at(file: RawIOBase, start: int, size: int) -> NDArray[np.uint8]:
     """Return bytes of a file, fewer at its end.
 
     They are a copy. A memory map would show whatever happens to the file after its check, and if the file is cut, the
-    process ends by a signal.
+    process ends by a signal; nothing but a copy guards against both. (It takes less than 1% of a student's step; of
+    reading alone 5% for int8 vectors, and for other columns nothing that can be measured.)
     """
     try:
         descriptor = file.fileno()
@@ -78,7 +77,7 @@ def data_pages(chunk: pq.ColumnChunkMetaData, content: NDArray[np.uint8]) -> lis
 def _checked(chunk: pq.ColumnChunkMetaData, content: NDArray[np.uint8]) -> list[Page]:
     data, at = content.data, 0
     pages: list[Page] = []
-    unpacked, names = 0, set(chunk.encodings)
+    unpacked, count, names = 0, 0, chunk.encodings
     may_be_dictionary = chunk.has_dictionary_page
     while at < len(data):
         begin = at
@@ -97,14 +96,15 @@ def _checked(chunk: pq.ColumnChunkMetaData, content: NDArray[np.uint8]) -> list[
         if may_be_dictionary:
             as_expected = head[1] == _DICTIONARY and encoding in (PLAIN, 2)
         else:
-            is_coded = chunk.has_dictionary_page and not pages
-            as_expected = head[1] == _DATA and inner[3] == inner[4] == RLE and _NAMES.get(encoding) in names - {"RLE"}
-            as_expected &= encoding in _DICTIONARIES or not is_coded
+            as_expected = head[1] == _DATA and inner[3] == inner[4] == RLE != encoding and _NAMES.get(encoding) in names
+            if chunk.has_dictionary_page and not pages:
+                as_expected &= encoding in _DICTIONARIES
             pages.append(Page(values, encoding, size, body))
+            count += values
         if not as_expected or values < 0:
             raise ValueError("the header of a page has changed since it was written")
         may_be_dictionary = False
-    if unpacked != chunk.total_uncompressed_size or sum(page.values for page in pages) != chunk.num_values:
+    if unpacked != chunk.total_uncompressed_size or count != chunk.num_values:
         raise ValueError("the headers of its pages do not agree with the file's footer")
     return pages
 

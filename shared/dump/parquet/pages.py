@@ -11,9 +11,8 @@ the value exists (each as a length and runs of bits). Then come the values.
 Shapes: R rows, N values of all rows.
 """
 
-from dataclasses import dataclass
 from io import RawIOBase
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +31,10 @@ _ENCODINGS = {"PLAIN", "BYTE_STREAM_SPLIT", "RLE"}
 _BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
-@dataclass(frozen=True)
-class _Values:
+class _Values(NamedTuple):
     """A page's values as stored, and the levels before them."""
 
-    count: int
+    number: int
     encoding: int
     levels: tuple[bytes, ...]
     body: NDArray[np.uint8]
@@ -76,10 +74,10 @@ class GroupPages:
         return Flat(values.astype(column.dtype, copy=False), offsets)
 
     def _rows(self, pages: list[_Values]) -> Offsets:
-        key = tuple((page.count, page.levels) for page in pages)
+        key = tuple((page.number, page.levels) for page in pages)
         if key not in self._offsets:
             begins_N, is_there_N = (
-                np.concatenate([_bits(page.levels[which], page.count) for page in pages]) for which in (0, 1)
+                np.concatenate([_bits(page.levels[which], page.number) for page in pages]) for which in (0, 1)
             )
             ends = np.append(np.flatnonzero(begins_N == 0), len(begins_N))
             if not is_there_N.all():
@@ -96,7 +94,7 @@ def _is_known(chunk: pq.ColumnChunkMetaData, column: pq.ColumnSchema) -> bool:
         and column.max_definition_level == depth
         and chunk.physical_type in (*_PHYSICAL, "FIXED_LEN_BYTE_ARRAY")
         and chunk.compression in _CODECS
-        and set(chunk.encodings) <= _ENCODINGS
+        and _ENCODINGS.issuperset(chunk.encodings)
     )
 
 
