@@ -46,26 +46,24 @@ def read_checksums(folder: Folder) -> dict[str, str] | None:
     return content
 
 
-def changes(folder: Folder, parts: tuple[str, ...] = PARTS) -> dict[str, str]:
+def changes(folder: Folder, signed: dict[str, str], parts: tuple[str, ...] = PARTS) -> dict[str, str]:
     """Return what has become of files of these parts since their checksums were written, by file name: "changed",
-    "missing" or "added".
-
-    Raises:
-        DumpError: if there are checksums, but they are damaged.
-    """
-    signed = {name: digest for name, digest in (read_checksums(folder) or {}).items() if name.split("/")[0] in parts}
-    found = checksums_of(folder, parts)
-    changed = {name: "changed" if name in signed else "added" for name in found if found[name] != signed.get(name)}
-    return changed | {name: "missing" for name in signed if name not in found}
+    "missing" or "added"."""
+    expected = {name: digest for name, digest in signed.items() if name.split("/")[0] in parts}
+    found = [name for part in parts for name in _files(folder, part)]
+    unsigned = {name: "added" for name in found if name not in expected}
+    changed = {name: "changed" for name in found if name in expected and sha256_of(folder / name) != expected[name]}
+    return changed | unsigned | {name: "missing" for name in expected if name not in found}
 
 
 def problems(folder: Folder, version: int, parts: tuple[str, ...]) -> list[str]:
     """Return one sentence for each file of these parts of a dump that is not as its checksum says."""
     try:
-        if read_checksums(folder) is None:
+        signed = read_checksums(folder)
+        if signed is None:
             missing = f"{folder / FILE_NAME}: missing, so that changes of other files would not be found"
             return [f"{missing}; restore it, or {_signing(folder)}."] if version >= FIRST_IDENTIFIED else []
-        found = changes(folder, parts)
+        found = changes(folder, signed, parts)
     except DumpError as error:
         return [str(error)]
     except OSError as error:

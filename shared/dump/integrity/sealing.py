@@ -1,6 +1,6 @@
 """`shards seal`: new checksums for a dump whose manifest, tokenizer or weights were changed on purpose."""
 
-from shared.dump.integrity.checksums import FILE_NAME, PARTS, changes, read_checksums, write_checksums
+from shared.dump.integrity.checksums import FILE_NAME, changes, read_checksums, write_checksums
 from shared.dump.integrity.receipts import finished_receipt, read_receipts, shard_path
 from shared.dump.integrity.verification import verify_contents
 from shared.dump.manifest import FILE_NAME as MANIFEST
@@ -26,17 +26,21 @@ def seal(folder: Folder) -> list[str]:
             problems = [f"{path}: its task, layout or signals are others than those of the manifest"]
     if problems:
         raise DumpError(f"{'; '.join(problems)}. Nothing was signed: mend this first, in the file or in the manifest.")
-    was_sealed, before = _before(folder)
+    before = _signed(folder)
+    changed = None if before is None else changes(folder, before)
     signed = write_checksums(folder, (folder / MANIFEST).read_text())
-    if was_sealed and not before:
+    if changed is None:
+        lines = [f"  {name}" for name in signed]
+    elif changed:
+        lines = [f"  {name}: {what}" for name, what in changed.items()]
+    else:
         return [f"{folder}: nothing has changed; {len(signed)} files are signed as before."]
-    lines = [f"  {name}: {what}" for name, what in before.items()] if was_sealed else [f"  {name}" for name in signed]
     return [f"{folder / FILE_NAME} now signs these files as they are:", *lines]
 
 
-def _before(folder: Folder) -> tuple[bool, dict[str, str]]:
-    """Return (whether there are checksums, what has changed since)."""
+def _signed(folder: Folder) -> dict[str, str] | None:
+    """Return the checksums that are about to be replaced; None if there are none, or only damaged ones."""
     try:
-        return read_checksums(folder) is not None, changes(folder, PARTS)
-    except DumpError:  # damaged, and about to be written anew
-        return False, {}
+        return read_checksums(folder)
+    except DumpError:
+        return None
