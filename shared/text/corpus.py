@@ -20,7 +20,8 @@ import fsspec
 
 from shared.errors import CorpusError
 from shared.text.examples import Columns, Example, Row, example_of
-from shared.text.files import RawRow, reader_of
+from shared.text.files import RawRow, names_in_metadata, reader_of
+from shared.text.labels import names_from_values
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ class Corpus:
         """Yield every row. Raises CorpusError at the first invalid value, naming its file and line."""
         for make in islice(self._makers(), self.limit):
             yield make.example(make.row())
+
+    def label_names(self) -> tuple[str, ...]:
+        """Return the names of the labels: those in the metadata of a file, or those that occur in the rows."""
+        given = (names_in_metadata(file, self.columns) for file in self.files)
+        return next((names for names in given if names is not None), None) or names_from_values(
+            self.survey().label_values
+        )
 
     def blocks(self, block_rows: int) -> Iterator[tuple[int, int, Callable[[], list[Example]]]]:
         """Yield (index, first row, function that parses its rows) for each block of `block_rows` rows.
@@ -144,7 +152,7 @@ class Corpus:
         sample: list[tuple[int, Example]] = []
         for make in islice(self._makers(), self.limit):
             row = make.row()
-            label_seen = label_seen or self.columns.label in row
+            label_seen = label_seen or self.columns.as_named_in(row).label in row
             example = make.example(row)
             try:
                 if check is not None:

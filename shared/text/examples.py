@@ -1,8 +1,8 @@
 """Examples, the rows of a corpus, with every value checked: text (or words, or a chat), pair, gold label and group."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shared.errors import CorpusError, UsageError
@@ -53,12 +53,14 @@ class Shape:
         label: (row, columns, text, where) -> its gold label.
         of_line: a line of a .txt file -> the value of its column of texts.
         is_chat: whether the text is a list of messages.
+        is_words: whether the text is a list of words, with a list of tags.
     """
 
     text: Callable[[Row, str, str], Any]
     label: Callable[[Row, "Columns", Any, str], Any]
     of_line: Callable[[str], Any] = str
     is_chat: bool = False
+    is_words: bool = False
 
 
 def _string(row: Row, column: str, where: str) -> str:
@@ -124,8 +126,8 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
     """The gold answers of a question: None if they are not known, and empty if it has no answer."""
     if columns.impossible is not None and row.get(columns.impossible):
         return Answers()
-    texts = None if columns.label is None else row.get(columns.label)
-    starts = row.get(str(columns.starts))
+    value = None if columns.label is None else row.get(columns.label)
+    texts, starts = _in_two_lists(value) or (value, row.get(str(columns.starts)))
     if texts is None:
         return None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -138,6 +140,16 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
     if len(starts) != len(texts):
         raise CorpusError(f"{where}: there are {len(texts)} answers in {columns.label!r} and {len(starts)} starts.")
     return Answers(tuple(texts), tuple(starts))
+
+
+def _in_two_lists(answers: Any) -> tuple[Any, Any] | None:
+    """Return (texts, starts) of answers that have both: {"text": [...], "answer_start": [...]}, or a list of
+    {"text": ..., "answer_start": ...}; None for other answers."""
+    if isinstance(answers, dict):
+        return answers.get("text"), answers.get("answer_start")
+    if isinstance(answers, list) and answers and all(isinstance(answer, dict) for answer in answers):
+        return [answer.get("text") for answer in answers], [answer.get("answer_start") for answer in answers]
+    return None
 
 
 def _label(value: Any, where: str) -> Label:
@@ -156,7 +168,7 @@ def _label(value: Any, where: str) -> Label:
 
 # One string; lists of words, with lists of tags; lists of messages; questions, with lists of answers.
 TEXTS = Shape(_string, _one_label)
-WORDS = Shape(_words, _tags, of_line=str.split)
+WORDS = Shape(_words, _tags, of_line=str.split, is_words=True)
 CHATS = Shape(_messages, _one_label, is_chat=True)
 QUESTIONS = Shape(_string, _answers)
 
@@ -174,6 +186,8 @@ class Columns:
         group: the group with which a row is scored, such as a language.
         starts: for questions, the list of the first characters of the answers.
         impossible: for questions, whether there is no answer; the column may be missing.
+        other_label: the column that has the gold labels in files without a column `label`.
+        classes: the names of the classes, if they are known, for files that have names of their own.
     """
 
     text: str
@@ -184,6 +198,14 @@ class Columns:
     group: str | None = None
     starts: str | None = None
     impossible: str | None = None
+    other_label: str | None = None
+    classes: tuple[str, ...] = ()
+
+    def as_named_in(self, names: Container[str]) -> "Columns":
+        """Return the columns of a file, or of a row, that has columns of these names."""
+        if self.label is None or self.label in names or self.other_label not in names:
+            return self
+        return replace(self, label=self.other_label)
 
     @property
     def named(self) -> list[str]:
@@ -211,13 +233,16 @@ class Columns:
         starts: str,
         impossible: str | None,
         label_required: bool,
+        other_label: str | None = None,
     ) -> "Columns":
         """The columns of a corpus of questions with contexts."""
-        return cls(question, context, answers, label_required, QUESTIONS, starts=starts, impossible=impossible)
+        columns = cls(question, context, answers, label_required, QUESTIONS, starts=starts, impossible=impossible)
+        return replace(columns, other_label=other_label)
 
 
 def example_of(row: Row, columns: Columns, where: str) -> Example:
     """The example in a row of a file. Raises CorpusError for an invalid value; the message begins with `where`."""
+    columns = columns.as_named_in(row)
     text = columns.shape.text(row, columns.text, where)
     pair = None if columns.pair is None else _string(row, columns.pair, where)
     group = None if columns.group is None else _group(row, columns.group, where)

@@ -24,7 +24,6 @@ from shared.storage import Folder, Place
 from shared.storage.on_disk import on_disk
 from shared.text.corpus import Corpus
 from shared.text.examples import Columns, Example
-from shared.text.labels import names_from_values
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.predictions import LostWords
 from shared.text.rows import row_group
@@ -188,7 +187,7 @@ class TextSource(Source):
         label_names = task.label_names or label_names
         position = task.check_positions(positions)
         if task.has_labels and label_names is None:
-            label_names = names_from_values(Corpus(paths, columns, limit).survey().label_values)
+            label_names = Corpus(paths, columns, limit).label_names()
         how = Tokenizing(tokenizer, max_length, label_names or (), position, seed, columns.shape.is_chat, stride)
         task.check_tokenizing(how)
         self._corpus = corpus = task.corpus(how, paths, columns, limit)

@@ -5,6 +5,7 @@ from typing import Any
 
 from shared.errors import CorpusError
 from shared.text.examples import Columns
+from shared.text.files.conll import is_conll, read_conll
 from shared.text.files.streams import LocatedRows, lines_of
 
 csv.field_size_limit(2**31 - 1)
@@ -15,7 +16,12 @@ def read_csv(file: str, columns: Columns) -> LocatedRows:
 
 
 def read_tsv(file: str, columns: Columns) -> LocatedRows:
-    """Quotes are ordinary characters, as in the files of GLUE, where a single one would join all lines after it."""
+    """Quotes are ordinary characters, as in the files of GLUE, where a single one would join all lines after it.
+
+    Words with tags are in lines without a header (CoNLL), because a field cannot hold a list.
+    """
+    if columns.shape.is_words and is_conll(file):
+        return read_conll(file, columns)
     return _read_delimited(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 

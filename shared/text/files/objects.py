@@ -1,4 +1,5 @@
-"""JSON: an object per line, which is parsed only when it is needed, or one array of objects."""
+"""JSON: an object per line, which is parsed only when it is needed, or one value: an array of objects, or an object
+whose `data` is one (of SQuAD's articles, or of rows)."""
 
 import json
 from functools import partial
@@ -6,23 +7,52 @@ from typing import Any
 
 from shared.errors import CorpusError
 from shared.text.examples import Columns, Row
+from shared.text.files.squad import is_squad, rows_of_articles
 from shared.text.files.streams import LocatedRows, lines_of
+
+_DATA, _ARTICLES = '"data"', '"paragraphs"'
 
 
 def read_json(file: str, columns: Columns) -> LocatedRows:
-    """One object per line, or one array of objects."""
+    """One object per line, or the objects of one value."""
     lines = lines_of(file)
     for number, line in lines:
         if not line.strip():
             continue
-        if line.lstrip().startswith("["):
-            rows = _parse_json(line + "".join(rest for _, rest in lines), file, number)
-            for index, row in enumerate(rows):
-                if not isinstance(row, dict):
-                    raise CorpusError(f"{file}, item {index}: expected an object, found {str(row)[:80]!r}.")
-                yield f"{file}, item {index}", row
+        if _begins_value(line, file, number):
+            yield from _rows_of_value(_parse_json(line + "".join(rest for _, rest in lines), file, number), file)
             return
         yield f"{file}, line {number}", partial(_parse_object, line, file, number)
+
+
+def _begins_value(line: str, file: str, number: int) -> bool:
+    """Whether the first line of a file begins a value that holds all rows: an array, an object of articles, or an
+    object that breaks off at the end of the line."""
+    bare = line.strip()
+    if not bare.startswith("{"):
+        return bare.startswith("[")
+    if not bare.endswith("}"):
+        return bare == "{" or _DATA in bare
+    if _DATA not in bare or _ARTICLES not in bare:
+        return False
+    data = _parse_object(line, file, number).get("data")
+    return isinstance(data, list) and is_squad(data)
+
+
+def _rows_of_value(value: Any, file: str) -> LocatedRows:
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise CorpusError(
+            f"{file}: one object over several lines, without a list 'data'; give an array of objects, or an object per "
+            "line."
+        )
+    if is_squad(rows):
+        yield from rows_of_articles(file, rows)
+        return
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise CorpusError(f"{file}, item {index}: expected an object, found {str(row)[:80]!r}.")
+        yield f"{file}, item {index}", row
 
 
 def _parse_object(line: str, file: str, number: int) -> Row:

@@ -113,7 +113,7 @@ class Task(ABC):
     def corpus(self, how: Tokenizing, paths: Sequence[str], columns: Columns, limit: int | None = None) -> Corpus:
         """The corpus in these files; each example becomes `count_rows` rows."""
         count_rows = (lambda example: self.count_rows(how, example)) if self.splits_examples else None
-        return Corpus(paths, columns, limit, count_rows)
+        return Corpus(paths, replace(columns, classes=how.label_names), limit, count_rows)
 
     def count_rows(self, how: Tokenizing, example: Example) -> int:
         """The number of rows that are made from an example. Raises CorpusError if none can be made."""

@@ -51,7 +51,8 @@ class QuestionAnswering(Task):
         answers, required = gold_column(names.answers_column, ANSWERS, labels_required)
         impossible = None if answers is None else names.impossible_column
         named = names.question_column, names.context_column, answers, names.starts_column, impossible
-        return Columns.of_questions(*named, label_required=required)
+        other = "answers" if answers == ANSWERS else None
+        return Columns.of_questions(*named, label_required=required, other_label=other)
 
     def count_rows(self, how: Tokenizing, example: Example) -> int:
         return len(_windows(how, str(example.text), str(example.pair)))

@@ -25,7 +25,8 @@ class TokenClassification(Task):
 
     def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
         tags, required = gold_column(names.tags_column, TAGS, labels_required)
-        return Columns(names.tokens_column, None, tags, required, WORDS)
+        other = "ner_tags" if tags == TAGS else None
+        return Columns(names.tokens_column, None, tags, required, WORDS, other_label=other)
 
     def tokenize(self, how: Tokenizing, examples: Sequence[Example], first_row: int) -> list[TokenizedRow]:
         encoded = encode(how, examples, is_split_into_words=True)

@@ -120,9 +120,8 @@ def test_every_answer_that_a_window_holds_is_found(
     answer = context[start:][: sum(len(word) for word in words[place : place + length]) + length - 1].strip()
     end = start + len(answer)
     _, offsets, at = whole(tokenizer, context)
-    touched = [
-        index for index, position in enumerate(at) if offsets[position][1] > start and offsets[position][0] < end
-    ]
+    spans = [offsets[position] for position in at]
+    touched = [span for span in spans if span[1] > start and span[0] < end]
 
     rows = windows_of(tokenizer, context, Answers((answer,), (start,)), max_length=sizes[0], stride=sizes[1])
 
