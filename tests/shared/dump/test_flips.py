@@ -128,3 +128,22 @@ def test_a_page_that_claims_to_be_of_another_type_is_not_skipped(folder: Path) -
             with pytest.raises(DumpError, match=r"00000\.parquet.*header of a page"):
                 reader(dump).gold(0)
     path.write_bytes(whole)
+
+
+def test_a_shard_that_is_cut_or_zeroed_while_it_is_open_is_refused(folder: Path) -> None:
+    dump = Dump(folder)
+    path = folder / "shards" / "00000.parquet"
+    whole = path.read_bytes()
+    columns = [column.name for signal in dump.manifest.signals for column in signal.columns]
+    opened = reader(dump)
+    wanted = opened.read(0, columns)
+    before = [wanted.input_ids.tobytes(), *(part.tobytes() for part in to_flat(wanted.columns).values())]
+    for content in (whole[:20], b"", bytes(len(whole))):
+        path.write_bytes(content)
+        for read in (lambda: opened.read(0, columns), lambda: opened.gold(0), dump.scan().collect):
+            with pytest.raises(DumpError, match=r"00000\.parquet"):
+                read()
+    # What was read before is what it was.
+    assert before == [wanted.input_ids.tobytes(), *(part.tobytes() for part in to_flat(wanted.columns).values())]
+    path.write_bytes(whole)
+    opened.read(0, columns)
