@@ -127,7 +127,7 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
     if columns.impossible is not None and row.get(columns.impossible):
         return Answers()
     value = None if columns.label is None else row.get(columns.label)
-    texts, starts = _in_two_lists(value) or (value, row.get(str(columns.starts)))
+    texts, starts = _in_two_lists(value, row.get(str(columns.starts)))
     if texts is None:
         return None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -142,14 +142,14 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
     return Answers(tuple(texts), tuple(starts))
 
 
-def _in_two_lists(answers: Any) -> tuple[Any, Any] | None:
-    """Return (texts, starts) of answers that have both: {"text": [...], "answer_start": [...]}, or a list of
-    {"text": ..., "answer_start": ...}; None for other answers."""
+def _in_two_lists(answers: Any, starts: Any) -> tuple[Any, Any]:
+    """Return (texts, starts) of answers that may have both: {"text": [...], "answer_start": [...]}, or a list of
+    {"text": ..., "answer_start": ...}; otherwise the starts are those of the other column, and none of no answers."""
     if isinstance(answers, dict):
         return answers.get("text"), answers.get("answer_start")
     if isinstance(answers, list) and answers and all(isinstance(answer, dict) for answer in answers):
         return [answer.get("text") for answer in answers], [answer.get("answer_start") for answer in answers]
-    return None
+    return answers, [] if answers == [] and starts is None else starts
 
 
 def _label(value: Any, where: str) -> Label:

@@ -47,6 +47,7 @@ class Source(ABC):
         positions: the choice of recorded positions.
         signals: the teacher's signals, by key; empty for files with gold labels.
         attention_heads: the teacher's number of attention heads, if the source knows it.
+        has_misplaced_gold: whether an earlier version placed the gold labels beside the tokens that they belong to.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source(ABC):
     positions: str | None
     signals: dict[SignalKey, Signal] = field(default_factory=dict)
     attention_heads: int | None = None
+    has_misplaced_gold: bool = False
 
     @abstractmethod
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
@@ -131,12 +133,14 @@ class DumpSource(Source):
         manifest = dump.manifest
         self._dump = dump
         self._reader = GroupReader(dump.path, manifest, dump.receipts)
+        task, tokenizer = task_named(manifest.task), _tokenizer_of(dump.path / "tokenizer")
+        offsets = task.offsets_fact(Tokenizing(tokenizer, manifest.options.max_length))
         super().__init__(
             name=str(dump.path),
             # The manifest tells the teacher's weights, the corpus and every option; what continues a dump keeps it.
             fingerprint=sha256((dump.path / FILE_NAME).read_bytes()).hexdigest(),
-            task=task_named(manifest.task),
-            tokenizer=_tokenizer_of(dump.path / "tokenizer"),
+            task=task,
+            tokenizer=tokenizer,
             label_names=manifest.label_names,
             vocabulary=manifest.vocabulary,
             max_length=manifest.options.max_length,
@@ -146,6 +150,7 @@ class DumpSource(Source):
             positions=manifest.options.positions,
             signals={signal.key: signal for signal in manifest.signals},
             attention_heads=manifest.teacher.attention_heads,
+            has_misplaced_gold=manifest.labelled and manifest.tokenizer.offsets != offsets,
         )
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:

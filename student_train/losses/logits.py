@@ -162,6 +162,12 @@ class GoldLoss(Loss):
                 f"the loss 'gold' needs gold labels, but {source.name} has none; dump a file with a label column, or "
                 "leave the loss out."
             )
+        if source.has_misplaced_gold:
+            raise RecipeError(
+                f"the loss 'gold' cannot be used with {source.name}: an earlier version of Lectern made this dump, and "
+                "with such a tokenizer it missed the first letter of gold answers; dump again, or leave the loss out "
+                "(the teacher's outputs are right)."
+            )
 
     def counted(self, labels_N: Tensor) -> Tensor:
         return (labels_N != MISSING).sum()

@@ -10,8 +10,10 @@ import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from shared import Dump
-from shared.errors import UsageError
+from shared.errors import RecipeError, UsageError
 from shared.text.columns import ScoredColumns
+from student_train.data.sources import DumpSource
+from student_train.losses.logits import GoldLoss
 from student_train.scoring import evaluate as scoring
 from tests.older_versions import downgrade
 from tests.tokenizer_families import tokenizer_of
@@ -95,7 +97,10 @@ def test_a_dump_whose_answers_lack_their_first_letter_is_not_continued(
     manifest = downgrade(out, 5)
     manifest["tokenizer"]["offsets"] = None
     (out / "manifest.json").write_text(json.dumps(manifest))
+    assert DumpSource(out).has_misplaced_gold == trims
     if trims:
+        with pytest.raises(RecipeError, match="missed the first letter of gold answers"):
+            GoldLoss().check(DumpSource(out))
         with pytest.raises(UsageError, match=r"tokenizer.offsets: the dump has None, this command asks for trimmed"):
             make_dump(TASK, teacher=teacher, data=ROWS, max_length=500, out=out)
     else:

@@ -10,7 +10,7 @@ from shared.text.examples import Columns, Row
 from shared.text.files.squad import is_squad, rows_of_articles
 from shared.text.files.streams import LocatedRows, lines_of
 
-_DATA, _ARTICLES = '"data"', '"paragraphs"'
+_DATA = '"data"'
 
 
 def read_json(file: str, columns: Columns) -> LocatedRows:
@@ -19,24 +19,25 @@ def read_json(file: str, columns: Columns) -> LocatedRows:
     for number, line in lines:
         if not line.strip():
             continue
-        if _begins_value(line, file, number):
+        if _begins_value(line, columns, file, number):
             yield from _rows_of_value(_parse_json(line + "".join(rest for _, rest in lines), file, number), file)
             return
         yield f"{file}, line {number}", partial(_parse_object, line, file, number)
 
 
-def _begins_value(line: str, file: str, number: int) -> bool:
-    """Whether the first line of a file begins a value that holds all rows: an array, an object of articles, or an
-    object that breaks off at the end of the line."""
+def _begins_value(line: str, columns: Columns, file: str, number: int) -> bool:
+    """Whether the first line of a file begins a value that holds all rows: an array, an object that breaks off at the
+    end of the line, or one that is no row itself but has rows in `data`."""
     bare = line.strip()
     if not bare.startswith("{"):
         return bare.startswith("[")
     if not bare.endswith("}"):
         return bare == "{" or _DATA in bare
-    if _DATA not in bare or _ARTICLES not in bare:
+    if _DATA not in bare:
         return False
-    data = _parse_object(line, file, number).get("data")
-    return isinstance(data, list) and is_squad(data)
+    found = _parse_object(line, file, number)
+    data = found.get("data")
+    return columns.text not in found and isinstance(data, list) and all(isinstance(row, dict) for row in data)
 
 
 def _rows_of_value(value: Any, file: str) -> LocatedRows:
