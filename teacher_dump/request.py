@@ -37,8 +37,8 @@ class Source:
         tuple[str, ...],
         typer.Option(metavar="FILE..."),
         Doc(
-            "A file, glob or URL of text: .txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst. Any number of "
-            "them."
+            "A file, glob or URL of text: .txt, .jsonl, .json, .csv, .tsv, .parquet, .conll, also .gz or .zst. Any "
+            "number of them."
         ),
     ]
     out: Annotated[

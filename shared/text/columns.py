@@ -31,10 +31,15 @@ class ColumnNames:
     ] = None
     label_column: Annotated[str | None, Doc("Column of gold labels.")] = LABEL
     tokens_column: Annotated[str, Doc("Column of word lists (token-classification).")] = "tokens"
-    tags_column: Annotated[str | None, Doc("Column of tag lists, one tag per word.")] = TAGS
+    tags_column: Annotated[
+        str | None, Doc("Column of tag lists, one tag per word; if files have no tags, ner_tags is read.")
+    ] = TAGS
     question_column: Annotated[str, Doc("Column of questions (question-answering).")] = "question"
     context_column: Annotated[str, Doc("Column of the contexts that hold the answers.")] = "context"
-    answers_column: Annotated[str | None, Doc("Column of lists of gold answers, empty if there is none.")] = ANSWERS
+    answers_column: Annotated[
+        str | None,
+        Doc("Column of gold answers, empty if there is none; if files have no answer_texts, answers is read."),
+    ] = ANSWERS
     starts_column: Annotated[
         str, Doc("Column of lists of the characters of the context at which the answers begin.")
     ] = "answer_starts"

@@ -1,9 +1,13 @@
 """Words with tags in lines, as people have them: read by what they are, and refused where that is not certain."""
 
+import contextlib
 import gzip
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.errors import CorpusError
 from shared.text.columns import ColumnNames, ScoredColumns
@@ -89,6 +93,32 @@ def test_a_task_of_texts_says_what_the_file_is(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text(FORMS["tabs"])
     with pytest.raises(CorpusError, match="a CoNLL file, which has words with tags"):
         read(tmp_path / "a.conll", Columns("text"))
+
+
+WORD = st.text(
+    st.characters(exclude_characters="\t\r\n", exclude_categories=("Cs", "Zs", "Cc")), min_size=1, max_size=8
+)
+TAG = st.sampled_from(["O", "B-PER", "I-LOC", "S-x", "E-Y_2"])
+NAMES = [".conll", ".txt", ".tsv"]
+
+
+@given(st.lists(st.lists(st.tuples(WORD, TAG), min_size=2), min_size=1), st.sampled_from("\t "), st.sampled_from(NAMES))
+@settings(max_examples=50)
+def test_any_words_come_back(sentences: list[list[tuple[str, str]]], separator: str, ending: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"a{ending}")
+        path.write_text("\n\n".join("\n".join(map(separator.join, each)) for each in sentences))
+        found = [(each.text, each.label) for each in read(path)]
+    assert found == [([word for word, _ in each], [tag for _, tag in each]) for each in sentences]
+
+
+@given(st.text(), st.sampled_from(NAMES))
+@settings(max_examples=50)
+def test_any_text_is_read_or_refused_with_a_sentence(content: str, ending: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, f"a{ending}").write_bytes(content.encode())
+        with contextlib.suppress(CorpusError):
+            read(Path(folder, f"a{ending}"))
 
 
 def test_a_file_without_blank_lines_is_not_one_row_of_any_length(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Questions as people have them: SQuAD's own JSON, and rows of `datasets` with a column `answers`."""
 
+import contextlib
 import gzip
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.errors import CorpusError
 from shared.text.columns import ColumnNames
@@ -50,6 +54,9 @@ SQUAD = {
         },
     ],
 }
+
+
+KEYS = ("data", "paragraphs", "qas", "context", "question", "answers", "text", "answer_start", "is_impossible")
 
 
 def read(path: Path, columns: Columns = COLUMNS) -> list[Example]:
@@ -114,6 +121,22 @@ def test_what_is_missing_is_named_with_its_place(tmp_path: Path, value: Any, mes
     (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
     with pytest.raises(CorpusError, match=message):
         read(tmp_path / "a.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON), st.sampled_from([None, 1]))
+@settings(max_examples=100)
+def test_any_json_is_read_or_refused_with_a_sentence(value: Any, indent: int | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.json").write_text(json.dumps(value, indent=indent))
+        with contextlib.suppress(CorpusError):
+            read(Path(folder, "a.json"))
 
 
 def test_lines_of_objects_stay_rows_whatever_their_keys(tmp_path: Path) -> None:
