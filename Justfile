@@ -29,6 +29,10 @@ demo: setup
 test *arguments: setup
     python -m pytest -n logical --maxprocesses 4 --dist worksteal {{ arguments }}
 
+# Attack dumps, runs and commands for some minutes (seeded; `--only kills`, `--repeat calls 7`), and count what ends badly.
+campaign minutes="30" *arguments: setup
+    nice python -m tests.campaign {{ minutes }} {{ arguments }}
+
 # Lint, types, which package may import which, and how large files and folders may be.
 check: setup
     ruff check .
