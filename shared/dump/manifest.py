@@ -14,6 +14,7 @@ from shared.dump.layouts import LAYOUTS, Layout
 from shared.dump.signals import Per, Signal
 from shared.dump.versions import FIRST_IDENTIFIED, FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.errors import DumpError
+from shared.parsing import NotParsed, parse_json
 from shared.storage import Folder
 from shared.validation import in_words
 
@@ -248,11 +249,11 @@ def read_manifest(folder: Folder, is_signed: bool = True) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = parse_json(path.read_bytes())
         version = content["format_version"]
     except FileNotFoundError:
         raise DumpError(f"{folder}: no dump here (there is no {FILE_NAME}); check the path.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+    except (NotParsed, TypeError, KeyError) as error:
         raise DumpError(f"{path}: damaged manifest ({error}); restore it or dump again.") from None
     if version not in READABLE_VERSIONS:
         newer = isinstance(version, int) and version > FORMAT_VERSION

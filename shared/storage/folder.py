@@ -18,6 +18,7 @@ from typing import IO, Any
 from shared.errors import UsageError
 from shared.storage.files import write_atomically
 from shared.storage.ranges import RangeFile
+from shared.storage.urls import Guarded, filesystem_of, is_local
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 # A URL that went through `pathlib`, which removes one of its slashes.
@@ -212,7 +213,7 @@ class _Remote(Folder):
 
     def __init__(self, filesystem: Any, path: str, text: str) -> None:
         super().__init__(text)
-        self._opened, self._path = filesystem, path
+        self._opened, self._path = Guarded(filesystem, text), path
 
     @property
     def _filesystem(self) -> Any:
@@ -264,21 +265,8 @@ class _Remote(Folder):
 
 
 def _at_url(url: str) -> Folder:
-    # Imported here, because it takes a tenth of a second that --help should not wait for.
-    from fsspec.core import url_to_fs
-    from fsspec.implementations.local import LocalFileSystem
-
-    protocol = url.partition("://")[0]
-    try:
-        filesystem, path = url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(f"{url}: {protocol}:// needs a package that is not installed ({error}); install it.") from None
-    except ValueError as error:
-        raise UsageError(
-            f"{url}: this is no URL that fsspec can open ({error}); write a path, or a URL such as "
-            "s3://bucket/folder, file:///folder or memory://folder."
-        ) from None
-    return _Local(Path(path), url) if isinstance(filesystem, LocalFileSystem) else _Remote(filesystem, path, url)
+    filesystem, path = filesystem_of(url)
+    return _Local(Path(path), url) if is_local(filesystem) else _Remote(filesystem, path, url)
 
 
 def _joined(before: str, name: str) -> str:

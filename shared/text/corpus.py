@@ -8,17 +8,16 @@ survey stores a hash of each block, so that a file which is rewritten in the mea
 import glob
 import hashlib
 import json
+import os
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat
-from pathlib import Path
-
-import fsspec
 
 from shared.errors import CorpusError
+from shared.storage.urls import Guarded, filesystem_of
 from shared.text.examples import Columns, Example, Row, example_of
 from shared.text.files import RawRow, names_in_metadata, reader_of
 from shared.text.labels import names_from_values
@@ -269,10 +268,13 @@ _Row = tuple[_Maker, int | None, int]
 
 def _expand(path: str) -> list[str]:
     """The files that a path, glob or URL names."""
-    if not glob.has_magic(path) or Path(path).exists():
+    if not glob.has_magic(path) or os.path.exists(path):
         return [path]
-    filesystem, pattern = fsspec.core.url_to_fs(path)
-    found = sorted(str(file) for file in filesystem.glob(pattern))
+    filesystem, pattern = filesystem_of(path)
+    try:
+        found = sorted(str(file) for file in Guarded(filesystem, path).glob(pattern))
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be listed ({error.strerror or error}); check the path.") from None
     if not found:
         raise CorpusError(f"{path}: no file matches this pattern; check the path.")
     return [filesystem.unstrip_protocol(file) for file in found] if "://" in path else found

@@ -132,7 +132,7 @@ def _answers(row: Row, columns: "Columns", question: str, where: str) -> Answers
         return None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise CorpusError(f"{where}: column {columns.label!r} must hold a list of answers, not {str(texts)[:80]!r}.")
-    if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
+    if not isinstance(starts, list) or any(type(start) is not int for start in starts):
         raise CorpusError(
             f"{where}: column {columns.starts!r} must hold a list of whole numbers (the characters of the context at "
             f"which the answers begin), not {str(starts)[:80]!r}."
@@ -159,10 +159,11 @@ def _label(value: Any, where: str) -> Label:
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
     if isinstance(value, str):
         return value
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if is_whole and not isinstance(value, bool):
+        return str(int(value))
     raise CorpusError(f"{where}: {value!r} is not a label; labels are names or numbers.")
 
 

@@ -1,12 +1,12 @@
 """Recipes: one TOML file describes one student and its training, and is checked key by key before anything runs."""
 
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError, field_validator, model_validator
 
 from shared.errors import RecipeError
+from shared.parsing import NotParsed, parse_toml
 from shared.storage import Folder
 from shared.validation import in_words
 from student_train.losses.specs import LossSpec
@@ -86,13 +86,15 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return the content of a TOML file, a `what` in messages. Raises RecipeError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_bytes())
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such {what}; check the path.") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: this is a folder; name the {what} in it, a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid TOML ({error}).") from None
+    except NotParsed as error:
+        raise RecipeError(f"{path}: {error}.") from None
+    except (OSError, ValueError) as error:  # a ValueError for names that no file can have
+        raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the path.") from None
 
 
 def overridden(recipe: Recipe, overrides: list[str]) -> Recipe:
@@ -114,8 +116,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals:
         raise RecipeError(f"--set {override!r}: write key=value, for instance training.seed=1.")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value}")["value"]
+    except NotParsed:
         parsed = value  # a word without quotes is a string
     *parents, last = key.split(".")
     place: Any = content

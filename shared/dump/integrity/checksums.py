@@ -12,6 +12,7 @@ from typing import Any
 
 from shared.dump.versions import FIRST_IDENTIFIED
 from shared.errors import DumpError
+from shared.parsing import NotParsed, parse_json
 from shared.storage import Folder, sha256_of
 
 FILE_NAME = "checksums.json"
@@ -36,10 +37,10 @@ def read_checksums(folder: Folder) -> dict[str, str] | None:
     """Return the checksums of a dump by file name; None if there are none. Raises DumpError if they are damaged."""
     path = folder / FILE_NAME
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except NotParsed as error:
         raise DumpError(f"{path}: damaged ({error}); restore it, or {_signing(folder)}.") from None
     if not isinstance(content, dict) or not all(isinstance(digest, str) for digest in content.values()):
         raise DumpError(f"{path}: damaged (it is no table of checksums); restore it, or {_signing(folder)}.")

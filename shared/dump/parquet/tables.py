@@ -3,7 +3,6 @@
 Shapes: R rows, T tokens of all rows, P recorded positions of all rows.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from shared.dump.layouts import Field
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import MISSING, Flat, Lists, RowGroup, Values
 from shared.errors import DumpError
+from shared.parsing import parse_json
 
 _ROW = Field("row", "int64", "row number in the corpus, from 0", is_list=False)
 _INPUT_IDS = Field("input_ids", "int32", "token ids as the teacher saw them")
@@ -60,7 +60,7 @@ def is_described(manifest: Manifest, schema: pa.Schema) -> bool:
     Shards of format versions 1 to 4 say it in other words, and count as described.
     """
     try:
-        facts = json.loads(schema.metadata[_FACTS.encode()])
+        facts = parse_json(schema.metadata[_FACTS.encode()])
         if facts["format_version"] < 5:
             return True
         said = manifest.model_validate({**manifest.model_dump(mode="json"), **{key: facts[key] for key in _DESCRIBED}})

@@ -4,12 +4,12 @@ There, the labels themselves are numbers, and -1 is a missing one. Models have n
 of their own. Where both have names, a label is what its name says, not its number.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shared.errors import CorpusError
+from shared.parsing import NotParsed, parse_json
 
 # Names that say nothing: those that transformers makes up, and numbers.
 _NUMBERED = re.compile(r"(LABEL_)?[0-9]+")
@@ -18,12 +18,12 @@ _NUMBERED = re.compile(r"(LABEL_)?[0-9]+")
 def class_names(metadata: Mapping[bytes, bytes] | None, column: str | None) -> tuple[str, ...] | None:
     """Return the names of a column's labels, by their numbers; None if the metadata has none."""
     try:
-        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
         while not (isinstance(feature, Mapping) and "names" in feature):
             # Of lists: {"feature": ..., "_type": "Sequence" or "List"}, or [...].
             feature = feature["feature"] if isinstance(feature, Mapping) else feature[0]
         names = feature["names"]
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+    except (KeyError, IndexError, TypeError, NotParsed):
         return None
     is_valid = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
     return tuple(names) if is_valid else None

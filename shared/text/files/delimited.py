@@ -6,9 +6,9 @@ from typing import Any
 from shared.errors import CorpusError
 from shared.text.examples import Columns
 from shared.text.files.conll import is_conll, read_conll
-from shared.text.files.streams import LocatedRows, lines_of
+from shared.text.files.streams import LONGEST_LINE, LocatedRows, lines_of
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(LONGEST_LINE)
 
 
 def read_csv(file: str, columns: Columns) -> LocatedRows:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from shared.text.examples import Columns
 from shared.text.files.class_names import class_names, labels_by_name
-from shared.text.files.streams import COMPRESSIONS, LocatedRows, open_file, unreadable
+from shared.text.files.streams import COMPRESSIONS, LocatedRows, document_in, open_file, unreadable
 
 
 def names_of_labels(file: str, columns: Columns) -> tuple[str, ...] | None:
@@ -16,14 +16,14 @@ def names_of_labels(file: str, columns: Columns) -> tuple[str, ...] | None:
     with open_file(file) as stream:
         try:
             schema = _opened(file, stream).schema_arrow
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise unreadable(file, error) from None
     return class_names(schema.metadata, columns.as_named_in(schema.names).label)
 
 
 def _opened(file: str, stream: io.BufferedReader) -> pq.ParquetFile:
     is_compressed = PurePath(file).suffix in COMPRESSIONS
-    return pq.ParquetFile(io.BytesIO(stream.read()) if is_compressed else stream)
+    return pq.ParquetFile(io.BytesIO(document_in(stream, file, "decompress it")) if is_compressed else stream)
 
 
 def read_parquet(file: str, columns: Columns) -> LocatedRows:
@@ -43,5 +43,5 @@ def read_parquet(file: str, columns: Columns) -> LocatedRows:
                         row[columns.label] = label_of(row[columns.label])
                     yield f"{file}, row {number}", dict.fromkeys(present) | row if number == 0 else row
                     number += 1
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise unreadable(file, error) from None
