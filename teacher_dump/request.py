@@ -230,12 +230,15 @@ class Request(Storage, Running, Lengths, Vectors, Positions, Distributions, Colu
     ] = None
     tags_column: Annotated[
         str | None,
-        Doc("Column of tag lists, one tag per word. By default 'tags' if the file has it; 'none' ignores it."),
+        Doc(
+            "Column of tag lists, one tag per word (`ner_tags` where there is no `tags`). By default 'tags' if the "
+            "file has it; 'none' ignores it."
+        ),
     ] = None
     answers_column: Annotated[
         str | None,
         Doc(
-            "Column of lists of gold answers, empty if there is none. By default 'answer_texts' if the file has "
-            "it; 'none' ignores it."
+            "Column of lists of gold answers, empty if there is none (`answers` where there is no `answer_texts`). By "
+            "default 'answer_texts' if the file has it; 'none' ignores it."
         ),
     ] = None

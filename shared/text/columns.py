@@ -32,13 +32,13 @@ class ColumnNames:
     label_column: Annotated[str | None, Doc("Column of gold labels.")] = LABEL
     tokens_column: Annotated[str, Doc("Column of word lists (token-classification).")] = "tokens"
     tags_column: Annotated[
-        str | None, Doc("Column of tag lists, one tag per word; if files have no tags, ner_tags is read.")
+        str | None, Doc("Column of tag lists, one tag per word (`ner_tags` where there is no `tags`).")
     ] = TAGS
     question_column: Annotated[str, Doc("Column of questions (question-answering).")] = "question"
     context_column: Annotated[str, Doc("Column of the contexts that hold the answers.")] = "context"
     answers_column: Annotated[
         str | None,
-        Doc("Column of gold answers, empty if there is none; if files have no answer_texts, answers is read."),
+        Doc("Column of lists of gold answers, empty if there is none (`answers` where there is no `answer_texts`)."),
     ] = ANSWERS
     starts_column: Annotated[
         str, Doc("Column of lists of the characters of the context at which the answers begin.")
