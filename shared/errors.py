@@ -28,6 +28,10 @@ class DumpError(LecternError):
     """A dump that is damaged, incomplete, of another format version, or unsuitable for the student."""
 
 
+class TrainingError(LecternError):
+    """Training that cannot go on: a loss that is NaN, a checkpoint that cannot be written."""
+
+
 class RecipeError(LecternError):
     """A recipe that cannot be run: an unknown key, a bad value, a signal that the dump lacks."""
 

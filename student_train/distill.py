@@ -25,6 +25,7 @@ from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
 from student_train.students import build_student
 from student_train.training import ranks
+from student_train.training.checkpoints import RESUME_ADVICE, written
 from student_train.training.journal import (
     CHECKPOINTS,
     STAGES,
@@ -121,8 +122,9 @@ def _save_and_score(
     """Save the student with its tokenizer, scores and model card; the output folder gets them when all are written."""
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
-    _save(student, source.tokenizer, staging)
-    write_text_atomically(staging / STAGES, stages_json(results))
+    with written(staging, RESUME_ADVICE):
+        _save(student, source.tokenizer, staging)
+        write_text_atomically(staging / STAGES, stages_json(results))
     report = _score(recipe, source, staging)
     write_card(staging, recipe, source, _steps(results), report)
     _commit(staging, recipe.output)

@@ -118,7 +118,7 @@ def fresh_model(auto_class: str, config: Any, error: type[LecternError]) -> PreT
     """
     try:
         parameters = parameters_of(auto_class, config)
-    except (ValueError, RuntimeError) as raised:  # sizes beyond what a tensor can have
+    except (ValueError, TypeError, OverflowError, RuntimeError) as raised:  # sizes beyond what a tensor can have
         reason = str(raised).strip().split("\n")[0]
         raise error(f"the student cannot be built ({reason}); choose a smaller shape.") from raised
     _check_memory("the student", parameters * torch.float32.itemsize, error)

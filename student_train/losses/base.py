@@ -8,12 +8,13 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shared.dump.signals import DISTRIBUTION, SignalKey
 from shared.errors import RecipeError
+from shared.numbers import STRICT
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.head import StudentHead
@@ -28,7 +29,7 @@ class Loss(BaseModel, ABC):
     `student_train.losses.specs.LOSSES`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = STRICT
 
     # Whether it is a mean over positions that needs nothing but logits, so that they can come in slices.
     by_position: ClassVar[bool] = False

@@ -25,7 +25,7 @@ def recipe_of(folder: Path) -> Recipe | None:
     """Return the recipe in a model's folder; None if there is none, or this version cannot read it."""
     try:
         return Recipe.model_validate_json((folder / RECIPE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, ValidationError):
+    except (OSError, UnicodeDecodeError, ValidationError, RecursionError):
         return None
 
 
@@ -94,6 +94,6 @@ def _holds_a_run(output: Path) -> bool:
     """Whether a folder holds a recipe.json that a run of any version has written."""
     try:
         content = json.loads((output / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.keys() >= _KEYS_OF_A_RECIPE

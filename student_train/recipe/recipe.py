@@ -53,10 +53,12 @@ class Recipe(Section):
             raise ValueError("the key 'loss' is missing (or 'stage', for several stages with losses of their own)")
         if self.loss and self.stage:
             raise ValueError("give either [[loss]] or [[stage]], each with its own loss")
-        names = [stage.name for stage in self.stage]
+        # On some file systems, names that differ in their case alone are the same.
+        names = [stage.name.lower() for stage in self.stage]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise ValueError(f"stage.{index}.name = {name!r}: another stage has this name; choose another")
+                own = self.stage[index].name
+                raise ValueError(f"stage.{index}.name = {own!r}: another stage has this name; choose another")
         return self
 
     @model_validator(mode="after")

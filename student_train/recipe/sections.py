@@ -2,8 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
 
+from shared.numbers import STRICT, Count, Epochs, Seed
 from student_train.data.subsets import Kind
 from student_train.losses.specs import LossSpec
 from student_train.students.unfreezing import Trainable
@@ -16,7 +17,7 @@ EPOCHS_BETWEEN_SCORES = 0.5
 class Section(BaseModel):
     """A section of a recipe; unknown keys are errors, and values cannot be changed later."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = STRICT
 
 
 class Schedule(Section):
@@ -27,11 +28,11 @@ class Schedule(Section):
         batch_size, batch_tokens: rows of a batch (by default 32), or about how many tokens it has, over all ranks.
     """
 
-    epochs: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    batch_tokens: int | None = Field(default=None, ge=1, description="tokens of a batch, without padding")
-    gradient_accumulation: int = Field(default=1, ge=1)
+    epochs: Epochs | None = None
+    max_steps: Count | None = None
+    batch_size: Count | None = None
+    batch_tokens: Count | None = Field(default=None, description="tokens of a batch, without padding")
+    gradient_accumulation: Count = 1
     learning_rate: float = Field(default=5e-5, gt=0)
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
@@ -61,10 +62,10 @@ class TrainingSection(Schedule):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
-    seed: int = Field(default=0, ge=0)
-    log_steps: int = Field(default=50, ge=1)
+    seed: Seed = 0
+    log_steps: Count = 50
     report_to: tuple[str, ...] = ()
-    save_steps: int = Field(default=500, ge=1, description="steps between two checkpoints to resume from")
+    save_steps: Count = Field(default=500, description="steps between two checkpoints to resume from")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,9 +92,9 @@ class ValidationSection(Section):
     """
 
     share: float = Field(default=0.05, gt=0, lt=1)
-    every: float | None = Field(default=None, gt=0, description="epochs")
-    every_steps: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
+    every: Epochs | None = Field(default=None, description="epochs")
+    every_steps: Count | None = None
+    patience: Count | None = None
     metric: str = "loss"
 
     @model_validator(mode="after")
@@ -113,13 +114,21 @@ class StageSection(Schedule):
         metric, patience: take precedence over those of [validation].
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     loss: tuple[LossSpec, ...] = Field(min_length=1)
     rows: Kind = "all"
     trainable: Trainable = "all"
     unfreeze: Literal["gradual"] | None = None
     metric: str | None = None
-    patience: int | None = Field(default=None, ge=1)
+    patience: Count | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _no_name_of_a_file(cls, name: str) -> str:
+        # A stage's checkpoints and weights have its name, beside the run's own files.
+        if name.lower().endswith((".json", ".safetensors", ".tmp")):
+            raise ValueError("a stage's name cannot end like a file of the run; choose another")
+        return name
 
     @field_validator("trainable", mode="before")
     @classmethod

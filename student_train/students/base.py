@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from transformers import PreTrainedModel
 
+from shared.numbers import STRICT
 from student_train.students.initialisers import Initialiser
 from student_train.students.needs import Needs
 
@@ -16,7 +17,7 @@ class Student(BaseModel, ABC):
     `student_train.students.table.STUDENTS`. No other code asks which kind a student is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = STRICT
 
     kind: str
 

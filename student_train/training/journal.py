@@ -16,15 +16,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import RecipeError
 from shared.storage.files import write_atomically, write_text_atomically
 from student_train.recipe.kept import RECIPE, check_same_recipe
 from student_train.recipe.recipe import Recipe
+from student_train.training.checkpoints import RESUME_ADVICE, last_usable, written
 from student_train.training.same_rows import Rows, check_same_rows, keep_rows
 
 CHECKPOINTS = "checkpoints"
@@ -82,11 +84,6 @@ class Journal:
             check_same_rows(self._folder, rows)
         self._check_names([result.name for result in results], stages)
         self._check_links()
-        for stage in stages:
-            for folder in self.folder_of(stage).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                # The Trainer writes its state last; without it the checkpoint is incomplete.
-                if not (folder / TRAINER_STATE_NAME).exists():
-                    shutil.rmtree(folder)
         for result in results:
             shutil.rmtree(self.folder_of(result.name), ignore_errors=True)
         keep_rows(self._folder, rows)
@@ -98,7 +95,7 @@ class Journal:
             return []
         try:
             return [StageResult(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RecipeError(
                 f"{path}: not a list of finished stages ({error}); delete {self._output} to begin the run anew."
             ) from None
@@ -108,20 +105,29 @@ class Journal:
         return self._folder / stage
 
     def checkpoint(self, stage: str) -> str | None:
-        """Return the last checkpoint of a stage, or None if there is none."""
-        folder = self.folder_of(stage)
-        found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        return found
+        """Return the last checkpoint of a stage that can be used, or None if there is none; later ones are removed."""
+        found = last_usable(self.folder_of(stage))
+        return None if found is None else str(found)
 
     def load(self, student: PreTrainedModel, stage: str) -> None:
         """Load the weights at the end of a stage into the student."""
-        load_model(student, self._weights(stage))
+        path = self._weights(stage)
+        try:
+            load_model(student, path)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise RecipeError(
+                f"{path}: the weights at the end of the stage {stage!r} cannot be read ({reason}); delete "
+                f"{self._output} to begin the run anew."
+            ) from error
 
     def end(self, results: Sequence[StageResult], student: PreTrainedModel) -> None:
         """Record that the last of these stages has finished with this student's weights."""
         self._folder.mkdir(exist_ok=True)
-        write_atomically(self._weights(results[-1].name), lambda path: save_model(student, str(path)))
-        write_text_atomically(self._folder / STAGES, stages_json(results))
+        weights = self._weights(results[-1].name)
+        with written(weights, RESUME_ADVICE):
+            write_atomically(weights, lambda path: save_model(student, str(path)))
+            write_text_atomically(self._folder / STAGES, stages_json(results))
         shutil.rmtree(self.folder_of(results[-1].name), ignore_errors=True)
         for before in results[:-1]:
             self._weights(before.name).unlink(missing_ok=True)

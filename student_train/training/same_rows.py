@@ -31,7 +31,7 @@ def check_same_rows(checkpoints: Path, rows: Rows) -> None:
         return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RecipeError(
             f"{path}: not the fingerprint of a run's rows ({error}); delete {checkpoints.parent} to begin the run anew."
         ) from None

@@ -16,6 +16,8 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
+from shared.errors import RecipeError
+from shared.numbers import MOST
 from student_train.recipe.recipe import Recipe
 from student_train.recipe.sections import TrainingSection
 from student_train.students.unfreezing import unfrozen
@@ -132,6 +134,10 @@ def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> Trainin
     if steps is None:
         assert training.epochs is not None
         steps = _steps(training, order.batches(training.epochs))
+        if steps > MOST:
+            raise RecipeError(
+                f"{stage.where or 'training.'}epochs = {training.epochs:g}: this would be {steps:,} steps; give fewer."
+            )
     scoring: dict[str, Any] = {}
     if validation is not None:
         scoring = {
@@ -155,7 +161,8 @@ def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> Trainin
         use_cpu=ranks.runs_on_cpu(training.device),
         seed=training.seed,
         save_steps=training.save_steps,
-        save_total_limit=1,
+        # The last one and the one before it, in case that the last one is damaged.
+        save_total_limit=2,
         logging_steps=training.log_steps,
         report_to=list(training.report_to) or "none",
         run_name=_label(stage, recipe),

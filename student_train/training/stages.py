@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.numbers import MOST_SEED
 from student_train.data.order import Order
 from student_train.data.sources import Source
 from student_train.data.subsets import Kind
@@ -57,7 +58,7 @@ def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
         training = section.of(recipe.training)
         for name, trainable in _unfrozen(section, student, training.freeze_embeddings):
             # A seed of its own, so that no stage repeats the dropout masks and the row order of the one before it.
-            seeded = training.model_copy(update={"seed": training.seed + len(found)})
+            seeded = training.model_copy(update={"seed": (training.seed + len(found)) % (MOST_SEED + 1)})
             stage = Stage(
                 name,
                 f"stage.{index}.",
@@ -68,7 +69,7 @@ def stages_of(recipe: Recipe, student: PreTrainedModel) -> list[Stage]:
                 section.metric or _metric_for(section.loss, metric),
                 section.patience or patience,
             )
-            if any(other.name == name for other in found):
+            if any(other.name.lower() == name.lower() for other in found):
                 raise RecipeError(f"stage.{index}.name: two stages would have the name {name!r}; choose another name.")
             found.append(stage)
     return found

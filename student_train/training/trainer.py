@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from shared.errors import RecipeError
+from shared.errors import RecipeError, TrainingError
 from student_train.data.batch import Batch
 from student_train.data.batches import TrainingBatches
 from student_train.data.sources import Source
@@ -29,8 +29,10 @@ from student_train.forward.observe import targets_of
 from student_train.losses.base import can_slice, outputs_for
 from student_train.losses.projections import PROJECTIONS, make_projections
 from student_train.losses.total import total_loss
+from student_train.training.checkpoints import RESUME_ADVICE, problem_of, sign, written
+from student_train.training.finite import FiniteLosses
 from student_train.training.log import LOSS_PREFIX, SCORE_PREFIX, Account, compare
-from student_train.training.stages import Stage, order_of
+from student_train.training.stages import ONLY_STAGE, Stage, order_of
 from student_train.training.validation import Validation
 
 
@@ -57,6 +59,7 @@ class DistillationTrainer(Trainer):
         student.add_module(PROJECTIONS, make_projections(stage.loss, source, student))
         self._first_batch = first_step * arguments.gradient_accumulation_steps
         self._account, self._logged_step = Account(), first_step
+        self._finite = FiniteLosses("" if stage.name == ONLY_STAGE else stage.name)
         super().__init__(model=student, args=arguments)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise RecipeError(
@@ -121,6 +124,9 @@ class DistillationTrainer(Trainer):
         targets = targets_of(batch, self.source)
         loss, parts = total_loss(self.stage.loss, outputs, targets, getattr(student, PROJECTIONS), batch.shares)
         self._account.add({LOSS_PREFIX + name: value for name, value in parts.items()})
+        self._finite.note(self.state.global_step + 1, parts)
+        if loss.device.type == "cpu" and self.args.world_size == 1:
+            self._finite.check(self._get_learning_rate())
         if outputs.has_logits and targets.distributions is not None:
             sums = compare(outputs, targets.distributions)
             self._account.add({name: value * (not batch.is_spare) for name, value in sums.items()})
@@ -129,10 +135,25 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the Trainer gives, with the values of our account since the last line."""
         if "loss" in logs:
+            self._finite.check(self._get_learning_rate())
             steps = self.state.global_step - self._logged_step
             logs |= self._account.take(steps, self.args.world_size, self._sum_over_ranks)
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, unless the weights are no longer finite: the last one that can be used is kept."""
+        self._check_weights()
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written(folder, RESUME_ADVICE):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                sign(folder)
+
+    def _check_weights(self) -> None:
+        rate = self._get_learning_rate()
+        self._finite.check(rate)
+        self._finite.check_weights(self.model, self.state.global_step, rate)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save this rank's random state, and wait for all ranks: rank 0 then writes the file that completes the
@@ -193,8 +214,15 @@ class DistillationTrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
         else:
             self.train(resume_from_checkpoint=checkpoint)
+            self._check_weights()
         if self.state.best_global_step:
-            self._load_from_checkpoint(self._best_checkpoint())
+            best = self._best_checkpoint()
+            if (problem := problem_of(Path(best))) is not None:
+                raise TrainingError(
+                    f"{best}: the best weights of the stage are damaged ({problem}); delete {self.args.output_dir} to "
+                    "train the stage anew with --resume."
+                )
+            self._load_from_checkpoint(best)
         elif self.validation is not None:
             self.model.load_state_dict(self._initial_weights, strict=False)
 

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from transformers import PreTrainedModel
 
+from shared.numbers import STRICT
 from student_train.students.needs import Needs
 
 
@@ -16,7 +17,7 @@ class Initialiser(BaseModel, ABC):
     `student_train.students.initialisers.table.INITIALISERS`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = STRICT
 
     # The part of a student that it changes; the key `embeddings` of a recipe names initialisers of "embeddings".
     part: ClassVar[Literal["embeddings", "layers"]] = "embeddings"

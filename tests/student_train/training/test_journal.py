@@ -118,7 +118,9 @@ def test_an_incomplete_checkpoint_is_removed_once_everything_is_checked(begun: R
     with pytest.raises(RecipeError, match="add --resume"):
         Journal(begun).open(resume=False, stages=["training"], rows=ROWS)
     assert incomplete.exists()
-    Journal(begun).open(resume=True, stages=["training"], rows=ROWS)
+    journal = Journal(begun)
+    journal.open(resume=True, stages=["training"], rows=ROWS)
+    assert journal.checkpoint("training") == str(complete)
     assert (complete.exists(), incomplete.exists()) == (True, False)
 
 

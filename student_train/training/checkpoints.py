@@ -1,0 +1,119 @@
+"""Checkpoints of the Trainer that can be trusted: what a stage is resumed from is what was written.
+
+    checkpoint-N/...               the Trainer's own files, trainer_state.json last
+    checkpoint-N/checksums.json    the SHA-256 of each of them, written after the last one
+
+A checkpoint whose files are not as they were written is told and removed, and the one before it is used.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from shared.errors import TrainingError
+from shared.storage import Folder, sha256_of
+from shared.storage.files import write_text_atomically
+
+CHECKSUMS = "checksums.json"
+RESUME_ADVICE = "make room, then go on with --resume: what was saved before is kept."
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Return the checkpoints in a stage's folder, in the order of their steps."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step_of(path) is not None]
+    return sorted(found, key=lambda path: step_of(path) or 0)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Return the number of steps before a checkpoint; None if its name is not that of a checkpoint."""
+    number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(number) if number.isdecimal() and len(number) < 20 else None
+
+
+def last_usable(folder: Path) -> Path | None:
+    """Return the last checkpoint of a stage that is as it was written; None if there is none.
+
+    Checkpoints after it are removed: those that a killed run left incomplete, and damaged ones, which are told on
+    stderr.
+    """
+    for checkpoint in reversed(checkpoints_of(folder)):
+        problem = problem_of(checkpoint)
+        if problem is None:
+            return checkpoint
+        if (checkpoint / TRAINER_STATE_NAME).exists():
+            print(
+                f"{checkpoint}: damaged ({problem}); removed. The training goes on from what was saved before it.",
+                file=sys.stderr,
+            )
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint; None if nothing is."""
+    path = checkpoint / CHECKSUMS
+    if not (checkpoint / TRAINER_STATE_NAME).exists():
+        return "it was never finished"
+    try:
+        if not path.exists():  # written by an older version, or the run was killed just before
+            return _unreadable(checkpoint)
+        written = json.loads(path.read_text(encoding="utf-8"))
+        now = _checksums(checkpoint)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"its {CHECKSUMS} cannot be compared: {error}"
+    changed = sorted(name for name in now.keys() | set(written) if dict(written).get(name) != now.get(name))
+    return f"not as it was written: {', '.join(changed)}" if changed else None
+
+
+def sign(checkpoint: Path) -> None:
+    """Write the checksums of a finished checkpoint."""
+    write_text_atomically(checkpoint / CHECKSUMS, json.dumps(_checksums(checkpoint), indent=2) + "\n")
+
+
+@contextmanager
+def written(what: Path, advice: str) -> Iterator[None]:
+    """Turn the errors of the libraries that write weights (mostly a full disk) into a sentence that ends with `advice`.
+
+    Raises:
+        TrainingError: if the block fails; what it has written so far is removed if it is a checkpoint.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        if what.name.startswith(PREFIX_CHECKPOINT_DIR):
+            shutil.rmtree(what, ignore_errors=True)
+        raise TrainingError(f"{what}: cannot be written ({reason}); {advice}") from error
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {path.relative_to(checkpoint).as_posix(): sha256_of(Folder.of(path)) for path in files}
+
+
+def _unreadable(checkpoint: Path) -> str | None:
+    """Return which file of a checkpoint without checksums cannot be read; None if all can."""
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.name == TRAINER_STATE_NAME:
+                TrainerState.load_from_json(str(path))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt") as tensors:
+                    tensors.keys()
+            elif path.suffix in (".pt", ".pth"):
+                with safe_globals():
+                    torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch and pickle fail in many ways on bytes that nobody wrote
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            return f"{path.name} cannot be read: {reason}"
+    return None
