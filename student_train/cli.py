@@ -33,7 +33,10 @@ def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML file): one student and how it is trained.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a key of the recipe, for instance --set training.seed=1. Repeatable."),
+        typer.Option(
+            "--set",
+            help="Override a key of the recipe, for instance --set training.seed=1; key= unsets it. Repeatable.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished run of this recipe; do nothing if it is finished.")
@@ -92,9 +95,11 @@ def evaluate_model(
     """Score a model folder: metrics of its task, agreement with the teacher of a dump, parameters, latency."""
     from json import dumps
 
-    from shared.storage.files import write_text_atomically
+    from shared.storage.files import check_file, write_text_atomically
     from student_train.scoring.evaluate import evaluate
 
+    if json is not None:
+        check_file(json, "--json")
     report = evaluate(student, data, names, dump, task, device, max_length, where.positions, where.stride)
     typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())

@@ -85,9 +85,9 @@ def check(recipe: Recipe) -> int:
 
 def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
     """Return the source, the untrained student and its stage runs, after every check that needs no training."""
+    check_output(recipe)
     if is_finished(recipe.output):
         raise RecipeError(f"{recipe.output}: there is already a finished student; choose another output or delete it.")
-    check_output(recipe)
     _check_trackers(recipe)
     source = open_source(recipe)
     if recipe.student.checkpoint is not None:

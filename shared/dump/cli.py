@@ -60,12 +60,17 @@ def head(
 @app.command()
 def stats(
     dump: DumpFolder,
-    plot: Annotated[Path | None, typer.Option(help="Also draw histograms into this PNG.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw histograms into this file (.png, .pdf or .svg).", show_default=False)
+    ] = None,
 ) -> None:
     """Show the distributions of length, entropy, top-1 probability and kept mass, and the teacher's accuracy."""
     from shared.dump import inspection
     from shared.dump.dump import Dump
+    from shared.storage.files import check_file
 
+    if plot is not None:
+        check_file(plot, "--plot", (".png", ".pdf", ".svg"))
     opened = Dump(dump)
     titles = "".join(f"{f'{q:.0%}':>9}" for q in inspection.QUANTILES)
     typer.echo(f"{'':<20}{'count':>14}{'mean':>9}{titles}")

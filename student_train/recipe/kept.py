@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import RecipeError, UsageError
-from shared.storage.files import TEMPORARY
+from shared.storage.files import TEMPORARY, check_folder
 from student_train.recipe.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -36,12 +36,11 @@ def check_output(recipe: Recipe) -> None:
         UsageError: if it holds other files, is a file, or is the recipe's dump or lies in it. Nothing is written.
     """
     output = recipe.output
+    check_folder(output, "output =")
     for dump in (recipe.dump, recipe.eval.dump if recipe.eval else None):
         place = dump.local.resolve() if dump is not None and dump.local is not None else None
         if place is not None and place in (output.resolve(), *output.resolve().parents):
             raise UsageError(f"output = {str(output)!r}: this is the dump {dump} or lies in it; choose another folder.")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"output = {str(output)!r}: this is a file; name a folder.")
     if _holds_a_run(output) or not output.exists():
         return
     # A run that was killed while it wrote its recipe leaves the beginning of it.

@@ -76,7 +76,7 @@ class Recipe(Section):
 def read_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Read a recipe from a TOML file and apply `key=value` overrides.
 
-    Keys are dotted, with the items of a list by number: loss.0.weight=0.5.
+    Keys are dotted, with the items of a list by number: loss.0.weight=0.5. Without a value, a key is unset: epochs=.
 
     Raises:
         RecipeError: for a missing file, invalid TOML, or an invalid key or value; the message names the key, its value
@@ -126,6 +126,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         for name in parents:
             place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        place[int(last) if isinstance(place, list) else last] = parsed
+        if not value.strip() and isinstance(place, dict):
+            place.pop(last, None)  # an empty text is key=""
+        else:
+            place[int(last) if isinstance(place, list) else last] = parsed
     except (IndexError, ValueError, TypeError, AttributeError):
         raise RecipeError(f"--set {override!r}: the recipe has no key {key!r}.") from None

@@ -12,6 +12,8 @@ from student_train.students.unfreezing import Trainable
 # Pairs of which one key is given; if a stage gives one, the other one of [training] does not apply to it.
 _EITHER = (("epochs", "max_steps"), ("batch_size", "batch_tokens"))
 EPOCHS_BETWEEN_SCORES = 0.5
+# One step of AdamW moves every weight by about the learning rate.
+MOST_RATE = 1000.0
 
 
 class Section(BaseModel):
@@ -33,7 +35,7 @@ class Schedule(Section):
     batch_size: Count | None = None
     batch_tokens: Count | None = Field(default=None, description="tokens of a batch, without padding")
     gradient_accumulation: Count = 1
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0, le=MOST_RATE)
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
     weight_decay: float = Field(default=0.01, ge=0)
@@ -50,7 +52,7 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("give either epochs or max_steps")
+            raise ValueError("give either epochs or max_steps (on the command line, --set training.epochs= unsets it)")
         return self
 
 

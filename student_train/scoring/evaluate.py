@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from shared.errors import LecternError, RecipeError
+from shared.errors import LecternError, RecipeError, UsageError
 from shared.models.devices import usable_device
 from shared.models.loading import load_tokenizer
 from shared.storage import Place
@@ -21,6 +21,7 @@ from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.scoring.report import Report
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
+from student_train.students.build import reach_of
 
 LATENCY_SECONDS = 1.0  # for each runtime and size of batch
 
@@ -47,9 +48,17 @@ def evaluate(
     model.to(where)
     tokenizer = load_tokenizer(str(model_path), RecipeError)
     label_names = task.label_names_of(model.config)
+    reach = reach_of(model)
+    if max_length is not None and reach is not None and max_length > reach:
+        raise UsageError(f"--max-length {max_length}: {model_path} reads at most {reach} tokens; give no more.")
     length = max_length or longest_row(model, tokenizer)
     columns = task.scored_columns(names)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
+    if dump is None and not any(source.gold(group)[1].any() for group in range(len(source.group_rows))):
+        raise UsageError(
+            f"{', '.join(data)}: no row has a gold label, so there is nothing to score; name the column of the labels, "
+            "or give --dump to measure the agreement with a teacher."
+        )
     predictions = predictions_of(model, source, task.scoring_columns).with_lost_words(source.lost_words)
     if task.needs_examples:
         predictions.examples = dict(enumerate(source.examples()))

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import LecternError, RecipeError, UsageError
 from shared.models.loading import load_tokenizer
-from shared.storage.files import write_atomically
+from shared.storage.files import check_file, write_atomically
 from shared.text.columns import ColumnNames
 from shared.text.tasks import Task, task_named
 from student_train.data.sources import TextSource
@@ -70,11 +70,11 @@ def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence
     _check_extra()
     if task_name is not None and not task_named(task_name).is_scored:
         raise UsageError(f"the task {task_name} has no logits to export; choose another task.")
+    path = out or folder / MODEL_FILE
+    if folder.is_dir():
+        check_file(path, "--out")
     model, task = load_model(folder, task_name)
     tokenizer = load_tokenizer(str(folder), RecipeError)
-    path = out or folder / MODEL_FILE
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: there is no such folder to write to; create it first.")
     if (size := sum(weight.numel() * weight.element_size() for weight in model.parameters())) >= LARGEST_BYTES:
         raise LecternError(f"{folder}: {size / 1e9:.1f} GB of weights are more than one ONNX file can hold (2.1 GB).")
     batches = _drawn_batches(model, tokenizer)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from shared.dump.rowgroup import MISSING
+from shared.errors import LecternError
 from shared.text.predictions import Predictions
 from student_train.data.batches import in_order
 from student_train.data.sources import Source
@@ -30,6 +31,11 @@ def predictions_of(model: PreTrainedModel, source: Source, columns: Sequence[str
         batch = host_batch.to(model.device)
         rows, guesses = batch.rows.tolist(), []
         for part, logits_NV in outputs_of(model, batch, source, False, head).parts():
+            if bool(logits_NV.isnan().any()):
+                raise LecternError(
+                    f"the model's logits are NaN, first in one of the rows {min(rows)} to {max(rows)}, so it cannot be "
+                    "scored; train it again with a lower learning rate."
+                )
             labels_N = batch.labels[part]
             labelled = int((labels_N != MISSING).sum())
             predictions.negative_log_likelihood += float(formulas.cross_entropy(logits_NV, labels_N)) * labelled

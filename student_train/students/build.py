@@ -39,11 +39,19 @@ def _check_reach(model: PreTrainedModel, known_ids: int, needs: Needs) -> None:
             f"The student's vocabulary has {known_ids} ids, but the tokenizer has {needs.tokenizer_size}; choose a "
             "student that was made for the dump's tokenizer."
         )
+    reach = reach_of(model)
+    if reach is not None and reach < needs.max_length:
+        raise RecipeError(
+            f"The student reads at most {reach} tokens, but the dump's rows have up to {needs.max_length}; choose a "
+            "student with more positions, or dump with a smaller --max-length."
+        )
+
+
+def reach_of(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model has position embeddings for; None if it has none."""
+    reaches = []
     for name, module in model.named_modules():
         if name.endswith(POSITION_MODULES) and isinstance(module, nn.Embedding):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            if module.num_embeddings - first < needs.max_length:
-                raise RecipeError(
-                    f"The student reads at most {module.num_embeddings - first} tokens, but the dump's rows have up "
-                    f"to {needs.max_length}; choose a student with more positions, or dump with a smaller --max-length."
-                )
+            reaches.append(module.num_embeddings - first)
+    return min(reaches, default=None)

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.storage.files import write_text_atomically
+from shared.errors import UsageError
+from shared.storage.files import check_folder, write_text_atomically
 from student_train.distill import METRICS, is_finished
 from student_train.recipe.kept import RECIPE, check_same_recipe
 from student_train.sweep.children import Ended
-from student_train.sweep.plan import Run
+from student_train.sweep.plan import RUNS, Run
 
 LOGS = "logs"
 BASELINES = "baselines"
@@ -40,6 +41,20 @@ class Cost:
         )
 
 
+def check_output(output: Path) -> None:
+    """Check that a sweep may write to its folder: an empty or missing one, or that of a sweep.
+
+    Raises:
+        UsageError: if it holds other files, or cannot be written. Nothing is written.
+    """
+    check_folder(output, "output =")
+    names = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    if names and not {RUNS, LOGS, BASELINES} & set(names):
+        raise UsageError(
+            f"output = {str(output)!r}: holds other files already ({', '.join(names[:3])}); choose an empty folder."
+        )
+
+
 def log_of(output: Path, name: str) -> Path:
     """Return the path of a run's log."""
     return output / LOGS / f"{name}.log"
@@ -48,7 +63,10 @@ def log_of(output: Path, name: str) -> Path:
 def cost_of(output: Path, name: str) -> Cost:
     """Return the cost of a run so far."""
     path = log_of(output, name).with_suffix(".json")
-    return Cost(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Cost()
+    try:
+        return Cost(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return Cost()  # none yet, or damaged; it is for information only
 
 
 def add_cost(output: Path, name: str, ended: Ended) -> None:
@@ -63,9 +81,12 @@ def is_done(run: Run) -> bool:
 
 
 def metrics_of(folder: Path) -> dict[str, Any] | None:
-    """Return the scores in a model's folder, if there are any."""
-    path = folder / METRICS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Return the scores in a model's folder, if there are any that can be read."""
+    try:
+        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def check_run(run: Run) -> None:

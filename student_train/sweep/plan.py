@@ -51,6 +51,14 @@ class SweepSpec(Section):
     variant: tuple[Variant, ...] = ()
     baselines: dict[str, Path] = Field(default_factory=dict)
 
+    @field_validator("output", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        # As a path, an empty text is the working directory.
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("name a folder for the students")
+        return value
+
     @field_validator("jobs", mode="before")
     @classmethod
     def _a_number_of_jobs(cls, jobs: Any) -> Any:

@@ -8,7 +8,7 @@ from shared.storage.files import only_one
 from student_train import distill
 from student_train.sweep.baselines import baseline_jobs, check_baselines, scored_baselines
 from student_train.sweep.children import stopped_like_ctrl_c
-from student_train.sweep.folder import check_run, is_done, metrics_of
+from student_train.sweep.folder import check_output, check_run, is_done, metrics_of
 from student_train.sweep.machine import Machine, machine_for
 from student_train.sweep.pareto import plot
 from student_train.sweep.plan import Run, Sweep
@@ -42,6 +42,7 @@ def describe(sweep: Sweep, jobs: int | None) -> list[str]:
     Raises:
         LecternError: as for `run`.
     """
+    check_output(sweep.spec.output)
     check_baselines(sweep)
     planned, machine = _planned(sweep), _machine(sweep, jobs)
     width = max(len(one.run.name) for one in planned)
@@ -64,6 +65,7 @@ def run(sweep: Sweep, jobs: int | None) -> Outcome:
         LecternError: before the first run, if a recipe, dump or file is not valid; if another sweep uses the folder.
     """
     output = sweep.spec.output
+    check_output(output)
     check_baselines(sweep)
     with ExitStack() as held:
         held.enter_context(stopped_like_ctrl_c())

@@ -198,6 +198,7 @@ def _content(folder: Path) -> dict[str, bytes | None]:
         ["student.tmp/draft.txt"],
         ["runs/events"],
         ["recipe.json"],
+        ["config.json", "model.safetensors"],
         [".git/HEAD"],
     ],
     ids=lambda names: names[0],

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +17,10 @@ from seqeval.metrics import f1_score as seqeval_f1
 from transformers import AutoTokenizer
 
 from shared.dump.codecs.selection.presets import PRESETS
-from shared.errors import RecipeError, UsageError
+from shared.errors import LecternError, RecipeError, UsageError
 from shared.text.columns import ScoredColumns
 from shared.text.tasks import TASKS
-from student_train import distill
+from student_train import cli, distill
 from student_train.scoring import evaluate
 from tests.student_train.runs import KL, TRANSFORMER, recipe
 
@@ -168,3 +169,42 @@ def test_a_folder_that_cannot_be_scored_is_refused(
     shutil.copytree(teachers[task], bare, ignore=shutil.ignore_patterns("token*"))
     with pytest.raises(RecipeError, match="no tokenizer beside this model"):
         score(bare, corpora[task])
+
+
+def test_rows_without_gold_labels_are_refused_unless_a_dump_is_given(
+    teachers: dict[str, Path], dumps: dict[str, Path], write_corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    task = "sequence-classification"
+    bare = write_corpus(tmp_path / "bare.jsonl", [{"text": "the lazy dog", "label": None}])
+    with pytest.raises(UsageError, match=r"bare.jsonl: no row has a gold label"):
+        score(teachers[task], bare)
+    assert score(teachers[task], bare, dumps[task]).agreement == 1.0
+
+
+def test_rows_longer_than_the_model_reads_are_refused(teachers: dict[str, Path], corpora: dict[str, Path]) -> None:
+    task = "sequence-classification"
+    with pytest.raises(UsageError, match=r"--max-length 100000: .* reads at most 64 tokens"):
+        evaluate.evaluate(teachers[task], [str(corpora[task])], ScoredColumns(), max_length=100_000)
+
+
+def test_a_model_whose_logits_are_nan_is_not_scored(
+    teachers: dict[str, Path], corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    task = "sequence-classification"
+    model, _ = evaluate.load_model(teachers[task], task)
+    model.classifier.weight.data.fill_(float("nan"))
+    shutil.copytree(teachers[task], tmp_path / "nan")
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(LecternError, match="logits are NaN"):
+        score(tmp_path / "nan", corpora[task])
+
+
+@pytest.mark.parametrize("file", ["missing/scores.json", ".", "x" * 300])
+def test_where_scores_cannot_be_written_is_told_before_the_work(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(sys, "argv", ["distill", "eval", "model", "--data", "rows", "--json", str(tmp_path / file)])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err.startswith("error: --json ")

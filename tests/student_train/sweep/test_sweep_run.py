@@ -245,3 +245,16 @@ def test_a_folder_is_for_one_sweep_at_a_time(folder: Path) -> None:
     (folder / "held").mkdir()
     with only_one(folder / "held"), pytest.raises(UsageError, match="another run is at work"):
         sweeps.run(made, None)
+
+
+@pytest.mark.parametrize("output", ["", " ", "taken", "link"])
+def test_a_sweep_writes_to_an_empty_folder_or_its_own(output: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "README.md").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    place = str(tmp_path / output) if output.strip() else output
+    file = write_sweep(folder, "elsewhere", "seeds = [0]")
+    file.write_text(file.read_text().replace(f"{folder}/elsewhere", place))
+    with pytest.raises((RecipeError, UsageError), match=r"name a folder|holds other files|symbolic link"):
+        sweep(file, 1)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["README.md"]

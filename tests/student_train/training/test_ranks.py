@@ -276,7 +276,7 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_to_the_same_weights(
     assert first == 1
     assert second == -signal.SIGKILL
     checkpoints = made("killed").output / "checkpoints"
-    assert [path.parent.name for path in checkpoints.glob("*/*/trainer_state.json")] == [kept]
+    assert max(path.parent.name for path in checkpoints.glob("*/*/trainer_state.json")) == kept
     assert on_ranks(2, lambda: distill.run(made("killed"), resume=False)) == [2, 2]
     assert on_ranks(2, lambda: distill.run(made("killed"), resume=True)) == [0, 0]
     assert distance(made("undisturbed"), made("killed"), TASK) == 0.0
