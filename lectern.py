@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from shared.dump.dump import Dump
 from shared.errors import CorpusError, DumpError, LecternError, RecipeError, TeacherError, UsageError
+from shared.options import check_values
 from shared.storage import Place
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import DEFAULT_STRIDE
@@ -244,7 +245,9 @@ def _request(
         raise TypeError(f"dump() has no option {unknown[0]!r}; its options are {', '.join(sorted(known))}")
     if isinstance(teacher, Path):
         teacher = str(teacher)
-    return Request(teacher=teacher, task=task, data=tuple(_files(data)), out=str(out), **options)
+    request = Request(teacher=teacher, task=task, data=tuple(_files(data)), out=str(out), **options)
+    check_values(request)
+    return request
 
 
 def _files(data: Files) -> list[str]:

@@ -148,7 +148,7 @@ def _signals(
     asked = requested(request, layout.has_distributions, engine)
     widths = engine.widths([SignalKey(signal.site, signal.layer) for signal in asked])
     for signal, width in zip(asked, widths, strict=True):
-        if signal.site == HIDDEN and request.hidden_rank is not None and not 1 <= request.hidden_rank <= width:
+        if signal.site == HIDDEN and request.hidden_rank is not None and request.hidden_rank > width:
             raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {width} wide; use 1 to {width}.")
     return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
 

@@ -6,14 +6,16 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from annotated_doc import Doc
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le, Lt
 
-from shared.options import AsText, NoOption
+from shared.options import MOST, AsText, NoOption
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.lengths import Lengths, Positions
 
 MOST_TOP_P_IDS = 256
+# Below it, there are more numbers of classes than vocabularies have.
+LEAST_THRESHOLD = 1e-9
 
 
 class TeacherObject(Protocol):
@@ -70,7 +72,10 @@ class Distributions:
         Doc("How much to keep of a vocabulary's distributions: tiny, compact, default, rich or near-lossless."),
     ] = None
     threshold: Annotated[
-        float | None, Doc("Keep every class with a larger probability than this; --tail is for the other classes.")
+        float | None,
+        Ge(LEAST_THRESHOLD),
+        Lt(1),
+        Doc("Keep every class with a larger probability than this; --tail is for the other classes."),
     ] = None
     tail: Annotated[
         str | None,
@@ -80,18 +85,22 @@ class Distributions:
         ),
     ] = None
     bytes_per_token: Annotated[
-        float | None, Doc("Find the threshold that takes this many bytes per recorded position.")
+        float | None, Ge(2), Le(MOST), Doc("Find the threshold that takes this many bytes per recorded position.")
     ] = None
-    top_k: Annotated[int | None, Doc("Keep the k most probable classes, and the probability mass of the others.")] = (
-        None
-    )
+    top_k: Annotated[
+        int | None, Ge(1), Le(MOST), Doc("Keep the k most probable classes, and the probability mass of the others.")
+    ] = None
     top_p: Annotated[
         float | None,
+        Gt(0),
+        Le(1),
         Doc(
             f"Keep the most probable classes that together reach p, at most --top-k (default {MOST_TOP_P_IDS}) of them."
         ),
     ] = None
-    draws: Annotated[int | None, Doc("Keep this many random draws with replacement (at most 255).")] = None
+    draws: Annotated[int | None, Ge(1), Le(255), Doc("Keep this many random draws with replacement (at most 255).")] = (
+        None
+    )
     dense: Annotated[bool, Doc("Keep all logits (4 bytes per class and position). The default for labels.")] = False
     exact: Annotated[
         bool, Doc("Keep a vocabulary's logits exactly: the last hidden states, and the teacher's head once.")
@@ -99,6 +108,8 @@ class Distributions:
     exact_codec: Annotated[str, Doc("How --exact keeps last hidden states: float16, int8 or int4.")] = "float16"
     levels: Annotated[
         int | None,
+        Ge(8),
+        Le(65_000),
         Doc(
             "Number of quantization levels of a probability p, evenly spaced in p ** 0.4; above 250 a code takes two "
             "bytes. Default: the preset's; 64 with --bytes-per-token; otherwise 130."
@@ -150,6 +161,8 @@ class Vectors:
     )
     hidden_rank: Annotated[
         int | None,
+        Ge(1),
+        Le(MOST),
         Doc("Keep only this many coefficients of each hidden state, in the PCA basis of a sample."),
     ] = None
     relations: Annotated[
@@ -168,8 +181,8 @@ class Vectors:
 def _tokens_or_auto(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither auto nor a number of 1 or more")
+    if not text.isdecimal() or len(text) > 20 or not 1 <= int(text) <= MOST:
+        raise typer.BadParameter(f"{text!r:.80} is neither auto nor a number from 1 to {MOST:,}")
     return int(text)
 
 
@@ -179,6 +192,8 @@ class Running:
 
     batch_tokens: Annotated[
         int | None,
+        Ge(1),
+        Le(MOST),
         typer.Option(parser=_tokens_or_auto, metavar="N|auto", show_default="auto"),
         Doc(
             "Tokens per batch. auto: 2048 on a CPU, and as many as its memory holds on CUDA. Halved when memory runs "
@@ -201,7 +216,7 @@ class Storage:
     """How the dump is cut into shards and stored."""
 
     shard_rows: Annotated[
-        int, Ge(1), Doc("Rows per shard, the unit of work: a killed run loses at most one unfinished shard.")
+        int, Ge(1), Le(MOST), Doc("Rows per shard, the unit of work: a killed run loses at most one unfinished shard.")
     ] = 4096
     compression: Annotated[
         str,
@@ -210,7 +225,7 @@ class Storage:
             "never compressed."
         ),
     ] = "zstd"
-    seed: Annotated[int, Ge(0), Doc("Seed of all random draws (masked positions, ids).")] = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1), Doc("Seed of all random draws (masked positions, ids).")] = 0
 
 
 # A dataclass starts with the fields of its last base, so the options are in the order of the bases from right to left.

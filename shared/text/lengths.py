@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_doc import Doc
-from annotated_types import Ge
+from annotated_types import Ge, Le
+
+from shared.options import MOST
 
 DEFAULT_STRIDE = 128
 
@@ -24,6 +26,7 @@ class Positions:
     stride: Annotated[
         int,
         Ge(0),
+        Le(MOST),
         Doc("Tokens by which the windows of a long context overlap (question-answering; at most half a window)."),
     ] = DEFAULT_STRIDE
 
@@ -32,5 +35,5 @@ class Positions:
 class Lengths:
     """The largest number of tokens of a row, and of rows."""
 
-    max_length: Annotated[int, Ge(1), Doc("Rows are truncated to this many tokens.")] = 512
-    limit: Annotated[int | None, Ge(1), Doc("Read only this many rows of the files, from the first.")] = None
+    max_length: Annotated[int, Ge(1), Le(MOST), Doc("Rows are truncated to this many tokens.")] = 512
+    limit: Annotated[int | None, Ge(1), Le(MOST), Doc("Read only this many rows of the files, from the first.")] = None

@@ -2,17 +2,21 @@
 
 import dataclasses
 import inspect
+import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 import typer
 from annotated_doc import Doc
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from typer.testing import CliRunner
 
-from shared.options import grouped, options_of
+from shared.dump.codecs import Draws, Sparse
+from shared.errors import UsageError
+from shared.options import check_values, grouped, options_of
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Lengths, Positions
 from student_train.cli import app as distill
@@ -22,6 +26,7 @@ from teacher_dump.cli import app as dump
 from teacher_dump.cli import dump as dump_command
 from teacher_dump.request import Distributions, Request, Running, Source, Storage, Vectors
 
+WITH_NUMBERS = (int, float, int | None, float | None)
 DISTILL = typer.main.get_command(distill).commands
 COMMANDS = {"dump": typer.main.get_command(dump), "eval": DISTILL["eval"], "export": DISTILL["export"]}
 TAKEN = {
@@ -129,6 +134,9 @@ def test_the_command_lines_defaults_are_those_of_the_request(monkeypatch: pytest
     assert requested(monkeypatch, *NAMED) == Request("t", "encoder", ("a", "b"), "o")
 
 
+SHARES = {"threshold": 0.25, "top_p": 0.75}
+
+
 def test_every_option_reaches_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     words, expected, types = list(NAMED), {}, get_type_hints(Request)
     for field in dataclasses.fields(Request):
@@ -138,11 +146,60 @@ def test_every_option_reaches_its_field(monkeypatch: pytest.MonkeyPatch) -> None
         value: Any = True
         if field.default is not False:
             is_text = types[field.name] in (str, str | None)
-            value = f"given {field.name}" if is_text else len(expected) + 3
+            value = SHARES.get(field.name, f"given {field.name}" if is_text else len(expected) + 3)
         expected[field.name] = value
         words += [flag] if value is True else [flag, str(value)]
     assert len(expected) > 40
     assert requested(monkeypatch, *words) == Request("t", "encoder", ("a", "b"), "o", **expected)
+
+
+NUMBERS = sorted(
+    field.name for field in dataclasses.fields(Request) if get_type_hints(Request)[field.name] in WITH_NUMBERS
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line and from Python."""
+    monkeypatch.setattr(annotate, "prepare", lambda request: pytest.fail(f"{request} was accepted"))
+    flag = f"--{name.replace('_', '-')}"
+    for value in ("nan", "inf", "-inf", "-1", "1e999", "1" + "0" * 30, "9" * 5000, "", "1_0x", "\u00b2"):
+        ended = CliRunner().invoke(dump, (*NAMED, f"{flag}={value}"))
+        said = str(ended.exception) if isinstance(ended.exception, UsageError) else ended.output
+        assert ended.exit_code == 2 or isinstance(ended.exception, UsageError), (value, ended.exception)
+        assert flag in said, value
+    for odd in (math.nan, math.inf, -math.inf, -1, 10**30, "", "1", True, [1], b"1"):
+        with pytest.raises(UsageError, match=f"{flag} .*: give a"):
+            check_values(Request("t", "encoder", ("a",), "o", **{name: odd}))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"threshold": math.nan}, "--threshold nan: give a number of at least 1e-09 and less than 1."),
+        ({"top_p": 0}, "--top-p 0: give a number of more than 0 and at most 1."),
+        ({"max_length": True}, "--max-length True: give a whole number."),
+        ({"max_length": 1.5}, "--max-length 1.5: give a whole number."),
+        ({"batch_tokens": 0}, "--batch-tokens 0: give a number of at least 1 and at most 1,000,000,000."),
+        ({"hidden": None}, "--hidden None: give a text."),
+        ({"dense": 1}, "--dense 1: give True or False."),
+        ({"task": "a\ud800"}, r"--task 'a\ud800': this is not valid UTF-8; give it as text."),
+        ({"data": (Path("a"),)}, "--data PosixPath('a'): give a text."),
+    ],
+)
+def test_values_from_python_are_checked(options: dict[str, Any], sentence: str) -> None:
+    given = {"teacher": "t", "task": "encoder", "data": ("a",), "out": "o"} | options
+    with pytest.raises(UsageError) as raised:
+        check_values(Request(**given))
+    assert str(raised.value) == sentence
+
+
+def test_bounds_are_those_of_the_codecs() -> None:
+    """The request loads no torch, so it cannot take them from there."""
+    for field, model, name in (("levels", Sparse, "levels"), ("draws", Draws, "draws")):
+        facts = get_type_hints(Request, include_extras=True)[field].__metadata__
+        bounds = [fact for fact in facts if isinstance(fact, Ge | Le)]
+        assert bounds == list(model.model_fields[name].metadata)
 
 
 @dataclasses.dataclass(frozen=True)
