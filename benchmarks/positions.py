@@ -32,8 +32,9 @@ from tokenizers import Tokenizer, models
 from shared import Dump
 from shared.dump.codecs import Selection, Sparse, TopK
 from shared.dump.codecs.selection.presets import PRESETS
+from shared.dump.facts import CorpusFacts, Options, Teacher, TokenizerFacts
 from shared.dump.integrity.receipts import shard_path
-from shared.dump.manifest import CorpusFacts, Manifest, Options, Teacher, TokenizerFacts
+from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
 from shared.memory import keep_freed_memory

@@ -10,9 +10,10 @@ from typing import Any, cast, get_args
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.facts import CorpusFacts, OffsetsFact, Options, TokenizerFacts
+from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.layouts import Layout
-from shared.dump.manifest import Compression, CorpusFacts, Manifest, OffsetsFact, Options, TokenizerFacts
-from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.manifest import Compression, Manifest
 from shared.dump.signals import HIDDEN, RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 
 import polars as pl
 from tokenizers import Tokenizer
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from shared.dump.codecs import DistributionCodec
 from shared.dump.integrity.checksums import TOKENIZER, check
-from shared.dump.integrity.receipts import Receipt, read_receipts, shard_path
+from shared.dump.integrity.receipts import Receipt, read_receipts, receipt_path, shard_numbers, shard_path
 from shared.dump.integrity.verification import verify
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.scan import scan_shards
@@ -18,6 +19,9 @@ from shared.dump.signals import Per
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
 from shared.storage import Folder, Place
+
+# The fewest bytes of an entry in a tokenizer's file.
+_ENTRY_BYTES = 4
 
 
 class Dump:
@@ -44,6 +48,7 @@ class Dump:
         self.path = Folder.of(path)
         manifest = read_manifest(self.path)
         check(self.path, manifest.format_version, (TOKENIZER,))
+        _check_size(self._tokenizer_file, manifest)
         self.manifest: Manifest = load_weights(manifest, self.path)
 
     @cached_property
@@ -53,15 +58,30 @@ class Dump:
         Raises:
             DumpError: for a damaged receipt, or one that belongs elsewhere, with the file's name.
         """
-        return read_receipts(self.path, self.manifest.shards, self.manifest.identity)
+        receipts = read_receipts(self.path, self.manifest.shards, self.manifest.identity)
+        for index, receipt in receipts.items():
+            rows = len(self.manifest.rows_of_shard(index))
+            if receipt.rows != rows or sum(receipt.row_groups) != rows:
+                raise DumpError(
+                    f"{receipt_path(self.path, index)}: this receipt is of {receipt.rows:,} rows, but by the manifest "
+                    f"the shard has {rows:,}; restore the manifest, or delete the shard and dump again."
+                )
+        beyond = [index for index in shard_numbers(self.path) if index >= self.manifest.shards]
+        if beyond:
+            raise DumpError(
+                f"{shard_path(self.path, beyond[0])}: by the manifest the dump has only {self.manifest.shards:,} "
+                "shards; restore the manifest, or move the file away."
+            )
+        return receipts
 
     def require_complete(self) -> None:
         """Raise DumpError if a shard is missing, so that nobody trains on part of a corpus without knowing it."""
-        missing = [index for index in range(self.manifest.shards) if index not in self.receipts]
+        missing = self.manifest.shards - len(self.receipts)
         if missing:
-            names = ", ".join(f"{index:05d}" for index in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            first = islice((index for index in range(self.manifest.shards) if index not in self.receipts), 5)
+            names = ", ".join(f"{index:05d}" for index in first) + (", ..." if missing > 5 else "")
             raise DumpError(
-                f"{self.path}: {len(missing)} of {self.manifest.shards} shards are missing or unfinished ({names}); "
+                f"{self.path}: {missing:,} of {self.manifest.shards:,} shards are missing or unfinished ({names}); "
                 "run the same dump command again to finish them."
             )
 
@@ -178,12 +198,34 @@ class Dump:
     @cached_property
     def token_texts(self) -> list[str]:
         """The text of each token id of the tokenizer; ids above those (padding of the head) have none."""
-        tokenizer = Tokenizer.from_buffer((self.path / "tokenizer" / "tokenizer.json").read_bytes())
+        path = self._tokenizer_file
+        try:
+            tokenizer = Tokenizer.from_buffer(path.read_bytes())
+        except Exception as error:  # tokenizers raises nothing more special
+            raise DumpError(f"{path}: cannot be read ({error}); restore it or dump again.") from None
         pieces = {index: piece for piece, index in tokenizer.get_vocab(with_added_tokens=True).items()}
         texts = []
-        for index in range(max(pieces) + 1):
+        # Ids beyond the vocabulary occur nowhere, and may be as large as the file claims.
+        for index in range(min(max(pieces, default=-1) + 1, self.manifest.vocabulary)):
             text = tokenizer.decode([index], skip_special_tokens=False)
             # Part of a multi-byte character has no text of its own; its byte-level name is clearer than a replacement
             # character.
             texts.append(text if text and "\ufffd" not in text else pieces.get(index, f"<{index}>"))
         return texts
+
+    @property
+    def _tokenizer_file(self) -> Folder:
+        return self.path / TOKENIZER / "tokenizer.json"
+
+
+def _check_size(tokenizer: Folder, manifest: Manifest) -> None:
+    """Check that the file of a tokenizer can have as many entries as the manifest says. Raises DumpError."""
+    try:
+        size = tokenizer.size()
+    except OSError as error:
+        raise DumpError(f"{tokenizer}: cannot be read ({error.strerror or error}); restore it or dump again.") from None
+    if manifest.tokenizer.size * _ENTRY_BYTES > size:
+        raise DumpError(
+            f"{tokenizer}: {size:,} bytes are too few for the {manifest.tokenizer.size:,} entries of the manifest; "
+            "restore the file that is wrong."
+        )

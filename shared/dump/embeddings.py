@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor
 
+from shared.dump.codecs.columns import Width
 from shared.dump.codecs.constants import Constants, fingerprint
 from shared.errors import DumpError, TeacherError
 
@@ -21,13 +22,13 @@ class WordEmbeddings(BaseModel):
     The file's name is fixed, so that no manifest can refer to another file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str] = NAME
     constants_file: ClassVar[str] = f"{NAME}.safetensors"
 
     rows: int = Field(ge=1)
-    width: int = Field(ge=1)
+    width: Width
     constants_sha256: str
 
     _constants: Constants = PrivateAttr(default_factory=Constants)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
 from shared.dump.embeddings import WordEmbeddings
+from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Options, Teacher, TokenizerFacts
 from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
 from shared.dump.integrity.checksums import check, write_checksums
 from shared.dump.layouts import LAYOUTS, Layout
@@ -22,95 +23,6 @@ from shared.validation import in_words
 _INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "teacher.attention_heads", "measured.")
 # Hexadecimal digits of an identity.
 _IDENTITY_DIGITS = 32
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Teacher(_Frozen):
-    """The teacher.
-
-    Attributes:
-        name: name or path, for information only.
-        revision: revision on the hub, if any.
-        architecture: name of the model's class.
-        parameters: number of parameters.
-        fingerprint: hash of the configuration and all weights, by which teachers are compared.
-        attention_heads: number of heads, if queries, keys and values are recorded.
-    """
-
-    name: str
-    revision: str | None
-    architecture: str
-    parameters: int
-    fingerprint: str
-    attention_heads: int | None = None
-
-
-# How answers were placed in tokens whose offsets a post-processor trims.
-OffsetsFact = Literal["trimmed once"]
-
-
-class TokenizerFacts(_Frozen):
-    """The tokenizer.
-
-    Attributes:
-        size: number of entries; the teacher's head may be wider (padding), but not narrower.
-        fingerprint: SHA-256 of the tokenizer's JSON.
-        pad_token_id: id of the padding token, if any.
-        chat_template: if rows are chats, SHA-256 of the template that rendered them.
-        special_tokens: if rows are chats, the special tokens that the template could use, by name.
-        offsets: if rows are questions with gold answers and the tokenizer trims the blanks before words (byte-level
-            ones do), "trimmed once". Where it is missing, an earlier version trimmed twice, and the gold labels miss
-            the first letter of answers.
-    """
-
-    size: int
-    fingerprint: str
-    pad_token_id: int | None
-    chat_template: str | None = None
-    special_tokens: dict[str, str] | None = None
-    offsets: OffsetsFact | None = None
-
-
-class CorpusFacts(_Frozen):
-    """The corpus.
-
-    Attributes:
-        rows: number of rows.
-        labelled_rows: number of rows with a gold label.
-        fingerprint: hash of the values read from the files, but not of the files' names.
-        questions: number of rows in the files, if the corpus's rows are windows of questions' contexts.
-    """
-
-    rows: int
-    labelled_rows: int
-    fingerprint: str
-    questions: int | None = None
-
-    def in_words(self) -> str:
-        """Return the number of rows, and how many have a gold label, as text."""
-        of = "" if self.questions is None else f" (windows of {self.questions:,} questions' contexts)"
-        return f"{self.rows:,} rows{of}, {self.labelled_rows:,} with a gold label"
-
-
-class Options(_Frozen):
-    """All options that change what is recorded and do not follow from the signals.
-
-    Attributes:
-        stride: number of tokens by which the windows of a question's context overlap.
-    """
-
-    positions: str | None
-    max_length: int
-    dtype: str
-    shard_rows: int
-    seed: int
-    bytes_per_token: float | None = None
-    hidden_codec: str = "float16"
-    hidden_rank: int | None = None
-    stride: int | None = None
 
 
 _WORDS = {
@@ -138,7 +50,7 @@ def _layout_named(value: Any) -> Layout:
 NamedLayout = Annotated[Layout, PlainValidator(_layout_named), PlainSerializer(lambda layout: layout.name)]
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Everything that a student needs to know about a dump.
 
     Attributes:
@@ -159,7 +71,7 @@ class Manifest(_Frozen):
     task: str
     teacher: Teacher
     tokenizer: TokenizerFacts
-    vocabulary: int = Field(ge=1)
+    vocabulary: int = Field(ge=1, le=MOST_ROWS)
     layout: NamedLayout
     labelled: bool
     label_names: tuple[str, ...] | None
@@ -171,6 +83,24 @@ class Manifest(_Frozen):
     compression: Compression = "zstd"
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     identity: str | None = Field(default=None, pattern=f"^[0-9a-f]{{{_IDENTITY_DIGITS}}}$")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        names, vocabulary = self.label_names, self.vocabulary
+        if vocabulary > self.tokenizer.size + MOST_PADDING:
+            raise ValueError(
+                f"vocabulary = {vocabulary:,}, but the tokenizer has {self.tokenizer.size:,} entries, and a head is "
+                f"padded by {MOST_PADDING:,} at most"
+            )
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"a label name occurs twice in {names}")
+        if len({signal.name for signal in self.signals}) < len(self.signals):
+            raise ValueError("a signal occurs twice")
+        outcomes = None if self.distribution is None else self.distribution.outcomes
+        if outcomes is not None and outcomes != (vocabulary if names is None else len(names)):
+            what = f"a vocabulary of {vocabulary:,}" if names is None else f"{len(names):,} label names"
+            raise ValueError(f"the distributions are over {outcomes:,} classes, but there are {what}")
+        return self
 
     @property
     def shards(self) -> int:

@@ -15,6 +15,9 @@ from shared.registry import Registry
 # Whether a signal has one entry for each token of a row, for each of its recorded positions, or for the row.
 Per = Literal["token", "position", "row"]
 
+# More layers than any model has.
+MOST_LAYERS = 10_000
+
 DISTRIBUTION, HIDDEN = "distribution", "hidden"
 # The inputs of a layer's attention, from which attention relations are computed (MiniLMv2).
 RELATIONS = ("queries", "keys", "values")
@@ -72,10 +75,10 @@ class Signal(BaseModel):
     `name`, with which the names of its columns begin, is not written, because it follows from site and layer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     site: str = Field(min_length=1)
-    layer: int | None = Field(default=None, ge=0)
+    layer: int | None = Field(default=None, ge=0, le=MOST_LAYERS)
     per: Per
     codec: AnyCodec
 

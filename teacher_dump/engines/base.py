@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.codecs import Exact
-from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SITES, Signal, SignalKey
 from shared.errors import TeacherError, UsageError
 from shared.text.tokenized import TokenizedRow

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, SignalKey
 from shared.errors import TeacherError, UsageError
 from shared.options import flag_of

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from shared import Dump
-from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import HIDDEN, SignalKey
 from shared.errors import TeacherError, UsageError
 from shared.text.columns import ScoredColumns

@@ -14,7 +14,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from shared.dump.codecs.columns import Column
+from shared.dump.codecs.columns import Column, Width
 from shared.dump.codecs.targets import Targets
 from shared.dump.codecs.vectors.reconstruction import Reconstruction
 
@@ -36,7 +36,7 @@ def refuse_broken(is_broken_N: Tensor) -> None:
 class Codec(BaseModel, ABC):
     """The base class of all codecs; the names of a codec's columns begin with `name`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Whether general-purpose compression of the columns saves enough bytes to be worth its time.
     compresses: ClassVar[bool] = True
@@ -124,6 +124,11 @@ class DistributionCodec(Codec):
     takes: ClassVar[Literal["logits", "states"]] = "logits"
     # Whether decoding gives every logit, up to rounding.
     keeps_all_logits: ClassVar[bool] = False
+
+    @property
+    def outcomes(self) -> int | None:
+        """The number of classes or ids of a distribution; None if the codec does not know it."""
+        return None
 
     @property
     def samples(self) -> bool:
@@ -217,7 +222,7 @@ class VectorCodec(Codec):
     # Whether some channels, listed in a field `outlier_channels`, can be stored separately.
     keeps_outliers: ClassVar[bool] = False
 
-    width: int
+    width: Width
 
     @property
     def outliers(self) -> tuple[int, ...]:

@@ -6,9 +6,11 @@ under the name that `counts_of` gives.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 _POLARS_TYPES = {
     "float32": pl.Float32,
@@ -19,6 +21,10 @@ _POLARS_TYPES = {
     "uint16": pl.UInt16,
     "uint8": pl.UInt8,
 }
+
+
+# The width of vectors; the widest that models record have some 16,000 channels.
+Width = Annotated[int, Field(ge=1, le=2**17)]
 
 
 @dataclass(frozen=True)

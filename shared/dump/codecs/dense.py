@@ -24,6 +24,10 @@ class Dense(DistributionCodec):
     classes: int = Field(ge=1)
 
     @property
+    def outcomes(self) -> int:
+        return self.classes
+
+    @property
     def _logits(self) -> Column:
         return Column(f"{self.name}.logits", "float32", self.classes)
 

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal, Self
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor
 from torch.nn import functional
 
 from shared.dump.codecs.base import Codec, DistributionCodec, Sample, VectorCodec
-from shared.dump.codecs.columns import Column
+from shared.dump.codecs.columns import Column, Width
 from shared.dump.codecs.constants import Constants, fingerprint
 from shared.dump.codecs.targets import DenseTargets
 from shared.dump.codecs.vectors.kinds import VectorKind, kept_by
@@ -45,10 +45,17 @@ _CONFIG_ENTRIES = {"softcap": "final_logit_softcapping", "scale": "logit_scale",
 class LogitStep(BaseModel):
     """The step that a few architectures apply to their logits after the output projection."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     step: Literal["none", "softcap", "scale", "divisor"] = "none"
     value: float = 1.0
+
+    @field_validator("value")
+    @classmethod
+    def _changes_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("logits cannot be multiplied or divided by 0")
+        return value
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -95,7 +102,7 @@ class Exact(DistributionCodec):
 
     codec: Literal["exact"] = "exact"
     vocabulary: int = Field(ge=1)
-    width: int = Field(ge=1)
+    width: Width
     states: VectorKind = "float16"
     outlier_channels: OutlierChannels = ()
     after: LogitStep = LogitStep()
@@ -116,6 +123,10 @@ class Exact(DistributionCodec):
     @classmethod
     def asked(cls, name: str, size: int, **parameters: Any) -> Self:
         raise UsageError("exact distributions need a teacher's head; request them with `exact`.")
+
+    @property
+    def outcomes(self) -> int:
+        return self.vocabulary
 
     @property
     def state_codec(self) -> VectorCodec:

@@ -68,6 +68,10 @@ class Sparse(DistributionCodec):
         return self
 
     @property
+    def outcomes(self) -> int:
+        return self.vocabulary
+
+    @property
     def code_bits(self) -> int:
         """The number of bits of an entry's code."""
         return 8 if self.levels <= 250 else 16
@@ -194,13 +198,13 @@ class Sparse(DistributionCodec):
             if self._floor is not None:
                 floor_N = power.reduced(codes_E.float(), "min", counts_N).int()
                 codes_E = codes_E - floor_N.index_select(0, owners_E)
-                columns[self._floor.name] = floor_N.to(_torch_small(self.code_bits))
+                columns[self._floor.name] = floor_N.to(getattr(torch, self._small))
             elif self.samples:
                 # Code 0 means that an id is sampled.
                 codes_E = torch.where(ranks_E < kept.exact_N.index_select(0, owners_E), codes_E + 1, 0)
         columns |= self.entries.pack(kept.ids_E, codes_E, ranks_E, counts_N)
         tail_N = power.to_codes(kept.tail_N, _TAIL_LEVELS[self.code_bits])
-        columns[self._tail.name] = tail_N.to(_torch_small(self.code_bits))
+        columns[self._tail.name] = tail_N.to(getattr(torch, self._small))
         return columns
 
     def decode(self, columns: dict[str, Tensor]) -> SparseTargets:
@@ -291,7 +295,3 @@ class Sparse(DistributionCodec):
 def _run_positions(logits_NV: Tensor) -> int:
     """Return how many positions to encode at a time: a few megabytes on a CPU, all positions on other devices."""
     return max(1, _RUN_VALUES // logits_NV.shape[1] if logits_NV.device.type == "cpu" else len(logits_NV))
-
-
-def _torch_small(code_bits: int) -> torch.dtype:
-    return torch.uint8 if code_bits == 8 else torch.uint16

@@ -29,6 +29,10 @@ class TopKFloat16(DistributionCodec):
         return f"top {self.k} of {self.vocabulary:,} ids, float16"
 
     @property
+    def outcomes(self) -> int:
+        return self.vocabulary
+
+    @property
     def _ids(self) -> Column:
         return Column(f"{self.name}.ids", "uint16" if self.vocabulary <= 2**16 else "int32", self.k)
 

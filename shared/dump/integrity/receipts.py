@@ -6,17 +6,20 @@ which footer. So a file that has come from another place is refused, and never r
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from shared.dump.integrity.footers import footer_of, origin_in, origin_of, tail
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
 SHARDS = "shards"
+# The name of a shard or a receipt; numbers have at least five digits, and no zeros before more of them.
+_SHARD_FILE = re.compile(r"(\d{5}|[1-9]\d{5,14})\.(?:json|parquet)", re.ASCII)
 # The number of receipts that are fetched in parallel.
 READ_AT_ONCE = 32
 _REMEDY = "delete it and run the same dump command again."
@@ -38,8 +41,8 @@ class Seal(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dump: str
-    shard: int
-    footer_bytes: int
+    shard: NonNegativeInt
+    footer_bytes: NonNegativeInt
     footer_sha256: str
 
 
@@ -54,12 +57,12 @@ class Receipt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: int
-    tokens: int
-    positions: int
-    bytes: int
+    rows: NonNegativeInt
+    tokens: NonNegativeInt
+    positions: NonNegativeInt
+    bytes: NonNegativeInt
     sha256: str
-    row_groups: tuple[int, ...]
+    row_groups: tuple[NonNegativeInt, ...]
     seal: Seal | None = None
     checksum: str | None = None
 
@@ -89,6 +92,15 @@ def shard_path(folder: Folder, index: int) -> Folder:
 def receipt_path(folder: Folder, index: int) -> Folder:
     """Return the location of the receipt of shard `index`."""
     return folder / SHARDS / f"{index:05d}.json"
+
+
+def shard_numbers(folder: Folder) -> list[int]:
+    """Return the numbers of a dump's shards and receipts that exist, ascending.
+
+    They are found by their names, because a manifest can claim any number of shards.
+    """
+    found = (_SHARD_FILE.fullmatch(name) for name in (folder / SHARDS).names())
+    return sorted({int(match[1]) for match in found if match})
 
 
 def write_receipt(folder: Folder, index: int, receipt: Receipt) -> None:
@@ -179,7 +191,7 @@ def read_receipts(
     read: Callable[[Folder, int, str | None], Receipt | None] = read_receipt,
 ) -> dict[int, Receipt]:
     """Return the receipts of all committed shards of a dump with `shards` shards, by index. Raises as `read` does."""
-    indices = range(shards)
+    indices = [index for index in shard_numbers(folder) if index < shards]
     if folder.local is not None:
         found = [read(folder, index, identity) for index in indices]
     else:  # each takes a round trip or two

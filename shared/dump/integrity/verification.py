@@ -1,19 +1,23 @@
 """Verification that every byte of a dump is still as it was written."""
 
 import hashlib
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from shared.dump.integrity.checksums import PARTS, TOKENIZER, problems
-from shared.dump.integrity.receipts import SHARDS, read_receipt, receipt_path, shard_path
+from shared.dump.integrity.receipts import SHARDS, read_receipt, receipt_path, shard_numbers, shard_path
 from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.tables import is_described, shard_schema
 from shared.dump.shards import open_shard
 from shared.dump.weights import load_embeddings, load_weights
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
+
+# Missing shards that are named one by one.
+MOST_NAMED = 100
 
 
 def verify(folder: Folder) -> list[str]:
@@ -24,12 +28,20 @@ def verify(folder: Folder) -> list[str]:
     """
     manifest = read_manifest(folder, is_signed=False)
     damages = problems(folder, manifest.format_version, PARTS) or verify_contents(folder, manifest)
-    damages += [problem for index in range(manifest.shards) for problem in _verify_shard(folder, manifest, index)]
-    expected = {
-        path for index in range(manifest.shards) for path in (shard_path(folder, index), receipt_path(folder, index))
-    }
+    indices = [index for index in shard_numbers(folder) if index < manifest.shards]
+    damages += [problem for index in indices for problem in _verify_shard(folder, manifest, index)]
+    damages += _missing(folder, manifest.shards, set(indices))
+    expected = {path for index in indices for path in (shard_path(folder, index), receipt_path(folder, index))}
     found = (folder / SHARDS / name for name in (folder / SHARDS).names())
     return damages + [f"{path}: does not belong to this dump" for path in found if path not in expected]
+
+
+def _missing(folder: Folder, shards: int, found: set[int]) -> list[str]:
+    """Return one sentence for each of the first shards of which there is nothing, and one for all others."""
+    missing = (index for index in range(shards) if index not in found)
+    damages = [f"{shard_path(folder, index)}: missing" for index in islice(missing, MOST_NAMED)]
+    more = shards - len(found) - len(damages)
+    return [*damages, f"{folder / SHARDS}: {more:,} more shards are missing"] if more else damages
 
 
 def verify_contents(folder: Folder, manifest: Manifest) -> list[str]:

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shared.dump.facts import OffsetsFact
 from shared.dump.layouts import LAYOUTS, BatchIndex, Layout
-from shared.dump.manifest import OffsetsFact
 from shared.errors import UsageError
 from shared.registry import Registry
 from shared.text.columns import LABEL, ColumnNames, ScoredColumns, gold_column

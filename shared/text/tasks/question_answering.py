@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.dump.facts import OffsetsFact
 from shared.dump.layouts import BatchIndex
 from shared.dump.layouts.spans import ENDPOINTS, ENDS, STARTS, SpanIndex
-from shared.dump.manifest import OffsetsFact
 from shared.dump.rowgroup import MISSING
 from shared.errors import CorpusError
 from shared.text.answers import BestSpan, answer_scores, best_span

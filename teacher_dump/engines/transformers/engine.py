@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.dump.codecs import Exact
-from shared.dump.manifest import Teacher as TeacherFacts
+from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SignalKey
 from shared.errors import TeacherError
 from shared.text.tokenized import TokenizedRow

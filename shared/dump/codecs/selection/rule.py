@@ -50,7 +50,7 @@ class Kept:
 class Rule(BaseModel, ABC):
     """A rule for choosing ids; the manifest stores its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Whether sampled ids represent the tail. They make forward KL unbiased, but no other divergence.
     samples: ClassVar[bool] = False

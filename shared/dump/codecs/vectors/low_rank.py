@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from shared.dump.codecs.base import Codec, VectorCodec
-from shared.dump.codecs.columns import Column
+from shared.dump.codecs.columns import Column, Width
 from shared.dump.codecs.constants import Constants, fingerprint
 from shared.dump.codecs.vectors.kinds import VECTOR_KINDS, VectorKind, kept_by
 from shared.dump.codecs.vectors.outliers import OutlierChannels, require_ordinary
@@ -41,7 +41,7 @@ class LowRankVectors(VectorCodec):
     """
 
     codec: Literal["low-rank"] = "low-rank"
-    width: int = Field(ge=1)
+    width: Width
     rank: int = Field(ge=1)
     coefficients: VectorKind
     outlier_coefficients: OutlierChannels = ()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.dump.codecs.base import VectorCodec, refuse_broken
-from shared.dump.codecs.columns import Column
+from shared.dump.codecs.columns import Column, Width
 from shared.dump.codecs.vectors.outliers import (
     OutlierChannels,
     merge,
@@ -31,7 +31,7 @@ class Float16Vectors(VectorCodec):
     """Vectors rounded to float16: an error of at most 2**-11 of each value (2**-25 near 0); no values above 65,504."""
 
     codec: Literal["float16"] = "float16"
-    width: int = Field(ge=1)
+    width: Width
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -65,7 +65,7 @@ class Int8Vectors(VectorCodec):
     keeps_outliers: ClassVar[bool] = True
 
     codec: Literal["int8"] = "int8"
-    width: int = Field(ge=1)
+    width: Width
     outlier_channels: OutlierChannels = ()
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class Int4Vectors(VectorCodec):
     keeps_outliers: ClassVar[bool] = True
 
     codec: Literal["int4"] = "int4"
-    width: int = Field(ge=1)
+    width: Width
     group: int = Field(default=32, ge=1)
     outlier_channels: OutlierChannels = ()
 

@@ -175,7 +175,7 @@ def test_a_position_with_every_id_ruled_out_is_refused(codec: DistributionCodec)
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1.0, math.inf, math.nan])
 def test_temperatures_that_say_nothing_are_refused(temperature: float) -> None:
-    with pytest.raises(ValidationError, match="temperatures must be positive and other than 1"):
+    with pytest.raises(ValidationError, match="temperatures"):
         Sparse(name="d", selection=TopK(k=2), vocabulary=9, temperatures=(2.0, temperature))
 
 
