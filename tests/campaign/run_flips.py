@@ -4,6 +4,7 @@ Weights and states of optimizers are signed by nothing, so that other bits in th
 `unsigned`); every other damage is found or changes nothing, and nothing ends in a traceback.
 """
 
+import json
 import shutil
 import signal
 import time
@@ -71,12 +72,20 @@ def _begin(place: Path, name: str) -> None:
     folder = copied(place / "material", place / "begun" / name)
     running = Command(("distill", "run", f"{name}.toml"), folder, place / "logs" / f"begun-{name}")
     awaited = "second.*/checkpoint-*/trainer_state.json" if name == "staged" else "*/checkpoint-6/trainer_state.json"
-    while not list((folder / OUT / "checkpoints").glob(awaited)):
+    while not any(map(_is_whole, (folder / OUT / "checkpoints").glob(awaited))):
         if running.ended() is not None:
             raise RuntimeError(f"{name} had ended before it was killed")
         time.sleep(0.0005)
     running.send(signal.SIGKILL)
     running.wait()
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _outcome(ended: Ended, out: Path, reference: Path, file: str) -> tuple[Outcome, str]:
