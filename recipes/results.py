@@ -64,6 +64,7 @@ TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
     "agnews": ("AG News, 500 labels a class, test (7,600 articles)", CLASSIFICATION),
     "agnews-parts": ("AG News: the staged student without one of its parts", CLASSIFICATION),
     "sst2-10": ("SST-2 with a tenth of its labels, test (1,821 sentences)", CLASSIFICATION),
+    "sst2-transformers": ("SST-2 with a tenth of its labels: transformers of 2 x 128", CLASSIFICATION),
     "trec": ("TREC with a tenth of its labels, test (500 questions)", CLASSIFICATION),
     "ner": (
         "Named entities in 27 languages, test (26,029 sentences)",

@@ -2,7 +2,7 @@
 # The experiments of XtremeDistil: for each task a teacher, one dump of its labelled and transfer rows, and all students
 # trained on it. Run it in the repository's folder, with .venv/bin on the PATH:
 #
-#     recipes/xtremedistil/run.sh DATA_DIR [agnews] [sst2] [trec] [ner] [squad] [parts]
+#     recipes/xtremedistil/run.sh DATA_DIR [agnews] [sst2] [transformers] [trec] [ner] [squad] [parts]
 #
 # DATA_DIR holds the folders agnews, sst2, trec, ner_multi and squad, each with train, dev and test .parquet (squad: train
 # and dev). Without names it runs all of them; `parts` needs agnews. All files are written to out/; after an interruption,
@@ -44,6 +44,11 @@ sst2() {
     distill sweep "$here/sweep-sst2.toml"
 }
 
+# Needs the teacher and the dump of sst2.
+transformers() {
+    distill sweep "$here/sweep-transformer.toml"
+}
+
 trec() {
     python "$here/../split.py" --data "$data/trec" --out out/trec/data --share 0.1
     teacher trec
@@ -74,11 +79,11 @@ parts() {
     distill sweep "$here/sweep-parts.toml"
 }
 
-for experiment in "${@:-agnews sst2 trec ner squad parts}"; do
+for experiment in "${@:-agnews sst2 transformers trec ner squad parts}"; do
     for name in $experiment; do
         case $name in
-            agnews | sst2 | trec | ner | squad | parts) "$name" ;;
-            *) echo "run.sh: no experiment '$name'; there are agnews, sst2, trec, ner, squad and parts" >&2; exit 2 ;;
+            agnews | sst2 | transformers | trec | ner | squad | parts) "$name" ;;
+            *) echo "run.sh: no experiment '$name'; there are agnews, sst2, transformers, trec, ner, squad and parts" >&2; exit 2 ;;
         esac
     done
 done

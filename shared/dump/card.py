@@ -49,6 +49,7 @@ Recorded by Lectern (format version {manifest.format_version}) for offline knowl
 
 A fixed-size binary is an array of numbers of the type in the last column, little-endian. In polars:
 `pl.col(name).explode().bin.reinterpret(dtype=pl.Array(pl.Float16, width))`. `shared.Dump(folder).positions()` and
-`.vectors(name)` decode everything.
+`.vectors(name)` decode everything. pandas reads these columns with its pyarrow types:
+`pd.read_parquet(file, dtype_backend="pyarrow")`. fastparquet does not know their encoding, BYTE_STREAM_SPLIT.
 {explained}"""
     (folder / "README.md").write_text(text)
