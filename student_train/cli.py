@@ -53,6 +53,7 @@ def run_recipe(
         if ranks.is_first():
             advice = "choose another output, or delete the folder"
             check_same_recipe(description, "the finished student there", advice, but_for=frozenset({"output"}))
+            distill.tidy(description.output)
             typer.echo(f"{description.output} is already finished, nothing to do.")
         return
     result = distill.run(description, resume)

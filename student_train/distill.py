@@ -141,6 +141,13 @@ def is_finished(output: Path) -> bool:
     return (output / "config.json").exists()
 
 
+def tidy(output: Path) -> None:
+    """Remove what a run leaves that is killed between its last two steps, when its student is finished already."""
+    for name in (CHECKPOINTS, STAGING):
+        if not (output / name).is_symlink():
+            shutil.rmtree(output / name, ignore_errors=True)
+
+
 def open_source(recipe: Recipe) -> Source:
     """Open the dump or the files that the recipe trains on."""
     if recipe.dump is not None:

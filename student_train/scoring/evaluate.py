@@ -47,6 +47,12 @@ def evaluate(
     model, task = load_model(model_path, task_name)
     model.to(where)
     tokenizer = load_tokenizer(str(model_path), RecipeError)
+    ids = getattr(model.config.get_text_config(), "vocab_size", None)
+    if ids is not None and len(tokenizer) > ids:
+        raise RecipeError(
+            f"{model_path}: its tokenizer has {len(tokenizer):,} entries but the model only {ids:,}; this tokenizer "
+            "belongs to another model."
+        )
     label_names = task.label_names_of(model.config)
     reach = reach_of(model)
     if max_length is not None and reach is not None and max_length > reach:

@@ -32,6 +32,7 @@ def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel
             f"{path}: it has no weights for {', '.join(missing[:3])}, which {task.name} needs; this checkpoint lacks "
             "that head."
         )
+    model.config.use_cache = False  # nothing is generated
     return model.eval(), task
 
 

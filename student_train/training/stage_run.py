@@ -2,6 +2,8 @@
 
 import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import (
@@ -74,7 +76,7 @@ def train(
     first_step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if not is_first:
         set_seed(stage.training.seed)
-    with unfrozen(student, stage.trainable, stage.training.freeze_embeddings):
+    with unfrozen(student, stage.trainable, stage.training.freeze_embeddings), _same_configuration(student):
         arguments = _arguments(stage_run, recipe, journal)
         with ranks.agreed():
             trainer = DistillationTrainer(stage, stage_run.rows, student, arguments, first_step, stage_run.validation)
@@ -87,6 +89,18 @@ def train(
         del trainer
         gc.collect()
     return result
+
+
+@contextmanager
+def _same_configuration(student: PreTrainedModel) -> Iterator[None]:
+    """Keep `use_cache` of the configuration, which the Trainer turns off: a student is saved as it was built, whether
+    its last stage has run in this process or was loaded."""
+    before = getattr(student.config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            student.config.use_cache = before
 
 
 def _add_callbacks(trainer: DistillationTrainer, recipe: Recipe, first_step: int) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shared import Dump
 from shared.errors import RecipeError, UsageError
 from shared.storage.files import only_one
 from shared.text.tasks import TASKS
-from student_train import distill
+from student_train import cli, distill
 from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.training.trainer import DistillationTrainer
@@ -382,6 +383,48 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(
     distill.run(made, resume=True)
     assert distill.is_finished(made.output)
     assert json.loads((made.output / "metrics.json").read_text())["model"] == str(made.output)
+
+
+def test_a_run_killed_after_its_last_stage_saves_the_same_configuration(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(name: str) -> Recipe:
+        return recipe(tmp_path / name, {**TRANSFORMER, "model_type": "llama"}, KL, dump=dumps["causal-lm"])
+
+    undisturbed, killed = distill.run(made("undisturbed"), resume=False).output, made("killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "_save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(killed, resume=False)
+    distill.run(killed, resume=True)
+    for name in ("config.json", "model.safetensors"):
+        assert (undisturbed / name).read_bytes() == (killed.output / name).read_bytes()
+    assert json.loads((undisturbed / "config.json").read_text()).get("use_cache", True)
+
+
+def test_what_a_run_leaves_that_is_killed_at_its_very_end_is_removed_on_resume(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
+    commit = distill._commit
+
+    def killed(*paths: Path) -> None:
+        commit(*paths)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "_commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(made, resume=False)
+    assert distill.is_finished(made.output)
+    assert (made.output / "checkpoints").exists()
+    (tmp_path / "recipe.toml").write_text("")
+    monkeypatch.setattr("student_train.recipe.recipe.read_recipe", lambda *_: made)
+    monkeypatch.setattr(sys, "argv", ["distill", "run", "recipe.toml", "--resume"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "already finished" in capsys.readouterr().out
+    assert not (made.output / "checkpoints").exists()
 
 
 def test_a_run_at_work_is_not_joined_by_a_second_one(dumps: dict[str, Path], tmp_path: Path) -> None:
