@@ -17,5 +17,12 @@ STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1, le=MOST)]
 # A seed of random numbers, as numpy takes it.
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+# A number of batches that are held at the same time.
+Batches = Annotated[int, Field(ge=1, le=10_000)]
+# A weight, a temperature or a limit: the square of it, and what it is multiplied with, stay finite in float32.
+MOST_FACTOR = 1e12
+Factor = Annotated[float, Field(ge=1 / MOST_FACTOR, le=MOST_FACTOR)]
+# A factor that may be 0.
+FactorOrZero = Annotated[float, Field(ge=0, le=MOST_FACTOR)]
 # A number of passes over the rows.
 Epochs = Annotated[float, Field(gt=0, le=MOST)]

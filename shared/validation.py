@@ -8,6 +8,8 @@ from pydantic.fields import FieldInfo
 
 from shared.registry import tagged
 
+LONGEST_VALUE = 60
+
 
 def in_words(error: ValidationError, model: type[Any]) -> str:
     """Return all problems that pydantic found when it validated `model`, as one sentence without its full stop."""
@@ -15,9 +17,21 @@ def in_words(error: ValidationError, model: type[Any]) -> str:
 
 
 def message_of(problem: Any) -> str:
-    """Return what is wrong with a value, without its location."""
+    """Return what is wrong with a value, without its location and full stop."""
     message: str = problem["msg"]
-    return message.removeprefix("Value error, ")
+    return message.removeprefix("Value error, ").rstrip(".")
+
+
+def shortened(value: Any) -> str:
+    """Return a value as a message shows it, cut to LONGEST_VALUE characters.
+
+    >>> shortened("x" * 1000)[-4:]
+    "xxx'"
+    """
+    text = repr(value)
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"{text[: LONGEST_VALUE // 2]}...{text[-LONGEST_VALUE // 2 :]}"
 
 
 def _sentence(problem: Any, model: type[Any]) -> str:
@@ -28,19 +42,20 @@ def _sentence(problem: Any, model: type[Any]) -> str:
     match problem["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":  # of a model, of a dataclass
             valid = {name for section in _follow(model, location[:-1])[1] for name in _fields(section)}
-            return f"unknown key {key!r} (its value is {value!r}); valid here: {', '.join(sorted(valid)) or 'none'}"
+            names = ", ".join(sorted(valid)) or "none"
+            return f"unknown key {shortened(key)} (its value is {shortened(value)}); valid here: {names}"
         case "missing":
             return f"the key {key!r} is missing"
         case "too_short" if not value:
             return f"{key} is empty; give it at least {problem['ctx']['min_length']}"
         case "union_tag_invalid":
             context = problem["ctx"]
-            return f"{key}.{_tag(problem)} = {context['tag']!r}: the valid ones are {context['expected_tags']}"
+            return f"{key}.{_tag(problem)} = {shortened(context['tag'])}: the valid ones are {context['expected_tags']}"
         case "union_tag_not_found":
             tag = _tag(problem)
             kinds = ", ".join(repr(_fields(each)[tag].default) for each in models)
             return f"the key '{key}.{tag}' is missing; the valid ones are {kinds}"
-    value_text = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+    value_text = "" if isinstance(value, (dict, list)) else f" = {shortened(value)}"
     return f"{key}{value_text}: {message_of(problem)}" if key else message_of(problem)
 
 

@@ -67,10 +67,12 @@ def stats(
     """Show the distributions of length, entropy, top-1 probability and kept mass, and the teacher's accuracy."""
     from shared.dump import inspection
     from shared.dump.dump import Dump
+    from shared.plotting import figure_type
     from shared.storage.files import check_file
 
     if plot is not None:
         check_file(plot, "--plot", (".png", ".pdf", ".svg"))
+        figure_type()
     opened = Dump(dump)
     titles = "".join(f"{f'{q:.0%}':>9}" for q in inspection.QUANTILES)
     typer.echo(f"{'':<20}{'count':>14}{'mean':>9}{titles}")

@@ -10,7 +10,7 @@ import polars as pl
 
 from shared.dump.dump import Dump
 from shared.dump.layouts.readable import text_of
-from shared.errors import UsageError
+from shared.plotting import figure_type
 from shared.progress import human_bytes
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -89,12 +89,9 @@ def teacher_accuracy(dump: Dump) -> tuple[float, int] | None:
 
 def plot(dump: Dump, file: Path) -> None:
     """Write histograms of the quantities of `spreads` as a PNG. Raises UsageError if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError("plots need matplotlib: pip install 'lectern[plot]'.") from None
+    new_figure = figure_type()
     series = {column.name: column.to_numpy() for frame in _quantities(dump) for column in frame.collect()}
-    figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
+    figure = new_figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
         unit = " (nats)" if name == "entropy" else ""
         # Bars of an integer quantity are a whole number of values wide, so that no bar is empty between them.

@@ -24,4 +24,4 @@ def usable_device(name: str) -> torch.device:
 
 
 def _unusable(name: str, reason: str) -> UsageError:
-    return UsageError(f"device {name!r} cannot be used here: {reason}; use auto, cpu, cuda, cuda:1 or mps.")
+    return UsageError(f"--device {name!r} cannot be used here: {reason}; use auto, cpu, cuda, cuda:1 or mps.")

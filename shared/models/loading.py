@@ -24,7 +24,7 @@ transformers.utils.logging.disable_progress_bar()
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # Even the modules of so many layers, without weights, take seconds to make.
-MOST_LAYERS = 2_000
+MOST_LAYERS = 500
 
 
 def load_config(
@@ -118,8 +118,10 @@ def fresh_model(auto_class: str, config: Any, error: type[LecternError]) -> PreT
     """
     try:
         parameters = parameters_of(auto_class, config)
-    except (ValueError, TypeError, OverflowError, RuntimeError) as raised:  # sizes beyond what a tensor can have
-        reason = str(raised).strip().split("\n")[0]
+    except (ValueError, TypeError, OverflowError, RuntimeError) as raised:
+        reason = str(raised).strip().split("\n")[0].rstrip(".")
+        if "overflow" in reason:
+            reason = "some of its weights would be larger than 8 EB, the most that a tensor can have"
         raise error(f"the student cannot be built ({reason}); choose a smaller shape.") from raised
     _check_memory("the student", parameters * torch.float32.itemsize, error)
     model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)

@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shared.dump.signals import DISTRIBUTION, SignalKey
 from shared.errors import RecipeError
-from shared.numbers import STRICT
+from shared.numbers import STRICT, Factor
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.head import StudentHead
@@ -38,7 +38,7 @@ class Loss(BaseModel, ABC):
     # Whether it compares the student with a teacher. (A dump may hold gold labels as well.)
     has_teacher: ClassVar[bool] = True
 
-    weight: float = Field(default=1.0, gt=0)
+    weight: Factor = 1.0
     kind: str
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shared.dump.rowgroup import MISSING
 from shared.errors import RecipeError
+from shared.numbers import Factor
 from student_train.data.sources import Source
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses import formulas
@@ -35,7 +36,7 @@ class KLLoss(Loss):
     kind: Literal["kl"] = "kl"
     divergence: Literal["forward", "reverse", "js"] = "forward"
     beta: float | None = Field(default=None, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Factor = 1.0
     tail: Literal["sampled", "class", "gold", "renormalise"] | None = None
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def check_output(recipe: Recipe) -> None:
         place = dump.local.resolve() if dump is not None and dump.local is not None else None
         if place is not None and place in (output.resolve(), *output.resolve().parents):
             raise UsageError(f"output = {str(output)!r}: this is the dump {dump} or lies in it; choose another folder.")
-    if _holds_a_run(output) or not output.exists():
+    if holds_a_run(output) or not output.exists():
         return
     # A run that was killed while it wrote its recipe leaves the beginning of it.
     strangers = sorted(path.name for path in output.iterdir() if path.name != f"{RECIPE}{TEMPORARY}")
@@ -89,7 +89,7 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
     return flattened
 
 
-def _holds_a_run(output: Path) -> bool:
+def holds_a_run(output: Path) -> bool:
     """Whether a folder holds a recipe.json that a run of any version has written."""
     try:
         content = json.loads((output / RECIPE).read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from shared.errors import RecipeError
 from shared.parsing import NotParsed, parse_toml
 from shared.storage import Folder
-from shared.validation import in_words
+from shared.validation import in_words, shortened
 from student_train.losses.specs import LossSpec
 from student_train.recipe.columns import DataSection, EvalSection
 from student_train.recipe.sections import Section, StageSection, TrainingSection, ValidationSection
@@ -116,19 +116,32 @@ def _checked(content: dict[str, Any], overrides: list[str], where: str) -> Recip
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
-        raise RecipeError(f"--set {override!r}: write key=value, for instance training.seed=1.")
+        raise RecipeError(f"--set {shortened(override)}: write key=value, for instance training.seed=1.")
     try:
         parsed = parse_toml(f"value = {value}")["value"]
     except NotParsed:
         parsed = value  # a word without quotes is a string
+    is_unset = not value.strip()  # an empty text is key=""
     *parents, last = key.split(".")
     place: Any = content
     try:
         for name in parents:
-            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        if not value.strip() and isinstance(place, dict):
-            place.pop(last, None)  # an empty text is key=""
+            if isinstance(place, dict) and not is_unset:
+                place.setdefault(name, {})
+            place = place[_part(place, name)]
+        if is_unset:
+            del place[_part(place, last)]
         else:
-            place[int(last) if isinstance(place, list) else last] = parsed
-    except (IndexError, ValueError, TypeError, AttributeError):
-        raise RecipeError(f"--set {override!r}: the recipe has no key {key!r}.") from None
+            place[_part(place, last)] = parsed
+    except (LookupError, ValueError, TypeError):
+        what = f"does not give the key {key!r}, so there is nothing to unset" if is_unset else f"has no key {key!r}"
+        raise RecipeError(f"--set {shortened(override)}: the recipe {what}.") from None
+
+
+def _part(place: Any, name: str) -> int | str:
+    """Return a part of a dotted key as the index of a list or the key of a table. Raises ValueError for neither."""
+    if not isinstance(place, list):
+        return name
+    if not name.isdecimal():  # -1 would be the last one
+        raise ValueError(name)
+    return int(name)

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
 
-from shared.numbers import STRICT, Count, Epochs, Seed
+from shared.numbers import STRICT, Batches, Count, Epochs, Factor, FactorOrZero, Seed
 from student_train.data.subsets import Kind
 from student_train.losses.specs import LossSpec
 from student_train.students.unfreezing import Trainable
@@ -34,12 +34,12 @@ class Schedule(Section):
     max_steps: Count | None = None
     batch_size: Count | None = None
     batch_tokens: Count | None = Field(default=None, description="tokens of a batch, without padding")
-    gradient_accumulation: Count = 1
+    gradient_accumulation: Batches = 1
     learning_rate: float = Field(default=5e-5, gt=0, le=MOST_RATE)
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: FactorOrZero = 0.01
+    max_grad_norm: Factor = 1.0
     freeze_embeddings: bool = False
 
     @model_validator(mode="before")

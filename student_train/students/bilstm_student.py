@@ -2,9 +2,10 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
+from shared.numbers import Count
 from student_train.students.base import Student
 from student_train.students.bilstm import BiLSTMConfig, TrimmedEmbedding
 from student_train.students.heads import fresh_model, fresh_values
@@ -20,19 +21,19 @@ class BiLSTMStudent(Student):
     """
 
     kind: Literal["bilstm"] = "bilstm"
-    embedding_size: PositiveInt
-    hidden_size: PositiveInt
-    layers: PositiveInt = 1
+    embedding_size: Count
+    hidden_size: Count
+    layers: Count = 1
     dropout: float = Field(default=0.1, ge=0, lt=1)
     embeddings: Embeddings = Field(default="random", description="svd: the teacher's, compressed to embedding_size")
-    trim_vocabulary: PositiveInt | None = None
+    trim_vocabulary: Count | None = None
 
     @model_validator(mode="after")
     def _directions_share_the_width(self) -> Self:
         if self.hidden_size % 2:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} cannot be halved between the two directions of a BiLSTM; "
-                "make it even."
+                "make it even"
             )
         return self
 

@@ -3,10 +3,11 @@
 from typing import Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.numbers import Count
 from student_train.students.base import Student
 from student_train.students.heads import field_names, fresh_model, fresh_values, task_values
 from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser
@@ -38,10 +39,10 @@ class TransformerStudent(Student):
 
     kind: Literal["transformer"] = "transformer"
     preset: str | None = None
-    layers: PositiveInt
-    hidden_size: PositiveInt
-    heads: PositiveInt
-    intermediate_size: PositiveInt | None = Field(default=None, description="by default 4 * hidden_size")
+    layers: Count
+    hidden_size: Count
+    heads: Count
+    intermediate_size: Count | None = Field(default=None, description="by default 4 * hidden_size")
     model_type: str | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1, description="for each kind of dropout that the model type has")
     tie_embeddings: bool | None = Field(default=None, description="by default as usual for the model type")
@@ -71,7 +72,7 @@ class TransformerStudent(Student):
         if self.hidden_size % self.heads:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} cannot be divided among heads = {self.heads}; "
-                "make it a multiple of the heads."
+                "make it a multiple of the heads"
             )
         return self
 

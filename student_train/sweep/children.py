@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+DISTILL = "student_train.cli"  # the module that a sweep runs
 SECONDS_TO_END = 10.0
 SECONDS_BETWEEN_LOOKS = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -125,6 +126,16 @@ def reason(ended: Ended, log: Path) -> str:
         if lines[index].startswith("error: "):
             return " ".join(lines[index:]).removeprefix("error: ")
     return lines[-1] if lines else f"it ended with code {ended.code} and printed nothing"
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is the log of a `distill` command, as `Child` begins it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False
+    return start.startswith(b"$ ") and DISTILL.encode() in start
 
 
 def _end_with_parent() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from shared.errors import UsageError
 from shared.storage.files import check_folder, write_text_atomically
 from student_train.distill import METRICS, is_finished
-from student_train.recipe.kept import RECIPE, check_same_recipe
-from student_train.sweep.children import Ended
+from student_train.recipe.kept import RECIPE, check_same_recipe, holds_a_run
+from student_train.sweep.children import Ended, is_log
 from student_train.sweep.plan import RUNS, Run
 
 LOGS = "logs"
@@ -49,10 +49,20 @@ def check_output(output: Path) -> None:
     """
     check_folder(output, "output =")
     names = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    if names and not {RUNS, LOGS, BASELINES} & set(names):
+    if names and not _holds_a_sweep(output):
         raise UsageError(
             f"output = {str(output)!r}: holds other files already ({', '.join(names[:3])}); choose an empty folder."
         )
+
+
+def _holds_a_sweep(output: Path) -> bool:
+    """Whether a folder holds what only a sweep writes: a log, a run, or the empty folders of one that was killed."""
+    logs = output / LOGS
+    return (
+        any(is_log(path) for path in logs.glob("*.log"))
+        or any(holds_a_run(path) for path in (output / RUNS).glob("*"))
+        or all(path.is_dir() or (path.parent == logs and not path.lstat().st_size) for path in output.rglob("*"))
+    )
 
 
 def log_of(output: Path, name: str) -> Path:

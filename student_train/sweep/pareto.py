@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.errors import UsageError
+from shared.plotting import figure_type
 from shared.storage.files import write_atomically
 from student_train.sweep.front import BATCH, fronts
 from student_train.sweep.results import Kind, Summary
@@ -25,12 +25,9 @@ LONGEST_NAME = 44
 
 def plot(found: Sequence[Summary], title: str, file: Path) -> None:
     """Plot the models of a table into a PNG file. Raises UsageError if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError("plots need matplotlib: pip install 'lectern[plot]'.") from None
+    new_figure = figure_type()
     on_front = fronts(found)
-    figure = Figure(figsize=(14.5, 5.6), layout="constrained")
+    figure = new_figure(figsize=(14.5, 5.6), layout="constrained")
     left, right, beside = figure.subplots(1, 3, width_ratios=(5, 5, 4))
     left.sharey(right)
     _panel(left, found, on_front.by_size, lambda one: one.parameters)

@@ -1,6 +1,8 @@
 """From a sweep file to its runs: the product of variants, grid and seeds, each of which is a checked recipe."""
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,13 @@ from student_train.sweep.names import name_of, override
 SEED = "training.seed"
 RUNS = "runs"
 
+# Each of them is read and checked before the first one starts.
+MOST_RUNS = 10_000
+
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+# Names become names of files. The underscores of a run's name are between its parts.
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=100)]
+BaselineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()=,-]*$", max_length=100)]
 
 
 class Variant(Section):
@@ -29,7 +37,7 @@ class Variant(Section):
         skip: keys of the grid that do not vary here (for instance the temperature, for a student of labels alone).
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
+    name: VariantName
     recipe: Path | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
@@ -49,7 +57,7 @@ class SweepSpec(Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     grid: Annotated[dict[str, Values], Field(min_length=1)] | None = None
     variant: tuple[Variant, ...] = ()
-    baselines: dict[str, Path] = Field(default_factory=dict)
+    baselines: dict[BaselineName, Path] = Field(default_factory=dict)
 
     @field_validator("output", mode="before")
     @classmethod
@@ -141,6 +149,7 @@ def read_sweep(path: Path) -> Sweep:
         spec = SweepSpec.model_validate(read_toml(path, "sweep"))
     except ValidationError as error:
         raise RecipeError(f"{path}: {in_words(error, SweepSpec)}.") from None
+    _check_number(path, spec)
     keys = dict.fromkeys((*(spec.grid or {}), *(key for variant in spec.variant for key in variant.set), SEED))
     sweep = Sweep(spec, tuple(_runs(spec)), tuple(keys))
     _check_differ(path, sweep)
@@ -148,13 +157,27 @@ def read_sweep(path: Path) -> Sweep:
     return sweep
 
 
+def _axes(spec: SweepSpec) -> dict[str, tuple[Any, ...]]:
+    """Return the keys that vary, and their values."""
+    return (spec.grid or {}) | ({SEED: spec.seeds} if spec.seeds is not None else {})
+
+
+def _axes_of(spec: SweepSpec, variant: Variant | None) -> dict[str, tuple[Any, ...]]:
+    skipped = variant.skip if variant is not None else ()
+    return {key: values for key, values in _axes(spec).items() if key not in skipped}
+
+
+def _check_number(path: Path, spec: SweepSpec) -> None:
+    number = sum(math.prod(map(len, _axes_of(spec, variant).values())) for variant in spec.variant or (None,))
+    if number > MOST_RUNS:
+        raise RecipeError(f"{path}: these would be {number:,} runs, and a sweep has at most {MOST_RUNS:,}; vary less.")
+
+
 def _runs(spec: SweepSpec) -> Iterator[Run]:
-    axes = dict(spec.grid or {})
-    if spec.seeds is not None:
-        axes[SEED] = spec.seeds
+    axes = _axes(spec)
     for variant in spec.variant or (None,):
-        skipped, fixed = (variant.skip, variant.set) if variant is not None else ((), {})
-        own = {key: values for key, values in axes.items() if key not in skipped}
+        fixed = variant.set if variant is not None else {}
+        own = _axes_of(spec, variant)
         recipe_path = (variant.recipe if variant is not None else None) or spec.recipe
         assert recipe_path is not None
         prefix = variant.name if variant is not None else None
@@ -179,9 +202,9 @@ def _check_differ(path: Path, sweep: Sweep) -> None:
         if content in seen:
             raise RecipeError(f"{path}: the runs {seen[content]} and {run.name} are the same; leave one of them out.")
         seen[content] = run.name
-    names = [run.name.lower() for run in sweep.runs]  # some file systems ignore case
+    names = Counter(run.name.lower() for run in sweep.runs)  # some file systems ignore case
     for run in sweep.runs:
-        if names.count(run.name.lower()) > 1:
+        if names[run.name.lower()] > 1:
             raise RecipeError(f"{path}: two runs would have the name {run.name}; make them variants with names.")
 
 

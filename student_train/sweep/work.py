@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.progress import Progress, human_seconds
-from student_train.sweep.children import SECONDS_BETWEEN_LOOKS, Child, end_all, reason
+from student_train.sweep.children import DISTILL, SECONDS_BETWEEN_LOOKS, Child, end_all, reason
 from student_train.sweep.folder import add_cost, log_of
 from student_train.sweep.machine import Machine, has_room
 
@@ -65,7 +65,7 @@ def work_through(jobs: Sequence[Job], output: Path, machine: Machine, done: int 
 
 
 def _start(job: Job, output: Path, environment: dict[str, str]) -> Child:
-    return Child([sys.executable, "-m", "student_train.cli", *job.arguments], log_of(output, job.name), environment)
+    return Child([sys.executable, "-m", DISTILL, *job.arguments], log_of(output, job.name), environment)
 
 
 def _note(names: list[str]) -> str:

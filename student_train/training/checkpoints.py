@@ -7,6 +7,7 @@ A checkpoint whose files are not as they were written is told and removed, and t
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from shared.storage import Folder, sha256_of
 from shared.storage.files import write_text_atomically
 
 CHECKSUMS = "checksums.json"
+# Several ranks write a random state each.
+_WRITTEN_ALWAYS = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# What torch's RuntimeErrors say when a file cannot be written; others have nothing to do with files.
+_OF_WRITING = re.compile(r"PytorchStreamWriter|unexpected pos|write failed|iostream|No space left|open file|directory")
 RESUME_ADVICE = "make room, then go on with --resume: what was saved before is kept."
 
 
@@ -41,13 +46,14 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def last_usable(folder: Path) -> Path | None:
-    """Return the last checkpoint of a stage that is as it was written; None if there is none.
+    """Return the last checkpoint of a stage that is as it was written, like the best one until then, whose weights the
+    stage may end with; None if there is none.
 
     Checkpoints after it are removed: those that a killed run left incomplete, and damaged ones, which are told on
     stderr.
     """
     for checkpoint in reversed(checkpoints_of(folder)):
-        problem = problem_of(checkpoint)
+        problem = problem_of(checkpoint) or _problem_of_the_best(checkpoint)
         if problem is None:
             return checkpoint
         if (checkpoint / TRAINER_STATE_NAME).exists():
@@ -75,6 +81,21 @@ def problem_of(checkpoint: Path) -> str | None:
     return f"not as it was written: {', '.join(changed)}" if changed else None
 
 
+def best_of(checkpoint: Path) -> Path | None:
+    """Return the checkpoint that was the best one when this one was written; None if no step was better than the first
+    weights, or nothing is scored."""
+    step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_global_step
+    return checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{step}") if step else None
+
+
+def _problem_of_the_best(checkpoint: Path) -> str | None:
+    best = best_of(checkpoint)
+    if best is None or best == checkpoint:
+        return None
+    problem = problem_of(best)
+    return f"{best.name}, the best one before it, is damaged: {problem}" if problem is not None else None
+
+
 def sign(checkpoint: Path) -> None:
     """Write the checksums of a finished checkpoint."""
     write_text_atomically(checkpoint / CHECKSUMS, json.dumps(_checksums(checkpoint), indent=2) + "\n")
@@ -90,6 +111,8 @@ def written(what: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OF_WRITING.search(str(error)):
+            raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         if what.name.startswith(PREFIX_CHECKPOINT_DIR):
             shutil.rmtree(what, ignore_errors=True)
@@ -102,7 +125,10 @@ def _checksums(checkpoint: Path) -> dict[str, str]:
 
 
 def _unreadable(checkpoint: Path) -> str | None:
-    """Return which file of a checkpoint without checksums cannot be read; None if all can."""
+    """Return which file of a checkpoint without checksums is missing or cannot be read; None if all can."""
+    for pattern in _WRITTEN_ALWAYS:
+        if not any(checkpoint.glob(pattern)):
+            return f"{pattern.replace('*', '')} is missing"
     for path in sorted(checkpoint.iterdir()):
         try:
             if path.name == TRAINER_STATE_NAME:

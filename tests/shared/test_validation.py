@@ -75,6 +75,7 @@ class Drawing(Strict):
     ({"shapes": [{"kind": "circle", "radius": 1}, {"kind": "cube"}]}, "shapes.1.kind = 'cube': the valid ones are"),
     ({"shapes": [{"kind": "circle", "r": 1, "radius": 1}]}, "unknown key 'shapes.0.r' (its value is 1); valid here: k"),
     ({"sizes": {"large": []}}, "sizes.large is empty; give it at least 1"),
+    ({"lengths": {"length": -(10**299)}}, f"lengths.length = -1{'0' * 28}...{'0' * 30}: Input should be greater than"),
     ({"title": 1, "row": {}}, "title = 1: Input should be a valid string; the key 'row.files' is missing"),
     ({"row": [1]}, "row: "),
     ({"first": {"kind": "square"}, "last": {"kind": "square"}}, "give either first or last"),

@@ -59,6 +59,15 @@ def test_every_view_of_every_task(task: str, make_dump: Any, shards: Any, tmp_pa
     assert "every byte as it was written" in verified
 
 
+def test_a_plot_without_matplotlib_is_refused_before_the_work(
+    make_dump: Any, shards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, stats, message = shards("stats", make_dump("causal-lm"), "--plot", tmp_path / "plot.png")
+    assert (code, stats) == (2, "")
+    assert "plots need matplotlib" in message
+
+
 def test_head_names_the_teachers_first_choice_and_the_gold_label(make_dump: Any, shards: Any) -> None:
     dump = make_dump("sequence-classification", data=[{"text": "the quick fox", "label": "positive"}])
     first = Dump(dump).positions().collect().row(0, named=True)

@@ -224,7 +224,7 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
         ),
         (FROM_DATA, "text_column", "txt_column", ["'data.txt_column'", "'sentence'", "label_column, labels, limit"]),
         # Values.
-        (FROM_DUMP, "layers = 2", "layers = 0", ["student.layers = 0", "greater than 0"]),
+        (FROM_DUMP, "layers = 2", "layers = 0", ["student.layers = 0", "greater than or equal to 1"]),
         (FROM_DUMP, "layers = 2", 'layers = "two"', ["student.layers = 'two'", "integer"]),
         (FROM_DUMP, "heads = 4", "heads = 5", ["student", "hidden_size = 32 cannot be divided among heads = 5"]),
         (

@@ -169,6 +169,13 @@ def test_a_name_depends_on_the_values_of_its_own_run_alone() -> None:
         ('[grid]\n"eval.data" = [["a"], ["b"]]', "scored on different data"),
         ('[[variant]]\nname = "a"\n[[variant]]\nname = "a"', "two variants have the name 'a'"),
         ('[[variant]]\nname = "a/b"', r"variant\.0\.name = 'a/b'"),
+        (f'[[variant]]\nname = "{"a" * 101}"', r"variant\.0\.name = 'aaa"),
+        *(
+            (f'seeds = [1]\n[baselines]\n"{name}" = "a"', r"baselines\.")
+            for name in ("a/b", "../a", "..", ".", "", "a\\u0000b", "a" * 101)
+        ),
+        ('[grid]\n"loss.-1.weight" = [2]', r"has no key 'loss\.-1\.weight'"),
+        ("\n".join(["[grid]", *(f'"{key}" = [{"1," * 1000}]' for key in "abc")]), "would be 1,000,000,000 runs, and"),
         ('[[variant]]\nname = "a"\nskip = ["b"]', "skips 'b', which is not a key of the grid"),
         (
             '[[variant]]\nname = "a"\nset = { "loss.0.weight" = 1 }\n[grid]\n"loss.0.weight" = [2]',

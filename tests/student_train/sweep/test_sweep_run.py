@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from shared.storage.files import only_one
 from student_train import cli
 from student_train import sweep as sweeps
 from student_train.sweep import children
-from student_train.sweep.folder import check_run
+from student_train.sweep.folder import check_output, check_run
 
 TASK = "sequence-classification"
 RECIPE = """
@@ -258,3 +259,28 @@ def test_a_sweep_writes_to_an_empty_folder_or_its_own(output: str, folder: Path,
     with pytest.raises((RecipeError, UsageError), match=r"name a folder|holds other files|symbolic link"):
         sweep(file, 1)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["README.md"]
+
+
+LOG = "$ python -m student_train.cli run recipe.toml\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "is_a_sweeps"),
+    [
+        ({"logs/app.log": "started", "runs/notes.txt": "mine"}, False),
+        ({"logs/shell.log": "$ ls\n", "baselines/a.json": "{}"}, False),
+        ({"runs/a/recipe.json": "{}"}, False),
+        ({"logs/a.log": "", "runs/a/student": "mine"}, False),
+        ({"logs/a.log": ""}, True),  # a sweep that was killed before the first line of its first log
+        ({"logs/a.log": LOG, "runs/a/recipe.json.tmp": "{"}, True),
+        ({"runs/a/recipe.json": '{"output": "a", "student": {}, "training": {}}', "notes.txt": "mine"}, True),
+    ],
+)
+def test_a_folder_is_a_sweeps_if_it_holds_what_only_a_sweep_writes(
+    files: dict[str, str], is_a_sweeps: bool, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with nullcontext() if is_a_sweeps else pytest.raises(UsageError, match="holds other files"):
+        check_output(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from shared.errors import LecternError, RecipeError, TrainingError
@@ -15,7 +16,7 @@ from student_train import distill
 from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.training import journal
-from student_train.training.checkpoints import last_usable, problem_of
+from student_train.training.checkpoints import last_usable, problem_of, written
 from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
 
@@ -123,6 +124,15 @@ def test_a_checkpoint_of_an_older_version_is_used(output: Path) -> None:
     assert last_usable(folder) == folder / "checkpoint-6"
 
 
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_of_an_older_version_lacks_a_file(file: str, output: Path) -> None:
+    folder = output / "checkpoints" / "training"
+    for name in ("checksums.json", file):
+        (folder / "checkpoint-6" / name).unlink()
+    assert "is missing" in str(problem_of(folder / "checkpoint-6"))
+    assert last_usable(folder) == folder / "checkpoint-4"
+
+
 @pytest.mark.parametrize("name", ["stages.json", "source.json"])
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[1]", "null", '{"fingerprint": 1}', "\xff"])
 def test_what_a_run_knows_of_itself_is_damaged(name: str, content: str, output: Path, dumps: dict[str, Path]) -> None:
@@ -145,7 +155,14 @@ FULL = [
     OSError(28, "No space left on device"),
     SafetensorError("I/O error: No space left on device"),
     RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 128 vs 22"),
 ]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("shapes differ")])
+def test_what_has_nothing_to_do_with_files_is_not_taken_for_a_full_disk(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error), match=str(error)), written(tmp_path / "checkpoint-2", "make room."):
+        raise error
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)

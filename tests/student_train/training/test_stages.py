@@ -375,6 +375,28 @@ def test_a_killed_stage_that_only_harms_ends_with_the_weights_it_began_with(
     assert [(stage["best_score"], stage["best_step"]) for stage in results(made)] == [(1.0, 0)]
 
 
+def test_a_killed_stage_whose_best_weights_are_damaged_begins_anew_before_it_trains(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [9.0, 1.0, 2.0, 3.0, 4.0]
+    made = recipe(tmp_path / "a", dump, {**LOGITS, "max_steps": 7}, training={"save_steps": 3}, validation=VALIDATION)
+    scored(monkeypatch, scores)
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "_score", _killed_at(5, DistillationTrainer._score))
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(made, resume=False)
+    folder = made.output / "checkpoints" / "logits"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-2", "checkpoint-6"}
+    (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    seen = scored(monkeypatch, scores)
+    distill.run(made, resume=True)
+    assert "checkpoint-6: damaged (checkpoint-2, the best one before it, " in capsys.readouterr().err
+    assert len(seen) == 5
+    after = weights(made.output)
+    assert all(torch.equal(value, seen[1][name]) for name, value in after.items())
+
+
 def _killed_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
     calls = [0]
 
