@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,25 @@ def test_tags_that_do_not_fit_the_words(base: dict[str, Any], dump: Any, teacher
         (tmp_path / "words.jsonl").write_text(content + "\n")
         assert_refused(dump(**options | {"data": tmp_path / "words.jsonl"}), FAILED, "words.jsonl", *parts)
     assert not base["out"].exists()
+
+
+def test_a_long_context_is_refused_before_it_is_tokenized(
+    base: dict[str, Any], dump: Any, make_teacher: Any, write_corpus: Any, tmp_path: Path
+) -> None:
+    data = write_corpus(tmp_path / "long.jsonl", [{"question": "which fox", "context": "the fox " * 200_000}])
+    options = {"task": "question-answering", "teacher": make_teacher("question-answering"), "data": data}
+    ended = dump(**base | options)
+    assert_refused(ended, FAILED, "long.jsonl, line 1: the context has 1,600,000 characters", "at most 1,000,000")
+    assert not base["out"].exists()
+
+
+def test_a_row_of_ten_megabytes_is_cut_before_it_is_tokenized(
+    base: dict[str, Any], dump: Any, write_corpus: Any, tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    data = write_corpus(tmp_path / "long.jsonl", ["the quick fox jumps " * 500_000, "a dog"])
+    assert "1 rows have the full --max-length" in dump(**base | {"data": data}).said
+    assert time.monotonic() - begun < 10
 
 
 def test_a_text_without_tokens_cannot_be_classified(

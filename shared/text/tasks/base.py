@@ -11,7 +11,7 @@ Shapes: B rows, L tokens of the longest, C classes, S distributions of a batch.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,7 @@ from shared.dump.facts import OffsetsFact
 from shared.dump.layouts import LAYOUTS, BatchIndex, Layout
 from shared.errors import UsageError
 from shared.registry import Registry
+from shared.text.beginnings import beginning, beginning_of_words, beginnings_of_pair
 from shared.text.columns import LABEL, ColumnNames, ScoredColumns, gold_column
 from shared.text.corpus import Corpus
 from shared.text.examples import Answers, Columns, Example
@@ -220,12 +221,11 @@ TASKS: Registry[Task] = Registry("task")
 
 def encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
     """The tokenizer's encoding of texts, or pairs of texts, truncated to the maximal length."""
-    texts = [example.text for example in examples]
-    pairs = [example.pair for example in examples]
-    has_pairs = bool(pairs) and pairs[0] is not None
+    has_pairs = bool(examples) and examples[0].pair is not None
+    parts = [_beginning(how, example) for example in examples]
     return how.tokenizer(
-        texts,
-        pairs if has_pairs else None,
+        [text for text, _ in parts],
+        [pair for _, pair in parts] if has_pairs else None,
         truncation=True,
         max_length=how.max_length,
         return_attention_mask=False,
@@ -233,6 +233,19 @@ def encode(how: Tokenizing, examples: Sequence[Example], **options: Any) -> Any:
         verbose=False,
         **options,
     )
+
+
+def _beginning(how: Tokenizing, example: Example) -> tuple[Any, str | None]:
+    """Text (or words) and pair, without what is far beyond the maximal length."""
+    text, pair, tokenizer = example.text, example.pair, how.tokenizer
+    if tokenizer.truncation_side != "right":
+        return text, pair
+    if isinstance(text, list):
+        return beginning_of_words(tokenizer, cast(list[str], text), how.max_length), pair
+    if pair is None:
+        return beginning(tokenizer, text, how.max_length), None
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    return beginnings_of_pair(tokenizer, text, pair, how.max_length, special)
 
 
 def token_types(encoded: Any, index: int) -> Int32 | None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import UsageError
+from shared.text.beginnings import beginning
 from shared.text.chat import Span, check_template, render, render_with_turns, tokens_of
 from shared.text.examples import Example, Message
 from shared.text.metrics import perplexity
@@ -67,7 +68,7 @@ def _tokenize_chats(how: Tokenizing, examples: Sequence[Example]) -> list[Tokeni
     # Offsets are Python objects, ten times as large as the ids, so only a few chats are tokenized at a time.
     for start in range(0, len(examples), CHATS_AT_ONCE):
         rendered = [_rendered(how, example) for example in examples[start : start + CHATS_AT_ONCE]]
-        texts = [text for text, _ in rendered]
+        texts = [beginning(how.tokenizer, text, how.max_length) for text, _ in rendered]
         encoded = how.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             offsets_L2 = np.asarray(offsets, np.int64).reshape(-1, 2)[: how.max_length]

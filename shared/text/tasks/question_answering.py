@@ -31,6 +31,8 @@ from shared.text.tokenized import Int32, TokenizedRow, Tokenizing
 
 # Name of the column with the characters (start, end) of each position, int32 [P, 2].
 OFFSETS = "offsets"
+# A megabyte takes seconds and half a gigabyte.
+MOST_CHARACTERS = 1_000_000
 
 
 class QuestionAnswering(Task):
@@ -144,6 +146,12 @@ def _windows(how: Tokenizing, question: str, context: str) -> list[_Window]:
     only after cutting runs post-processors a second time on tokens that they have seen, and those of byte-level
     tokenizers trim each token's offsets by its leading blank every time.
     """
+    for name, text in ("question", question), ("context", context):
+        if len(text) > MOST_CHARACTERS:
+            raise CorpusError(
+                f"the {name} has {len(text):,} characters, and all of them are tokenized at once; cut it to at most "
+                f"{MOST_CHARACTERS:,}, or drop this row."
+            )
     backend: Any = how.tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
