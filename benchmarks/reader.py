@@ -171,10 +171,13 @@ class Mapped:
 def drawn_ids(codec: Codec, positions: int, draw: np.random.Generator) -> dict[str, Values]:
     """Distinct ids in order, frequent ones more often, with codes of probabilities that decrease as those of text."""
     assert isinstance(codec, Sparse)
-    gaps = draw.exponential(np.geomspace(0.01, codec.vocabulary / 16, TOP), (positions, TOP)).astype(np.int64)
+    gaps = draw.exponential(np.geomspace(0.01, codec.vocabulary / 16, TOP), (positions, TOP))
+    # The last id is one of the vocabulary.
+    gaps *= np.minimum(1, (codec.vocabulary - TOP) / gaps.sum(1, keepdims=True))
+    gaps = gaps.astype(np.int64)
     codes = np.minimum(draw.exponential(6, (positions, TOP)), 60).astype(np.int64)
     planes = [column for column in codec.columns if column.width == TOP]
-    entries = torch.from_numpy((gaps % codec.vocabulary << codec.code_bits | codes).ravel())
+    entries = torch.from_numpy((gaps << codec.code_bits | codes).ravel())
     columns: dict[str, Values] = {name: plane.numpy() for name, plane in split(entries, planes).items()}
     small = codec.columns[len(planes) :]
     return columns | {column.name: draw.integers(0, 60, positions).astype(column.dtype) for column in small}

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from shared.dump.codecs import Codec, VectorCodec
+from shared.dump.facts import Options
 from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, Values
@@ -32,7 +33,15 @@ def manifest_of(codec: Codec) -> Manifest:
     signal = Signal(site=codec.name, per="token" if is_vectors else "position", codec=codec)
     layout = LAYOUTS["none" if is_vectors else "next-token"]
     return AnyRows.model_construct(
-        format_version=1, task="none", layout=layout, labelled=False, pairs=False, signals=(signal,)
+        format_version=1,
+        task="none",
+        layout=layout,
+        labelled=False,
+        label_names=None,
+        pairs=False,
+        signals=(signal,),
+        vocabulary=getattr(codec, "outcomes", None) or 2**17,
+        options=Options.model_construct(max_length=2**40),
     )
 
 

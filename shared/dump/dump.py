@@ -1,7 +1,7 @@
 """`Dump`: a dump that is opened for reading, as polars frames."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 import polars as pl
@@ -13,6 +13,7 @@ from shared.dump.integrity.checksums import TOKENIZER, check
 from shared.dump.integrity.receipts import Receipt, read_receipts, receipt_path, shard_numbers, shard_path
 from shared.dump.integrity.verification import verify
 from shared.dump.manifest import Manifest, read_manifest
+from shared.dump.parquet.contents import check_table
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
 from shared.dump.signals import Per
@@ -102,7 +103,7 @@ class Dump:
         ]
         if not shards:
             raise DumpError(f"{self.path}: no shard is finished yet.")
-        return scan_shards(shards, shard_schema(self.manifest))
+        return scan_shards(shards, shard_schema(self.manifest), partial(check_table, self.manifest))
 
     def positions(self) -> pl.LazyFrame:
         """Return one row per recorded position.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shared.dump.integrity.receipts import Receipt, shard_path
 from shared.dump.manifest import Manifest
+from shared.dump.parquet.contents import check_contents
 from shared.dump.parquet.pages import GroupPages
 from shared.dump.parquet.tables import shard_schema, training_columns
 from shared.dump.parquet.unpack import check_row_numbers, columns_of, flat_columns, from_columns
@@ -63,6 +64,7 @@ class GroupReader:
         self._columns, self._plain = columns_of(manifest), training_columns(manifest)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._raw: dict[int, RawIOBase] = {}
+        self._sensible: set[tuple[int, int, str]] = set()
         self.group_rows = tuple(receipts[shard].row_groups[within] for shard, within in self._groups)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
@@ -135,7 +137,15 @@ class GroupReader:
                 raise ValueError(f"column {name!r} has {column.rows} rows, but the receipt says {rows}")
         if "row" in flat:
             check_row_numbers(flat["row"].numbers(), self._manifest.rows_of_shard(shard))
+        self._check_contents(shard, within, flat)
         return flat
+
+    def _check_contents(self, shard: int, within: int, flat: dict[str, Flat]) -> None:
+        """Check columns that are read for the first time; afterwards the checksums of their pages are enough."""
+        known = {(shard, within, name) for name in flat}
+        if not known <= self._sensible:
+            check_contents(self._manifest, flat)
+            self._sensible |= known
 
     def _file(self, shard: int) -> pq.ParquetFile:
         if shard in self._open:

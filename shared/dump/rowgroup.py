@@ -121,6 +121,15 @@ def check_lengths(name: str, columns: Mapping[str, Flat], expected: Offsets) -> 
         raise ValueError(f"the lengths of the lists in column {name!r} do not fit their rows")
 
 
+def check_labels(name: str, columns: Mapping[str, Flat], largest: int) -> None:
+    """Raise ValueError if a gold label of column `name`, if it was read, is neither missing nor from 0 to `largest`."""
+    if name not in columns or not (labels := columns[name].numbers()).size:
+        return
+    if labels.max() > largest or labels.min() < MISSING or ((labels < 0) & (labels != MISSING)).any():
+        bad = labels[(labels > largest) | ((labels < 0) & (labels != MISSING))][0]
+        raise ValueError(f"column {name!r} holds the label {bad}, but labels are from 0 to {largest:,}")
+
+
 @dataclass
 class RowGroup:
     """Some rows, as flat arrays.

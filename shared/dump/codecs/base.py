@@ -7,10 +7,11 @@ Shapes: N positions, M positions of a sample, V vocabulary or classes, D width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -67,6 +68,16 @@ class Codec(BaseModel, ABC):
     @abstractmethod
     def describe(self) -> str:
         """Describe in a few words what is stored and how, for messages and reports."""
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Check the values of some of the columns, in the form that `decode` takes, but not as tensors.
+
+        What is checked is what `encode` cannot have made: values for which `decode` fails, or gives NaN, infinity or
+        ids beyond the vocabulary. A dump's pages have checksums, but its origin may be unknown.
+
+        Raises:
+            ValueError: for such a value, with the name of its column.
+        """
 
     @property
     def bytes_per_position(self) -> int:

@@ -3,13 +3,17 @@
 Shapes: N positions, V classes.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from shared.dump.codecs.base import DistributionCodec, refuse_broken
+from shared.dump.codecs.bounds import require_within
 from shared.dump.codecs.columns import Column
 from shared.dump.codecs.targets import DenseTargets
 
@@ -37,6 +41,12 @@ class Dense(DistributionCodec):
 
     def describe(self) -> str:
         return f"all {self.classes:,} logits"
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        for name, logits in columns.items():
+            require_within(name, logits, -np.inf, float(np.finfo(np.float32).max))
+            if logits.size and logits.min() == -np.inf and (logits.reshape(-1, self.classes).max(1) == -np.inf).any():
+                raise ValueError(f"column {name!r} rules out all classes of a position")
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
         refuse_broken((logits_NV.isnan() | logits_NV.isposinf()).any(-1))

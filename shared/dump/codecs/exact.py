@@ -13,10 +13,12 @@ Float32 states would give 1e-12 and take twice the bytes, although the cost of f
 Shapes: N positions, M positions of a sample, V vocabulary, D width, K ids that are shown.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor
 from torch.nn import functional
@@ -172,6 +174,9 @@ class Exact(DistributionCodec):
             log_p_NV, log_q_NV = (self.logits(each).double().log_softmax(-1) for each in (states_ND, rounded_ND))
             divergence += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
         return {"rounding_kl": divergence / len(states_MD)} if len(states_MD) else {}
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self.state_codec.check(columns)
 
     def encode(self, states_ND: Tensor, keys_N: Tensor, /) -> dict[str, Tensor]:
         return self.state_codec.encode(states_ND)

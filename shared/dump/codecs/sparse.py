@@ -8,17 +8,20 @@ Shapes: N positions, V vocabulary, K most ids of a position, E entries of all po
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from shared.dump.codecs.base import Codec, DistributionCodec, NotFiniteError, Sample
+from shared.dump.codecs.bounds import require_finite, require_within
 from shared.dump.codecs.coding import power
 from shared.dump.codecs.coding.entries import ID_LIMIT, Entries
+from shared.dump.codecs.coding.explanation import codes_explained
 from shared.dump.codecs.coding.losses import losses_of
 from shared.dump.codecs.columns import Column
 from shared.dump.codecs.selection.budget import met_by
@@ -146,23 +149,21 @@ class Sparse(DistributionCodec):
         return f"{self.selection.describe()} of {self.vocabulary:,} ids{precision}{extra}"
 
     def explain(self) -> str:
-        lines, rule = self.entries.explain(), self.selection
-        if rule.most_times is not None:
-            lines.append(f"The code is how often the id was drawn, out of {rule.most_times} draws.")
-        else:
-            floor = f" plus the position's `{self._floor.name}`" if self._floor else " minus 1" if self.samples else ""
-            lines.append(
-                f"The probability of an id is `(c / {self.levels}) ** {1 / power.EXPONENT:g}`: c is the code{floor}."
-            )
-        if rule.sampled_weight is not None:
-            lines.append(f"Code 0 means that the id is sampled; its weight is {rule.sampled_weight:g}.")
-        lines.append(
-            f"The mass outside the exact ids is `({self._tail.name} / {_TAIL_LEVELS[self.code_bits]}) ** "
-            f"{1 / power.EXPONENT:g}`."
-        )
-        if self._entropy is not None:
-            lines.append(f"`{self._entropy.name}` is the entropy of the whole distribution, in nats.")
-        return "\n".join(lines)
+        floor = None if self._floor is None else self._floor.name
+        entropy = None if self._entropy is None else self._entropy.name
+        tail = {self._tail.name: _TAIL_LEVELS[self.code_bits]}
+        return "\n".join([*self.entries.explain(), *codes_explained(self.selection, self.levels, floor, tail, entropy)])
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        floors = None if self._floor is None else columns.get(self._floor.name)
+        if self._floor is not None and floors is not None:
+            require_within(self._floor.name, floors, 0, self.levels)
+        times = self.selection.most_times
+        codes = (0, self.levels + (self.selection.sampled_weight is not None)) if times is None else (1, times)
+        self.entries.check(columns, codes, self.selection.most_ids, floors)
+        for column in (self._log_sums, self._entropy):
+            if column is not None and column.name in columns:
+                require_finite(column.name, columns[column.name])
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
         kept: list[Kept] = []

@@ -3,13 +3,17 @@
 Shapes: N positions, V vocabulary, K kept candidates.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from shared.dump.codecs.base import DistributionCodec
+from shared.dump.codecs.bounds import require_within
 from shared.dump.codecs.columns import Column
 from shared.dump.codecs.targets import SparseTargets
 
@@ -47,6 +51,15 @@ class TopKFloat16(DistributionCodec):
     @property
     def columns(self) -> tuple[Column, ...]:
         return (self._ids, self._log_probs, self._tail)
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        for column, lowest, highest in (
+            (self._ids, 0, self.vocabulary - 1),
+            (self._log_probs, -np.inf, 0),
+            (self._tail, -np.inf, 0),
+        ):
+            if column.name in columns:
+                require_within(column.name, columns[column.name], lowest, highest)
 
     def encode(self, logits_NV: Tensor, keys_N: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError("new dumps are written with the codec `sparse`")

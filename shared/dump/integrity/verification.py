@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from shared.dump.integrity.checksums import PARTS, TOKENIZER, problems
 from shared.dump.integrity.receipts import SHARDS, read_receipt, receipt_path, shard_numbers, shard_path
 from shared.dump.manifest import Manifest, read_manifest
+from shared.dump.parquet.contents import check_table
 from shared.dump.parquet.tables import is_described, shard_schema
 from shared.dump.shards import open_shard
 from shared.dump.weights import load_embeddings, load_weights
@@ -105,4 +106,9 @@ def _verify_content(path: Folder, shard: pq.ParquetFile, manifest: Manifest, ind
     rows = shard.read(columns=["row"])["row"].to_pylist()
     if sorted(rows) != list(manifest.rows_of_shard(index)):
         return [f"{path}: its rows are not the rows {manifest.rows_of_shard(index)} of the corpus, each exactly once"]
+    for group in range(shard.num_row_groups):
+        try:
+            check_table(manifest, shard.read_row_group(group))
+        except ValueError as error:
+            return [f"{path}: row group {group}: {error}"]
     return []

@@ -124,6 +124,22 @@ class Layout(ABC):
             ValueError: if the lengths of a column's lists do not fit the rows (a damaged file).
         """
 
+    def check(self, columns: Mapping[str, Flat], token_offsets: Offsets | None, classes: int) -> Offsets | None:
+        """Check the values of those of its columns that were read, before anything is made of them.
+
+        Args:
+            columns: columns by name.
+            token_offsets: int64 [R + 1], the offsets of the rows' tokens; None if they were not read.
+            classes: number of classes of gold labels.
+
+        Returns:
+            The offsets of the recorded positions, int64 [R + 1]; None if they do not follow from these columns.
+
+        Raises:
+            ValueError: for positions that their row lacks, or for labels that are no classes.
+        """
+        return None
+
     def has_gold(self, columns: Mapping[str, Flat], rows: int, labelled: bool) -> NDArray[np.bool_]:
         """Return which rows have a gold label anywhere, bool [R], from the columns whose field `holds_gold`.
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from shared.dump.layouts.base import Field, Layout, Places
-from shared.dump.layouts.listed import POSITIONS, packed_positions
+from shared.dump.layouts.listed import POSITIONS, check_positions, packed_positions
 from shared.dump.rowgroup import Flat, Int32, Offsets, RowGroup
 
 
@@ -30,6 +30,9 @@ class ListedNextToken(Layout):
         offsets, positions = columns["positions"].list_offsets(), columns["positions"].numbers()
         firsts = np.repeat(token_offsets[:-1], np.diff(offsets))
         return Places(offsets, positions, input_ids[firsts + positions + 1])
+
+    def check(self, columns: Mapping[str, Flat], token_offsets: Offsets | None, classes: int) -> Offsets | None:
+        return check_positions(columns, token_offsets, after=1)
 
     def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
         ids, positions = pl.col("input_ids"), pl.col("positions")

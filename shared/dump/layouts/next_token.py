@@ -31,6 +31,11 @@ class NextToken(Layout):
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Places(offsets, within.astype(np.int32), input_ids[np.repeat(token_offsets[:-1], lengths) + within + 1])
 
+    def check(self, columns: Mapping[str, Flat], token_offsets: Offsets | None, classes: int) -> Offsets | None:
+        if token_offsets is None:
+            return None
+        return np.concatenate([[0], np.cumsum(np.maximum(np.diff(token_offsets) - 1, 0))])
+
     def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
         ids = pl.col("input_ids")
         before_last = (ids.list.len().cast(pl.Int64) - 1).clip(0)

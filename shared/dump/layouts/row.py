@@ -9,7 +9,7 @@ from torch import Tensor
 from shared.dump.layouts.base import BatchIndex, Field, Layout, Places
 from shared.dump.layouts.frames import Recorded
 from shared.dump.layouts.readable import gold_and_candidates
-from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup
+from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup, check_labels
 
 LABEL = Field("label", "int32", "gold label of the row, or null", is_list=False, holds_gold=True)
 
@@ -31,6 +31,10 @@ class Row(Layout):
         rows = len(token_offsets) - 1
         labels = columns[LABEL.name].numbers() if labelled else np.full(rows, MISSING, np.int32)
         return Places(np.arange(rows + 1, dtype=np.int64), np.zeros(rows, np.int32), labels)
+
+    def check(self, columns: Mapping[str, Flat], token_offsets: Offsets | None, classes: int) -> Offsets | None:
+        check_labels(LABEL.name, columns, classes - 1)
+        return None if token_offsets is None else np.arange(len(token_offsets), dtype=np.int64)
 
     def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
         return {"label": pl.concat_list("label")} if labelled else {}

@@ -24,9 +24,16 @@ from torch import Tensor
 from shared.dump.codecs import DenseTargets, Targets
 from shared.dump.layouts.base import BatchIndex, Field, Layout, Places
 from shared.dump.layouts.frames import Recorded, texts_of
-from shared.dump.layouts.listed import LABELS, POSITIONS, packed_labels, packed_positions, unpacked_lists
+from shared.dump.layouts.listed import (
+    LABELS,
+    POSITIONS,
+    check_positions,
+    packed_labels,
+    packed_positions,
+    unpacked_lists,
+)
 from shared.dump.layouts.readable import text_of
-from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup
+from shared.dump.rowgroup import MISSING, Flat, Int32, Offsets, RowGroup, check_labels
 
 # The two logits of a position, in this order.
 ENDPOINTS = ("start", "end")
@@ -73,6 +80,10 @@ class Spans(Layout):
 
     def unpack(self, columns: Mapping[str, Flat], labelled: bool, token_offsets: Offsets, input_ids: Int32) -> Places:
         return unpacked_lists(columns, labelled)
+
+    def check(self, columns: Mapping[str, Flat], token_offsets: Offsets | None, classes: int) -> Offsets | None:
+        check_labels(LABELS.name, columns, STARTS | ENDS)
+        return check_positions(columns, token_offsets)
 
     def per_position(self, labelled: bool) -> dict[str, pl.Expr]:
         no_labels = pl.col("positions").list.eval(pl.lit(None, dtype=pl.Int32).repeat_by(pl.len()).explode())

@@ -1,6 +1,6 @@
 """Shards as a lazy polars frame, which checks whatever it reads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -12,11 +12,14 @@ from shared.dump.parquet.unpack import check_row_numbers
 from shared.dump.shards import damaged_shard, open_shard
 from shared.storage import Folder
 
+# Raises ValueError for columns of a row group whose values make no sense.
+Check = Callable[[pa.Table], None]
+
 # A shard: its file, its receipt, and the numbers of its rows in the column `row`.
 Shard = tuple[Folder, Receipt, range]
 
 
-def scan_shards(shards: Sequence[Shard], schema: pa.Schema) -> pl.LazyFrame:
+def scan_shards(shards: Sequence[Shard], schema: pa.Schema, check: Check) -> pl.LazyFrame:
     """Return the rows of shards with this schema, one file after the other.
 
     Row groups are read one after the other, and only the columns that are needed. A filter is tried on its own columns
@@ -34,7 +37,7 @@ def scan_shards(shards: Sequence[Shard], schema: pa.Schema) -> pl.LazyFrame:
     ) -> Iterator[pl.DataFrame]:
         wanted = schema.names if columns is None else columns
         # The first `count` rows are those before filtering.
-        for frame in _row_groups(shards, schema, wanted, predicate if count is None else None):
+        for frame in _row_groups(shards, schema, check, wanted, predicate if count is None else None):
             part = frame if count is None else frame.head(count)
             yield part if predicate is None else part.filter(predicate)
             if count is not None:
@@ -46,7 +49,7 @@ def scan_shards(shards: Sequence[Shard], schema: pa.Schema) -> pl.LazyFrame:
 
 
 def _row_groups(
-    shards: Sequence[Shard], schema: pa.Schema, columns: list[str], predicate: pl.Expr | None
+    shards: Sequence[Shard], schema: pa.Schema, check: Check, columns: list[str], predicate: pl.Expr | None
 ) -> Iterator[pl.DataFrame]:
     """Yield the columns of row groups, except those without any row for which the predicate holds."""
     asked = [] if predicate is None else predicate.meta.root_names()
@@ -57,8 +60,8 @@ def _row_groups(
         shard = open_shard(path, receipt, schema)
         try:
             for number, count in enumerate(receipt.row_groups):
-                if not asked or _holds(predicate, _frame(shard, number, asked, count)):
-                    frame = _frame(shard, number, columns, count)
+                if not asked or _holds(predicate, _frame(shard, number, asked, count, check)):
+                    frame = _frame(shard, number, columns, count, check)
                     if "row" in columns:
                         check_row_numbers(frame["row"].to_numpy(), rows)
                     yield frame
@@ -68,12 +71,13 @@ def _row_groups(
             shard.close(force=True)
 
 
-def _frame(shard: pq.ParquetFile, number: int, columns: list[str], rows: int) -> pl.DataFrame:
+def _frame(shard: pq.ParquetFile, number: int, columns: list[str], rows: int, check: Check) -> pl.DataFrame:
     """Return columns of a row group, of which the receipt knows the number of rows. Raises ValueError for damage."""
-    frame = pl.DataFrame(shard.read_row_group(number, columns=columns)).select(columns)
-    if columns and len(frame) != rows:
-        raise ValueError(f"row group {number} has {len(frame)} rows, but the receipt says {rows}")
-    return frame
+    table = shard.read_row_group(number, columns=columns)
+    if columns and len(table) != rows:
+        raise ValueError(f"row group {number} has {len(table)} rows, but the receipt says {rows}")
+    check(table)
+    return pl.DataFrame(table).select(columns)
 
 
 def _holds(predicate: pl.Expr | None, frame: pl.DataFrame) -> bool:

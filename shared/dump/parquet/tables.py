@@ -17,8 +17,8 @@ from shared.errors import DumpError
 from shared.parsing import parse_json
 
 _ROW = Field("row", "int64", "row number in the corpus, from 0", is_list=False)
-_INPUT_IDS = Field("input_ids", "int32", "token ids as the teacher saw them")
-_TOKEN_TYPES = Field("token_type_ids", "uint8", "0 for the first text of a pair, 1 for the second")
+INPUT_IDS = Field("input_ids", "int32", "token ids as the teacher saw them")
+TOKEN_TYPES = Field("token_type_ids", "uint8", "0 for the first text of a pair, 1 for the second")
 
 # The key of a schema's metadata under which a shard describes itself, and the manifest's entries that it has there.
 _FACTS, _DESCRIBED = "lectern", ("task", "layout", "signals")
@@ -26,8 +26,8 @@ _FACTS, _DESCRIBED = "lectern", ("task", "layout", "signals")
 
 def plain_fields(manifest: Manifest) -> tuple[Field, ...]:
     """Return the columns of a dump that are not a codec's."""
-    pairs = (_TOKEN_TYPES,) if manifest.pairs else ()
-    return (_ROW, _INPUT_IDS, *pairs, *manifest.layout.fields(manifest.labelled))
+    pairs = (TOKEN_TYPES,) if manifest.pairs else ()
+    return (_ROW, INPUT_IDS, *pairs, *manifest.layout.fields(manifest.labelled))
 
 
 def training_columns(manifest: Manifest) -> list[str]:
@@ -37,7 +37,7 @@ def training_columns(manifest: Manifest) -> list[str]:
 
 def few_values(manifest: Manifest) -> set[str]:
     """Return the names of the plain columns with few different values: token types and gold labels."""
-    return {field.name for field in plain_fields(manifest) if field.holds_gold} | {_TOKEN_TYPES.name}
+    return {field.name for field in plain_fields(manifest) if field.holds_gold} | {TOKEN_TYPES.name}
 
 
 def shard_schema(manifest: Manifest) -> pa.Schema:
@@ -73,11 +73,11 @@ def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table
     """Return a row group as a table with this schema."""
     plain = {
         _ROW.name: Flat(group.rows),
-        _INPUT_IDS.name: Flat(group.input_ids, group.token_offsets),
+        INPUT_IDS.name: Flat(group.input_ids, group.token_offsets),
         **manifest.layout.pack(group, manifest.labelled),
     }
     if group.token_type_ids is not None:
-        plain[_TOKEN_TYPES.name] = Flat(group.token_type_ids, group.token_offsets)
+        plain[TOKEN_TYPES.name] = Flat(group.token_type_ids, group.token_offsets)
     arrays = {
         field.name: _in_rows(plain[field.name], _numbers(field, plain[field.name].numbers()), schema.field(field.name))
         for field in plain_fields(manifest)

@@ -400,7 +400,7 @@ def test_a_frame_of_files_elsewhere_fetches_no_more_than_it_needs(
     monkeypatch.setattr(RangeFile, "_fetched", counted)
     bare = Receipt(rows=len(table), tokens=0, positions=0, bytes=0, sha256="", row_groups=(50_000,) * 4)
     rows = [range(200_000 * index, 200_000 * (index + 1)) for index in range(3)]
-    frame = scan_shards(list(zip(files, [bare] * 3, rows, strict=True)), table.schema)
+    frame = scan_shards(list(zip(files, [bare] * 3, rows, strict=True)), table.schema, lambda _: None)
     assert not fetched, "it is lazy"
     whole, footer = files[0].size(), 2**17
     assert len(frame.head(3).collect()) == 3

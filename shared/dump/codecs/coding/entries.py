@@ -10,12 +10,16 @@ Shapes: N positions, K most ids of a position, E entries of all positions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from shared.dump.codecs.bounds import require_within
 from shared.dump.codecs.coding import planes
 from shared.dump.codecs.columns import Column, counts_of
 from shared.dump.codecs.selection.rule import owners_and_ranks
@@ -130,6 +134,55 @@ class Entries:
         ids_E = (running_E - before_N.index_select(0, owners_E) - 1) % self.vocabulary
         return ids_E, codes_E, Arrangement(Ragged.of(counts_N, owners_E, ranks_E))
 
+    def check(
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        codes: tuple[int, int],
+        most_ids: int | None,
+        floors_N: NDArray[Any] | None = None,
+    ) -> None:
+        """Check that entries are those of `pack`.
+
+        Args:
+            columns: the columns of `unpack`, if they were read.
+            codes: the smallest and the largest code.
+            most_ids: the most entries of a position, if there is a limit besides the vocabulary.
+            floors_N: numbers that are added to a position's codes.
+
+        Raises:
+            ValueError: for ids beyond the vocabulary, codes out of range, or too many or too few entries.
+        """
+        if self._planes:
+            if all(column.name in columns for column in self._planes):  # one alone says nothing
+                self._check_planes(columns, codes, floors_N)
+        elif self.name in columns:
+            entries_E, counts_N = columns[self.name], columns[counts_of(self.name)]
+            most = min(most_ids or self.vocabulary, self.vocabulary)
+            require_within(f"{self.name}: number of ids", counts_N, self.fixed or 1, most)
+            require_within(self.name, entries_E, 0, self._below - 1)
+            codes_E = entries_E & ((1 << self.code_bits) - 1)
+            _check_codes(self.name, codes_E, codes, floors_N, counts_N.cumsum())
+            if self.fixed is not None:
+                self._check_ids((entries_E >> self.code_bits).reshape(-1, self.fixed).sum(1, dtype=np.int64))
+
+    def _check_planes(
+        self, columns: Mapping[str, NDArray[Any]], codes: tuple[int, int], floors_N: NDArray[Any] | None
+    ) -> None:
+        assert self.fixed is not None
+        of_codes, found = self.code_bits // 8, [columns[c.name].reshape(-1, self.fixed) for c in self._planes]
+        codes_NK = found[0] if of_codes == 1 else found[0] + 256 * found[1].astype(np.int32)
+        _check_codes(self.name, codes_NK, codes, floors_N, self.fixed * np.arange(1, len(codes_NK) + 1))
+        skipped_N = np.zeros(len(codes_NK), np.int64)
+        for at, plane_NK in enumerate(found[of_codes:]):
+            if plane_NK.any():  # the highest one is often empty
+                skipped_N += plane_NK.sum(1, dtype=np.uint32).astype(np.int64) << 8 * at
+        self._check_ids(skipped_N)
+
+    def _check_ids(self, skipped_N: NDArray[np.int64]) -> None:
+        """Check the last id of each position, which is the largest, by the number of ids that it skips."""
+        assert self.fixed is not None
+        require_within(f"{self.name}: ids", skipped_N + (self.fixed - 1), 0, self.vocabulary - 1)
+
     def keys_expr(self) -> pl.Expr:
         """list[i64] per position: code * 2 ** 40 + (2 ** 40 - 1 - id)."""
         entry, factor = pl.element().cast(pl.Int64), 2**self.code_bits
@@ -166,3 +219,16 @@ class Entries:
         if not self.in_planes or self.fixed is None:
             return ()
         return planes.plane_columns(self.name, self._below, self.fixed)
+
+
+def _check_codes(
+    name: str, codes: NDArray[Any], bounds: tuple[int, int], floors_N: NDArray[Any] | None, ends_N: NDArray[np.int64]
+) -> None:
+    """Check the codes of all entries; those of position n end at ends_N[n]. Raises ValueError."""
+    require_within(f"{name}: codes", codes, *bounds)
+    if floors_N is None or not codes.size:
+        return
+    # Few codes are so large that their floor matters.
+    places = np.flatnonzero(codes > bounds[1] - int(floors_N.max()))
+    floors = floors_N[np.searchsorted(ends_N, places, side="right")].astype(np.int64)
+    require_within(f"{name}: codes above their floors", codes.reshape(-1)[places] + floors, *bounds)

@@ -74,6 +74,11 @@ class Rule(BaseModel, ABC):
         """The number of draws with replacement per position; None for other rules."""
         return None
 
+    @property
+    def most_ids(self) -> int | None:
+        """The most ids that a position can have; None if the rule has no bound besides the vocabulary."""
+        return self.fixed_ids
+
     def at_threshold(self, threshold: float) -> "Rule | None":
         """Return the same rule with another threshold; None for a rule without one."""
         return None

@@ -53,6 +53,10 @@ class TopP(Rule):
     k: int = Field(ge=1)
 
     @property
+    def most_ids(self) -> int:
+        return self.k
+
+    @property
     def expected_ids(self) -> int:
         return self.k
 
@@ -98,6 +102,12 @@ class Threshold(Rule):
         return self.at_threshold(begun.threshold) if isinstance(begun, Threshold) else self
 
     @property
+    def most_ids(self) -> int:
+        # Each exact id but the most probable one has more mass than the threshold, each sampled one stands for as much;
+        # rounding may add one of each.
+        return math.ceil(1 / self.threshold) + 3
+
+    @property
     def expected_ids(self) -> int:
         return max(1, round(0.5 / self.threshold))
 
@@ -141,6 +151,10 @@ class Draws(Rule):
 
     @property
     def most_times(self) -> int:
+        return self.draws
+
+    @property
+    def most_ids(self) -> int:
         return self.draws
 
     @property

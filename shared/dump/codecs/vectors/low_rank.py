@@ -8,11 +8,13 @@ differ by 0.1%).
 Shapes: N positions, D width, R rank.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
@@ -90,6 +92,9 @@ class LowRankVectors(VectorCodec):
         of_coefficients = self.coefficient_codec.fitted((sample_MD.float() - mean_D) @ basis_RD.T)
         facts = {"outlier_coefficients": of_coefficients.outliers, "constants_sha256": fingerprint(constants)}
         return type(self).model_validate({**self.model_dump(), **facts}).with_constants(constants)
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self.coefficient_codec.check(columns)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         mean_D, basis_RD = self._mean_and_basis(vectors_ND.device)

@@ -3,15 +3,18 @@
 Shapes: N positions, D width, K outlier channels, C ordinary channels (D - K), G groups of channels, B bytes of codes.
 """
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from shared.dump.codecs.base import VectorCodec, refuse_broken
+from shared.dump.codecs.bounds import require_finite, require_within
 from shared.dump.codecs.columns import Column, Width
 from shared.dump.codecs.vectors.outliers import (
     OutlierChannels,
@@ -42,6 +45,10 @@ class Float16Vectors(VectorCodec):
 
     def explain(self) -> str:
         return f"`{self.name}`"
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in columns.items():
+            require_finite(name, values)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         rounded_ND = vectors_ND.half()
@@ -93,6 +100,9 @@ class Int8Vectors(VectorCodec):
 
     def fitted(self, sample_MD: Tensor) -> Self:
         return with_fitted_outliers(self, sample_MD)
+
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        _check(self.name, columns, largest_code=128)
 
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
@@ -162,6 +172,9 @@ class Int4Vectors(VectorCodec):
     def fitted(self, sample_MD: Tensor) -> Self:
         return with_fitted_outliers(self, sample_MD)
 
+    def check(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        _check(self.name, columns, largest_code=128 * -_level(-8))
+
     def encode(self, vectors_ND: Tensor) -> dict[str, Tensor]:
         ordinary_NC, outliers_NK = split(vectors_ND.float(), self.outlier_channels)
         refuse_broken(_unusable(ordinary_NC) | _unusable(outliers_NK))
@@ -206,6 +219,15 @@ class Int4Vectors(VectorCodec):
 
 def _level(code: int) -> int:
     return code * (code * code + 128)
+
+
+def _check(name: str, columns: Mapping[str, NDArray[Any]], largest_code: int) -> None:
+    """Check scales and outliers; a code is at most `largest_code` times its position's scale. Raises ValueError."""
+    scale, outliers = f"{name}.scale", f"{name}.outliers"
+    if scale in columns:
+        require_within(scale, columns[scale], 0, torch.finfo(torch.float32).max / largest_code)
+    if outliers in columns:
+        require_finite(outliers, columns[outliers])
 
 
 def _unusable(values_NC: Tensor) -> Tensor:
