@@ -6,7 +6,6 @@ About 1,600 tokens per batch in rows of about 20, 40, 80 and 120 tokens, 48 wide
 thread; CPU seconds, medians of interleaved runs. QUICK=1: three runs. Writes benchmarks/out/bilstm.json.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,14 +13,14 @@ from functools import partial
 
 import torch
 from report import Figure, write_figures
+from settings import sized
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from shared.memory import keep_freed_memory
 from student_train.students.bilstm import BiLSTMConfig, BiLSTMModel
 
-QUICK = os.environ.get("QUICK") == "1"
-RUNS = 3 if QUICK else 15
+RUNS = sized(15, quick=3, tiny=1)
 TOKENS, WIDTH, UNITS = 1_600, 48, 128
 
 

@@ -8,7 +8,6 @@ per CPU second of one thread. With QUICK=1: less data. Writes benchmarks/out/cod
 """
 
 import math
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -31,16 +30,16 @@ from rates import (
     sparse,
 )
 from report import Figure, write_figures
+from settings import OUT, QUICK, sized
 from sources import Source, load, make
 
 from shared.dump.codecs import Threshold, TopK
 from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.codecs.sparse import DEFAULT_LEVELS
 
-QUICK = os.environ.get("QUICK") == "1"
-POSITIONS = 2048 if QUICK else 4096
-GRADIENT_POSITIONS, SEEDS = (448, 2) if QUICK else (1024, 3)
-SPEED_POSITIONS, RUNS = 100_000, 5
+POSITIONS = sized(4096, quick=2048, tiny=256)
+GRADIENT_POSITIONS, SEEDS = sized((1024, 3), quick=(448, 2), tiny=(32, 1))
+SPEED_POSITIONS, RUNS = sized((100_000, 5), quick=(100_000, 5), tiny=(256, 1))
 BUDGETS = (20, 40, 80)
 MOST_CODEC_KL = 3e-4
 DEFAULT_THRESHOLD = 0.03
@@ -92,8 +91,8 @@ def main() -> None:
         presets(source)
         figures += speeds(source)
         measured[source.name] = (by_rule, by_method)
-    plot(measured, QUOTED, Path(__file__).parent / "out" / "codec.png")
     write_figures("codec", figures)
+    plot(measured, QUOTED, OUT / "codec.png")
 
 
 def fixed_top_k(source: Source) -> list[Figure]:

@@ -61,4 +61,4 @@ def plot(
             axis.grid(True, which="both", alpha=0.2)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
-    print(f"written to {file.relative_to(file.parent.parent.parent)}")
+    print(f"written to {file}")

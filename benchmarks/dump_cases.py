@@ -9,7 +9,6 @@ Shapes: N recorded positions, V vocabulary.
 import dataclasses
 import importlib.util
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from settings import OUT, sized
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -38,13 +38,12 @@ from teacher_dump.engines.batch import pad
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
 
-QUICK = os.environ.get("QUICK") == "1"
 ROOT = Path(__file__).parent.parent
-WORK = Path(__file__).parent / "out" / "dump"
-TEXTS = 200 if QUICK else 8_000
+WORK = OUT / "dump"
+TEXTS = sized(8_000, quick=200, tiny=20)
 LABELS = 4
 TOP_K = 64
-LARGE_VOCABULARY = 152_064
+LARGE_VOCABULARY = sized(152_064, quick=152_064, tiny=30_522)
 # The tied head of random weights on top of pretrained states: with this scale its entropy is 2.8 nats and the 64 most
 # probable ids have 0.93 of the mass, about as a trained language model's.
 HEAD_SCALE = 4.0
@@ -180,16 +179,16 @@ MASKED = Case(
     "masked LM, all positions",
     "masked-lm",
     make_masked_lm,
-    rows=16 if QUICK else 320,
+    rows=sized(320, quick=16, tiny=2),
     head=lambda model, hidden_ND: model.cls.predictions(hidden_ND),
     options={"positions": "all", "top_k": TOP_K},
 )
-CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=32 if QUICK else 1_024)
+CLASSIFIER = Case("4 labels", "sequence-classification", make_classifier, rows=sized(1_024, quick=32, tiny=2))
 CAUSAL = Case(
     "causal LM, 152k",
     "causal-lm",
     make_causal_lm,
-    rows=8 if QUICK else 160,
+    rows=sized(160, quick=8, tiny=2),
     head=lambda model, hidden_ND: model.lm_head(hidden_ND),
     options={"top_k": TOP_K},
 )

@@ -12,15 +12,16 @@ import statistics
 import sys
 from pathlib import Path
 
-from dump_cases import CAUSAL, LARGE_VOCABULARY, QUICK, TOP_K, fresh, texts
+from dump_cases import CAUSAL, LARGE_VOCABULARY, TOP_K, fresh, texts
 from memory import dump_command, make_corpus, make_teacher, peak_megabytes
 from report import Figure, write_figures
+from settings import sized
 
-BATCH_TOKENS = 1_024 if QUICK else 16_384
+BATCH_TOKENS = sized(16_384, quick=1_024, tiny=64)
 # Texts have 44 tokens on average; rows are what a whole batch needs.
 ROWS = BATCH_TOKENS // 32
-SMALL, LARGE = (500, 2_500) if QUICK else (1_000, 100_000)
-RUNS = 1 if QUICK else 3
+SMALL, LARGE = sized((1_000, 100_000), quick=(500, 2_500), tiny=(4, 8))
+RUNS = sized(3, quick=1, tiny=1)
 LOGITS_TARGET, ROWS_TARGET = 0.2, 1.1
 # Beside the logits: the model, torch, the batch's states.
 BESIDE_LOGITS_BYTES = 2_000_000_000

@@ -22,14 +22,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from dump_cases import MASKED, QUICK, TOP_K, WORK, fresh, plan_of, texts
+from dump_cases import MASKED, TOP_K, WORK, fresh, plan_of, texts
 from dump_speed import Spent, dumped, in_turn
 from report import Figure, write_figures
+from settings import sized
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from shared.memory import keep_freed_memory
 
-RUNS = 2 if QUICK else 5
+RUNS = sized(5, quick=2, tiny=1)
 TARGET = 3.0
 SCRIPT = "--script"
 BATCH_ROWS, ROWS_A_FILE, MAX_LENGTH = 32, 256, 512

@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from dump_cases import CLASSIFIER, LABELS, MASKED, QUICK, TOP_K, WORK, plan_of
+from dump_cases import CLASSIFIER, LABELS, MASKED, TOP_K, WORK, plan_of
 from dump_speed import dumped, in_turn
 from report import Figure, write_figures
+from settings import sized
 
 from shared import Dump
 from shared.dump.integrity.receipts import shard_path
@@ -25,7 +26,7 @@ from shared.storage import Folder
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
 
-RUNS = 1 if QUICK else 5
+RUNS = sized(5, quick=1, tiny=1)
 # Of the speed with --top-k.
 TARGET = 0.9
 NO_HIDDEN = {"hidden": "none", "hidden_codec": "float16"}

@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from dump_cases import CASES, MASKED, QUICK, TEXTS, TOP_K, Case, Padded, into, padded_batches, plan_of
+from dump_cases import CASES, MASKED, TEXTS, TOP_K, Case, Padded, into, padded_batches, plan_of
 from report import Figure, write_figures
+from settings import sized
 from torch import Tensor
 
 from shared.memory import keep_freed_memory
@@ -27,7 +28,7 @@ from teacher_dump.annotate import annotate
 from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.plan import Plan
 
-RUNS = 2 if QUICK else 5
+RUNS = sized(5, quick=2, tiny=1)
 # Of the baseline's speed.
 CHOSEN_TARGET, BARE_TARGET, BUSY_TARGET = 0.95, 0.85, 0.95
 CUDA_OPTIONS = {"device": "cuda", "dtype": "bf16", "batch_tokens": 32_768, "limit": TEXTS}

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from dump_cases import CASES, QUICK, TOP_K, into, plan_of
+from dump_cases import CASES, TOP_K, into, plan_of
+from settings import sized
 
 from shared.dump.rowgroup import RowGroup
 from shared.dump.shards import shard_path, write_shard
@@ -27,7 +28,7 @@ from teacher_dump.extract import Columns, Encoded, distributions
 from teacher_dump.folder import begin_folder, make_folder
 from teacher_dump.plan import Plan
 
-RUNS = 1 if QUICK else 3
+RUNS = sized(3, quick=1, tiny=1)
 ASIDE = ("torch.topk and logsumexp", "SHA-256 alone", "survey, before the first shard")
 
 

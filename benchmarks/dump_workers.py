@@ -17,15 +17,16 @@ import subprocess
 import sys
 import time
 
-from dump_cases import MASKED, QUICK, WORK, fresh
+from dump_cases import MASKED, WORK, fresh
 from report import Figure, write_figures
+from settings import sized
 
 from shared import Dump
 
 PROCESSES = 2
 # At 700 microseconds per token and core, two processes work for about ten seconds.
-ROWS, SHARDS = (24, 6) if QUICK else (640, 32)
-RUNS = 1 if QUICK else 5
+ROWS, SHARDS = sized((640, 32), quick=(24, 6), tiny=(4, 2))
+RUNS = sized(5, quick=1, tiny=1)
 TARGET = 0.85 * PROCESSES
 OPTIONS = {"limit": ROWS, "shard_rows": -(-ROWS // SHARDS)}
 READY, GO = WORK / "ready", WORK / "go"

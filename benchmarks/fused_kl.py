@@ -9,7 +9,6 @@ makes the weights, the states and their gradients. QUICK=1: 256 positions, one r
 benchmarks/out/fused_kl.json.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 import torch
 from memory import peak_megabytes
 from report import Figure, write_figures
+from settings import sized
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,10 +26,9 @@ from shared.memory import keep_freed_memory
 from student_train.forward.sliced_logits import SlicedLogits
 from student_train.losses import formulas
 
-QUICK = os.environ.get("QUICK") == "1"
-POSITIONS = 256 if QUICK else 2_048
-VOCABULARY, WIDTH, KEPT = 152_064, 512, 50
-RUNS = 1 if QUICK else 5
+POSITIONS = sized(2_048, quick=256, tiny=16)
+VOCABULARY, WIDTH, KEPT = sized((152_064, 512, 50), quick=(152_064, 512, 50), tiny=(2_000, 16, 50))
+RUNS = sized(5, quick=1, tiny=1)
 
 
 class Case:

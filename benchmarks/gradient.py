@@ -9,7 +9,7 @@ Shapes: N positions, V vocabulary, D width, K largest number of ids of a positio
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ from student_train.losses import formulas
 
 NOISE = 0.5
 PAPER_DRAWS = 50
+# Gradients of a large vocabulary are compared in slices of rows, so that there is no copy in float64.
+ROWS = 4096
 Student = Callable[[Tensor], Tensor]
 
 
@@ -64,16 +66,6 @@ RULES: dict[str, tuple[Callable[[float], Selection], float, float, str]] = {
 
 def effects(source: Source, budgets: tuple[int, ...], seeds: int) -> list[Effect]:
     """Every rule at every budget, the paper's draws, and the threshold whose variance is that of these draws."""
-    close, distant = near(source), far(source)
-    students: dict[str, Student] = {
-        "near": close,
-        "halfway": lambda hidden_ND: (close(hidden_ND) + distant(hidden_ND)) / 2,
-        "far": distant,
-    }
-    full = {
-        name: head_gradient(source, student, lambda part, said_NV, teacher_NV: formulas.kl_dense(said_NV, teacher_NV))
-        for name, student in students.items()
-    }
     methods = [Method(f"random draws ({PAPER_DRAWS})", sparse(Draws(draws=PAPER_DRAWS), source), "sampled")]
     equal = Threshold(threshold=threshold_of_equal_variance(source.candidates, PAPER_DRAWS))
     # Where draws vary this much, exact values need no fine rounding; what it adds is in the measured variance.
@@ -81,7 +73,22 @@ def effects(source: Source, budgets: tuple[int, ...], seeds: int) -> list[Effect
     for budget in budgets:
         for name, (rule, least, most, loss) in RULES.items():
             methods.append(Method(name, fitted(rule, least, most, budget, source), loss))
-    return [effect(method, source, students, full, seeds if method.codec.samples else 1) for method in methods]
+    draws = [
+        [stored(method.codec, source, seed) for seed in range(seeds if method.codec.samples else 1)]
+        for method in methods
+    ]
+    found = [sizes(method, source, flats) for method, flats in zip(methods, draws, strict=True)]
+    # One student after the other: of a large vocabulary, each gradient by the head takes hundreds of megabytes.
+    for name, make_student in STUDENTS.items():
+        student = make_student(source)
+        full_VD = head_gradient(source, student, lambda _, said_NV, teacher_NV: formulas.kl_dense(said_NV, teacher_NV))
+        for effect, flats in zip(found, draws, strict=True):
+            compared_to_full = [
+                compared(head_gradient(source, student, loss_against(targets, effect.method.loss)), full_VD)
+                for targets in map(effect.method.codec.decode, flats)
+            ]
+            effect.angles[name], effect.norms[name] = map(statistics.mean, zip(*compared_to_full, strict=True))
+    return found
 
 
 def fitted(rule: Callable[[float], Selection], least: float, most: float, budget: int, source: Source) -> Sparse:
@@ -104,39 +111,29 @@ def stored(codec: Sparse, source: Source, seed: int) -> dict[str, Tensor]:
     return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}
 
 
-def effect(method: Method, source: Source, students: dict[str, Student], full: dict[str, Tensor], seeds: int) -> Effect:
-    """Bytes, variance and gradients of a method, averaged over draws."""
-    sizes, ids, variances = [], [], []
-    angles: dict[str, list[float]] = {name: [] for name in students}
-    norms: dict[str, list[float]] = {name: [] for name in students}
-    for seed in range(seeds):
-        flat = stored(method.codec, source, seed)
+def sizes(method: Method, source: Source, flats: list[dict[str, Tensor]]) -> Effect:
+    """Bytes, ids and variance of a method, averaged over draws; no students yet."""
+    bytes_, ids, variances = [], [], []
+    for flat in flats:
         targets = method.codec.decode(flat)
-        sizes.append(sum(shard_bytes(method.codec, flat, source.lengths).values()))
+        bytes_.append(sum(shard_bytes(method.codec, flat, source.lengths).values()))
         ids.append(float((targets.log_probs_NK != -torch.inf).sum(-1).double().mean()))
         variances.append(variance(targets, source, method.loss))
-        for name, student in students.items():
-            gradient_VD = head_gradient(source, student, loss_against(targets, method.loss))
-            degrees, ratio = compared(gradient_VD, full[name])
-            angles[name].append(degrees)
-            norms[name].append(ratio)
     mean = statistics.mean
-    return Effect(
-        method,
-        mean(sizes),
-        mean(ids),
-        mean(variances),
-        {name: mean(values) for name, values in angles.items()},
-        {name: mean(values) for name, values in norms.items()},
-    )
+    return Effect(method, mean(bytes_), mean(ids), mean(variances), angles={}, norms={})
 
 
 def compared(gradient_VD: Tensor, full_VD: Tensor) -> tuple[float, float]:
     """(angle in degrees, ratio of lengths) of two gradients."""
-    length, full_length = (float(found.double().norm()) for found in (gradient_VD, full_VD))
+    length, full_length = (_length(found.split(ROWS)) for found in (gradient_VD, full_VD))
     # Half the angle is computed from the chord, because the cosine of a small angle would be rounded to 1.
-    chord = float((gradient_VD.double() / length - full_VD.double() / full_length).norm())
+    parts = zip(gradient_VD.split(ROWS), full_VD.split(ROWS), strict=True)
+    chord = _length(part.double() / length - full.double() / full_length for part, full in parts)
     return math.degrees(2 * math.asin(min(1.0, chord / 2))), length / full_length
+
+
+def _length(parts: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
 
 
 def head_gradient(source: Source, student: Student, loss: Callable[[slice, Tensor, Tensor], Tensor]) -> Tensor:
@@ -221,3 +218,12 @@ def far(source: Source) -> Student:
         mean_V += logits_NV.softmax(-1).sum(0) / len(source.hidden_ND)
     logits_V = mean_V.clamp(min=1e-12).log()
     return lambda hidden_ND: logits_V.repeat(len(hidden_ND), 1)
+
+
+def halfway(source: Source) -> Student:
+    """The mean of the other students' logits."""
+    close, distant = near(source), far(source)
+    return lambda hidden_ND: (close(hidden_ND) + distant(hidden_ND)) / 2
+
+
+STUDENTS: dict[str, Callable[[Source], Student]] = {"near": near, "halfway": halfway, "far": far}

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from report import machine
+from settings import OUT, sized
 
 from shared.text.columns import ColumnNames
 from student_train.data.sources import Source, TextSource, load_tokenizer
@@ -27,7 +28,7 @@ from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime
 
 # For each runtime and batch size, times the number of models.
-SECONDS = 2.0 if os.environ.get("QUICK") else 10.0
+SECONDS = sized(10.0, quick=2.0, tiny=0.1)
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         for folder, medians in zip(folders, latencies(list(runners.values()), SECONDS), strict=True):
             rows += [_row(runtime, size, folder, value) for size, value in medians.items()]
     _compare(rows, arguments.folders[0])
-    file = Path(__file__).parent / "out" / "latency.json"
+    file = OUT / "latency.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"machine": machine(), "data": arguments.data, "rows": rows}, indent=2) + "\n")
     print(f"one thread; {machine()}; written to {file.relative_to(Path(__file__).parent.parent)}")

@@ -33,16 +33,17 @@ import pyarrow.parquet as pq
 import reader
 import torch
 from numpy.typing import NDArray
-from reader import BATCH_ROWS, LARGE, QUICK, SHARDS, TOP, Drawn
+from reader import BATCH_ROWS, LARGE, SHARDS, TOP, Drawn
 from report import Figure, write_figures
+from settings import OUT, sized
 from torch import Tensor
 
 from shared.dump.codecs import Sparse, TopK
 from shared.dump.rowgroup import RowGroup
 from shared.memory import keep_freed_memory
 
-WORK = Path(__file__).parent / "out" / "loaders"
-RUNS = 2 if QUICK else 5
+WORK = OUT / "loaders"
+RUNS = sized(5, quick=2, tiny=1)
 CHUNK_BYTES = "64MB"
 OURS, OURS_PLAIN = "dump, zstd", "dump, not compressed"
 # Other side -> (our side, target of the ratio).

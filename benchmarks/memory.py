@@ -5,7 +5,6 @@ rows. Writes benchmarks/out/memory.json. (dump_memory.py measures the memory of 
 """
 
 import json
-import os
 import random
 import shutil
 import statistics
@@ -14,12 +13,12 @@ import sys
 from pathlib import Path
 
 from report import Figure, write_figures
+from settings import OUT, sized
 from tiny_teacher import make_teacher
 
-QUICK = os.environ.get("QUICK") == "1"
-SMALL, LARGE = (2_000, 20_000) if QUICK else (10_000, 100_000)
-RUNS = 1 if QUICK else 3
-WORK = Path(__file__).parent / "out" / "memory"
+SMALL, LARGE = sized((10_000, 100_000), quick=(2_000, 20_000), tiny=(20, 40))
+RUNS = sized(3, quick=1, tiny=1)
+WORK = OUT / "memory"
 WORDS = 2_000
 
 

@@ -17,14 +17,14 @@ import shutil
 import statistics
 import time
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import reader
 import torch
-from reader import QUICK, SMALL, TOP, Drawn
+from reader import SMALL, TOP, Drawn
 from report import Figure, write_figures
+from settings import OUT, sized
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,8 +34,8 @@ from shared.memory import keep_freed_memory
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.logits import KLLoss
 
-WORK = Path(__file__).parent / "out" / "online"
-STEPS = 3 if QUICK else 15
+WORK = OUT / "online"
+STEPS = sized(15, quick=3, tiny=1)
 Batch = dict[str, Any]
 
 

@@ -10,7 +10,6 @@ tenth of the positions.
 Writes benchmarks/out/positions.json.
 """
 
-import os
 import shutil
 import statistics
 import sys
@@ -25,6 +24,7 @@ import polars as pl
 import torch
 from memory import peak_megabytes
 from report import Figure, write_figures
+from settings import OUT, sized
 from shard_of import manifest_of, write
 from sources import make
 from tokenizers import Tokenizer, models
@@ -40,9 +40,8 @@ from shared.dump.shards import open_shard, read_row_group
 from shared.memory import keep_freed_memory
 from shared.storage import Folder
 
-QUICK = os.environ.get("QUICK") == "1"
-POSITIONS, RUNS = (100_000, 3) if QUICK else (1_000_000, 5)
-WORK = Path(__file__).parent / "out" / "positions"
+POSITIONS, RUNS = sized((1_000_000, 5), quick=(100_000, 3), tiny=(2_000, 1))
+WORK = OUT / "positions"
 COLUMNS = ("row", "position", "ids", "log_probs", "tail")
 
 

@@ -92,7 +92,7 @@ def exact_like(targets: SparseTargets, kept: Kept) -> Tensor:
     if not torch.equal(targets.ids_NK[is_there_NK], kept.ids_E):
         raise ValueError("the ids that were decoded are not those that were kept")
     exact_NK = torch.full(targets.ids_NK.shape, -torch.inf, dtype=torch.float64)
-    exact_NK[is_there_NK] = kept.log_probs_E
+    exact_NK[is_there_NK] = kept.log_probs_E.double()
     return exact_NK
 
 

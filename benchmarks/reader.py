@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from report import Figure, write_figures
+from settings import OUT, sized
 from shard_of import manifest_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,12 +37,11 @@ from student_train.data.order import Order
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.logits import KLLoss
 
-QUICK = os.environ.get("QUICK") == "1"
-WORK = Path(__file__).parent / "out" / "reader"
-SHARD_ROWS = 4096
-SHARDS = 1 if QUICK else 3
-RUNS = 3 if QUICK else 7
-STEP_RUNS, STEPS = (3, 6) if QUICK else (9, 12)
+WORK = OUT / "reader"
+SHARD_ROWS = sized(4096, quick=4096, tiny=64)
+SHARDS = sized(3, quick=1, tiny=1)
+RUNS = sized(7, quick=3, tiny=1)
+STEP_RUNS, STEPS = sized((9, 12), quick=(3, 6), tiny=(1, 1))
 EPOCH_SHARDS = 245  # of 4,096 rows: an epoch of a million
 BATCH_ROWS, BATCH_TOKENS = 32, 3200
 TOP, WIDTH = 64, 384
@@ -105,12 +105,12 @@ class Drawn:
         lengths = -np.sort(-np.clip(draw.lognormal(np.log(85), 0.6, SHARD_ROWS), 8, 512).astype(np.int64))
         positions = lengths * 0 if self.is_vector else lengths - 1
         groups, row = [], 0
-        for size in row_group_sizes(self.manifest, lengths.tolist(), positions.tolist()):
-            mine = slice(row, row + size)
+        for rows in row_group_sizes(self.manifest, lengths.tolist(), positions.tolist()):
+            mine = slice(row, row + rows)
             tokens, recorded = int(lengths[mine].sum()), int(positions[mine].sum())
             groups.append(
                 RowGroup(
-                    rows=np.arange(row, row + size),
+                    rows=np.arange(row, row + rows),
                     token_offsets=np.concatenate([[0], np.cumsum(lengths[mine])]),
                     input_ids=np.minimum(draw.zipf(1.3, tokens), SMALL - 1).astype(np.int32),
                     token_type_ids=None,
@@ -122,7 +122,7 @@ class Drawn:
                     else drawn_ids(self.codec, recorded, draw),
                 )
             )
-            row += size
+            row += rows
         write_shard(Folder.of(self.folder), shard, self.manifest, iter(groups))
         return groups
 

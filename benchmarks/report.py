@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from settings import OUT
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def write_figures(name: str, figures: list[Figure]) -> None:
             f"{figure.figure:<64}{_short(figure.value):>10}{_short(figure.baseline):>10}{figure.ratio:>8.3f}"
             f"{f'{sign}{figure.target:.3g}':>8}  {figure.unit}"
         )
-    file = Path(__file__).parent / "out" / f"{name}.json"
+    file = OUT / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
     rows = [{**asdict(figure), "ratio": figure.ratio, "machine": machine()} for figure in figures]
     file.write_text(json.dumps(rows, indent=2) + "\n")
-    print(f"written to {file.relative_to(Path(__file__).parent.parent)}")
+    print(f"written to {file}")
 
 
 def _short(value: float) -> str:

@@ -10,22 +10,21 @@ take a little longer for flatter distributions. QUICK=1: a quarter of the slice,
 benchmarks/out/select_speed.json.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 from report import Figure, write_figures
+from settings import sized
 from torch import Tensor
 
 from shared.dump.codecs import Draws, Selection, Sparse, Threshold, TopK, TopP, position_keys
 from shared.memory import keep_freed_memory
 
-QUICK = bool(os.environ.get("QUICK"))
 VOCABULARIES = (30_522, 152_064)
-SLICE_VALUES = 2**22 if QUICK else 2**24
-RUNS = 3 if QUICK else 7
+SLICE_VALUES = sized(2**24, quick=2**22, tiny=2**18)
+RUNS = sized(7, quick=3, tiny=1)
 RULES: tuple[Selection, ...] = (
     TopK(k=64),
     TopP(p=0.98, k=64),

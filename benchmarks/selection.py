@@ -14,7 +14,6 @@ benchmarks/out/selection-runs.json.
 
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from report import Figure, write_figures
+from settings import OUT, QUICK, sized
 from shard_of import bytes_per_position, write
 from text_batches import order_of, padded
 from torch import Tensor
@@ -37,11 +37,9 @@ from shared.dump.rowgroup import from_flat, join, to_flat
 from shared.memory import keep_freed_memory
 from student_train.losses import formulas
 
-QUICK = os.environ.get("QUICK") == "1"
 LM = Path("out/docstrings_lm")
-OUT = Path(__file__).parent / "out"
-SEEDS = (0,) if QUICK else (0, 1, 2)
-TOKENS = 24_000 if QUICK else 240_000
+SEEDS = sized((0, 1, 2), quick=(0,), tiny=(0,))
+TOKENS = sized(240_000, quick=24_000, tiny=1_000)
 PASSES = {"one pass": 1} if QUICK else {"one pass": 1, "ten passes": 10}
 BYTES = (20, 40, 80)
 LENGTH, ROWS, LEARNING_RATE, WARM_UP = 128, 4, 3e-3, 0.05

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from report import Figure, write_figures
+from settings import sized
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from shared.dump.codecs import DenseTargets
@@ -31,8 +32,7 @@ from student_train.forward.outputs import BatchTargets
 from student_train.recipe.recipe import read_recipe
 from student_train.training import trainer
 
-QUICK = bool(os.environ.get("QUICK"))
-STUDENTS, EPOCHS = (2, 1) if QUICK else (10, 3)
+STUDENTS, EPOCHS = sized((10, 3), quick=(2, 1), tiny=(1, 1))
 WORK = Path("out/ten_students")
 RECIPE = f"""
 output = "{WORK}/student"

@@ -24,15 +24,15 @@ from typing import Any
 
 from memory import dump_command
 from report import Figure, write_figures
+from settings import OUT, sized
 from tiny_teacher import make_teacher
 
-QUICK = os.environ.get("QUICK") == "1"
-WORK = Path(__file__).parent / "out" / "two_ranks"
+WORK = OUT / "two_ranks"
 RANKS = 2
-WORDS, ROWS, BATCH = 30_000, 1024, 128
+WORDS, ROWS, BATCH = sized((30_000, 1024, 128), quick=(30_000, 1024, 128), tiny=(500, 64, 8))
 LINE_STEPS = 10
-LINES = 2 if QUICK else 5
-RUNS = 1 if QUICK else 5
+LINES = sized(5, quick=2, tiny=2)
+RUNS = sized(5, quick=1, tiny=1)
 TARGET = 0.9 * RANKS
 TOLERANCE = 1e-4
 

@@ -18,7 +18,6 @@ Shapes: N positions, D width, B texts of a batch, L their length.
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from report import Figure, write_figures
+from settings import OUT, sized
 from shard_of import bytes_per_position, write
 from text_batches import order_of, padded
 from torch import Tensor, nn
@@ -43,14 +43,12 @@ from shared.dump.codecs.vectors.quantized import Int4Vectors
 from shared.dump.codecs.vectors.reconstruction import Reconstruction
 from student_train.losses import formulas
 
-QUICK = os.environ.get("QUICK") == "1"
 REPOSITORY = Path(__file__).resolve().parents[1]
-OUT = Path(__file__).parent / "out"
-TEXTS, TEST_TEXTS = (500, 200) if QUICK else (2000, 400)
-SEEDS = (0,) if QUICK else (0, 1, 2)
+TEXTS, TEST_TEXTS = sized((2000, 400), quick=(500, 200), tiny=(40, 20))
+SEEDS = sized((0, 1, 2), quick=(0,), tiny=(0,))
 SAMPLE, LENGTH = 4096, 128
 RANKS = (64, 128, 192)
-ROUNDS = 1 if QUICK else 5
+ROUNDS = sized(5, quick=1, tiny=1)
 # Tried with exact targets and another seed.
 PASSES, BATCH, LEARNING_RATE, WARM_UP = 3, 8, 4e-3, 0.1
 REAL, PLANTED = "as they are", "planted outliers"
