@@ -17,7 +17,7 @@ from memory import dump_command, make_corpus, make_teacher, peak_megabytes
 from report import Figure, write_figures
 from settings import sized
 
-BATCH_TOKENS = sized(16_384, quick=1_024, tiny=64)
+BATCH_TOKENS = sized(16_384, quick=1_024, tiny=512)
 # Texts have 44 tokens on average; rows are what a whole batch needs.
 ROWS = BATCH_TOKENS // 32
 SMALL, LARGE = sized((1_000, 100_000), quick=(500, 2_500), tiny=(4, 8))

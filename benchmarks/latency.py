@@ -52,7 +52,7 @@ def main() -> None:
     file = OUT / "latency.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"machine": machine(), "data": arguments.data, "rows": rows}, indent=2) + "\n")
-    print(f"one thread; {machine()}; written to {file.relative_to(Path(__file__).parent.parent)}")
+    print(f"one thread; {machine()}; written to {file}")
 
 
 def _runners(

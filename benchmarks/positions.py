@@ -34,6 +34,7 @@ from shared.dump.codecs import Selection, Sparse, TopK
 from shared.dump.codecs.selection.presets import PRESETS
 from shared.dump.facts import CorpusFacts, Options, Teacher, TokenizerFacts
 from shared.dump.integrity.receipts import shard_path
+from shared.dump.layouts import LAYOUTS
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import from_flat, to_flat
 from shared.dump.shards import open_shard, read_row_group
@@ -69,7 +70,7 @@ def main() -> None:
 def make_dump(folder: Path, rule: Selection, positions: int) -> None:
     """Make a dump of one shard, with rows repeated until it has this number of positions."""
     shutil.rmtree(folder, ignore_errors=True)
-    source = make(10_000)
+    source = make(min(positions, 10_000))
     codec = Sparse(name="distribution", selection=rule, vocabulary=source.vocabulary)
     keys_N = source.keys(0)
     parts = [codec.encode(logits_NV, keys_N[part]) for part, logits_NV in source.slices()]
@@ -81,7 +82,12 @@ def make_dump(folder: Path, rule: Selection, positions: int) -> None:
     (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
     Manifest(
-        **{**manifest_of(codec).model_dump(), "task": "causal-lm", "signals": manifest_of(codec).signals},
+        format_version=5,
+        task="causal-lm",
+        layout=LAYOUTS["next-token"],
+        labelled=False,
+        pairs=False,
+        signals=manifest_of(codec).signals,
         lectern_version="0",
         teacher=Teacher(name="none", revision=None, architecture="none", parameters=0, fingerprint=""),
         tokenizer=TokenizerFacts(size=source.vocabulary, fingerprint="", pad_token_id=None),

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from settings import OUT
