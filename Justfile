@@ -25,7 +25,7 @@ setup:
 demo: setup
     python recipes/docstrings/demo.py
 
-# Every test, a process a core; `just test tests/shared -x` for some of them, `just test -n0 --pdb ...` in one process.
+# Every test but the slow ones (`just test -m slow`), a process a core; `just test tests/shared -x` for some of them, `just test -n0 --pdb ...` in one process.
 test *arguments: setup
     python -m pytest -n logical --maxprocesses 4 --dist worksteal {{ arguments }}
 

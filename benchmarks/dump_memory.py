@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 from dump_cases import CAUSAL, LARGE_VOCABULARY, TOP_K, fresh, texts
-from memory import dump_command, make_corpus, make_teacher, peak_megabytes
+from memory import WORDS, dump_command, make_corpus, peak_megabytes
 from report import Figure, write_figures
 from settings import sized
+from tiny_teacher import make_teacher
 
 BATCH_TOKENS = sized(16_384, quick=1_024, tiny=512)
 # Texts have 44 tokens on average; rows are what a whole batch needs.
@@ -52,7 +53,7 @@ def of_long_corpus() -> Figure:
     """Measure `dump` of many rows against few rows."""
     work = fresh("rows")
     work.mkdir(parents=True)
-    make_teacher(work / "teacher")
+    make_teacher(work / "teacher", words=WORDS, layers=2, longest=64)
     peaks: dict[int, list[float]] = {SMALL: [], LARGE: []}
     for rows in peaks:
         make_corpus(work / f"{rows}.jsonl", rows)

@@ -18,7 +18,13 @@ NOT_RUN = {
     "text_batches", "tiny_teacher", "latency", "selection", "ten_students",
 }  # fmt: skip
 NEED_MINILM = {"dump_memory", "dump_script", "dump_selection", "dump_speed", "dump_stages", "dump_workers", "vectors"}
-NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in NOT_RUN)
+# Those that take more than ten CPU seconds even so: `just test -m slow`.
+SLOW = {"loaders", "memory", "online", "reader", "two_ranks", "vectors"}
+NAMES = [
+    pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    for path in sorted(BENCHMARKS.glob("*.py"))
+    if path.stem not in NOT_RUN
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,8 @@ def test_a_benchmark_runs_and_writes_its_figures(name: str, out: Path) -> None:
         assert "SHA-256 alone" in printed
         return
     figures = json.loads((out / f"{name}.json").read_text())
-    assert figures and all(figure["value"] > 0 for figure in figures)
+    assert figures
+    assert all(figure["value"] > 0 for figure in figures)
 
 
 def test_the_codec_benchmark_takes_a_source_with_few_ids(out: Path) -> None:
