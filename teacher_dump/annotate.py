@@ -64,7 +64,7 @@ def prepare(request: Request) -> Plan:
     positions = task.check_positions(request.positions)
     check_folder(request.folder)
     description = describe_teacher(request, task)
-    how = tokenizing(request, description, positions)
+    how = tokenizing(request, task, description, positions)
     corpus = corpus_of(request, task, how)
     task.check_tokenizing(how)
     survey = corpus.survey(

@@ -25,8 +25,10 @@ def check_folder(out: Folder) -> None:
     """Check that a dump can be written to a folder. Writes nothing.
 
     Raises:
-        UsageError: for a folder that is read-only or has other content than a dump.
+        UsageError: for a name that no folder can have, or a folder that is read-only or has other content than a dump.
     """
+    if out.local is not None:
+        _check_name(out, out.local)
     if out.is_file():
         raise UsageError(f"--out {out}: this is a file; name a folder.")
     if out.local is not None:  # whether a remote location can be written is only known by writing
@@ -43,6 +45,23 @@ def check_folder(out: Folder) -> None:
             raise UsageError(
                 f"--out {out}: holds other files already ({', '.join(foreign[:3])}); choose an empty folder."
             )
+
+
+def _check_name(out: Folder, local: Path) -> None:
+    if not str(out).isprintable():
+        raise UsageError(f"--out {str(out)!r}: the name has control characters; choose another one.")
+    nearest = local.absolute()
+    while not os.path.lexists(nearest) and nearest != nearest.parent:  # nothing has a name that is too long
+        nearest = nearest.parent
+    if nearest.is_symlink() and not os.path.exists(nearest):
+        raise UsageError(f"--out {out}: {nearest} is a link to nowhere; remove it, or choose another folder.")
+    if not nearest.is_dir():
+        if nearest != local.absolute():
+            raise UsageError(f"--out {out}: {nearest} is no folder; choose another one.")
+        return
+    longest = os.pathconf(nearest, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in local.parts):
+        raise UsageError(f"--out {out!s:.60}...: a name may have {longest} bytes here; choose a shorter one.")
 
 
 def _check_writable(out: Folder, local: Path) -> None:

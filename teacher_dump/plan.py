@@ -59,13 +59,29 @@ def corpus_of(request: Request, task: Task, how: Tokenizing) -> Corpus:
     return task.corpus(how, request.data, task.columns(request), request.limit)
 
 
-def tokenizing(request: Request, teacher: TeacherDescription, positions: str | None) -> Tokenizing:
-    """The settings for tokenizing rows. Raises UsageError if --max-length is larger than the teacher allows."""
+def tokenizing(request: Request, task: Task, teacher: TeacherDescription, positions: str | None) -> Tokenizing:
+    """The settings for tokenizing rows.
+
+    Raises:
+        UsageError: if --max-length is larger than the teacher allows, or leaves no token for the text.
+    """
     if teacher.longest_row is not None and request.max_length > teacher.longest_row:
         raise UsageError(f"--max-length {request.max_length}: this teacher takes at most {teacher.longest_row} tokens.")
+    _check_room(request, task, teacher.tokenizer)
     names = teacher.label_names or ()
     chats = request.messages_column is not None
     return Tokenizing(teacher.tokenizer, request.max_length, names, positions, request.seed, chats, request.stride)
+
+
+def _check_room(request: Request, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a row has room for a token of the text; a causal model needs one to predict another one from."""
+    is_chat = request.messages_column is not None  # whose templates write all special tokens
+    is_pair = request.pair_column is not None
+    special = 0 if is_chat else tokenizer.num_special_tokens_to_add(pair=is_pair)
+    least = max(special, 1 if task.is_causal else 0) + 1
+    if request.max_length < least:
+        why = f"the tokenizer adds {special} of its own to a row" if special else "the first token predicts the second"
+        raise UsageError(f"--max-length {request.max_length}: {why}; use {least} or more.")
 
 
 def describe(

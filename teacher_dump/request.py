@@ -8,6 +8,7 @@ import typer
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
+from shared.errors import UsageError
 from shared.options import MOST, AsText, NoOption
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
@@ -54,7 +55,9 @@ class Source:
 
     @property
     def folder(self) -> Folder:
-        """The location that `out` names. Raises UsageError for a URL that cannot be opened here."""
+        """The location that `out` names. Raises UsageError for an empty name, or a URL that cannot be opened here."""
+        if not str(self.out).strip():  # as a path, an empty text is the working directory
+            raise UsageError(f"--out {str(self.out)!r}: name a folder for the dump.")
         return Folder.of(self.out)
 
 

@@ -359,6 +359,48 @@ def test_out_holds_other_files(name: str, base: dict[str, Any], dump: Any) -> No
     assert (base["out"] / name).read_text() == "mine"
 
 
+def test_out_is_no_name_of_a_folder(base: dict[str, Any], dump: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    os.symlink("nowhere", "dangling")
+    os.symlink("circle", "circle")
+    for name, parts in {
+        "": ("name a folder",),
+        " ": ("name a folder",),
+        "dangling": ("--out dangling", "is a link to nowhere"),
+        "dangling/below": ("--out dangling/below", "is a link to nowhere"),
+        str(base["data"] / "below"): ("good.jsonl is no folder",),
+        "circle": ("--out circle", "is a link to nowhere"),
+        "circle/below": ("--out circle/below", "is a link to nowhere"),
+        "a" * 300: ("a name may have 255 bytes here",),
+        "a/" + "é" * 128: ("a name may have 255 bytes here",),
+        "a\nb": ("control characters",),
+        "\x1b[31m": ("control characters",),
+    }.items():
+        assert_refused(dump(**base | {"out": name}), WRONG_CALL, "--out", *parts)
+        assert names(tmp_path / "empty") == ["circle", "dangling"]
+
+
+@pytest.mark.parametrize(
+    ("task", "length", "pair", "least"),
+    [
+        ("sequence-classification", 2, None, 3),
+        ("sequence-classification", 3, "text", 4),
+        ("masked-lm", 2, None, 3),
+        ("token-classification", 1, None, 3),
+        ("encoder", 1, None, 3),
+        ("causal-lm", 1, None, 2),
+    ],
+)
+def test_no_room_for_a_token_of_the_text(
+    task: str, length: int, pair: str | None, least: int, base: dict[str, Any], dump: Any, teachers: dict[str, Path]
+) -> None:
+    hidden = "last" if task == "encoder" else "none"
+    options = base | {"task": task, "teacher": teachers[task], "max_length": length, "pair_column": pair}
+    assert_refused(dump(**options, hidden=hidden), WRONG_CALL, f"--max-length {length}", f"use {least} or more")
+    assert not base["out"].exists()
+
+
 def test_out_is_read_only(base: dict[str, Any], dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write anywhere, so that the question is answered for it here."""
     allowed = os.access
