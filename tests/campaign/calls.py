@@ -40,7 +40,7 @@ class Calls:
         words = ("distill", "run", "plain.toml", "--set", f"output={STUDENT}")
         ended = run(words, place / "material", place / "logs" / STUDENT)
         if ended.code:
-            raise RuntimeError(ended.errors)
+            raise RuntimeError(f"code {ended.code}, hung {ended.is_hung}: {ended.output}{ended.errors}")
         hostile.make_bomb(place)
 
     def attack(self, place: Path, work: Path, seed: int, numbers: Sequence[int], journal: Journal) -> None:

@@ -35,7 +35,8 @@ PRELOADED = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
 )
-SILENT_CPU_SECONDS, SILENT_SECONDS = 10.0, 45.0
+# A command hangs after so many silent seconds of its own CPU time, or if for so long nothing in its session works.
+SILENT_CPU_SECONDS, IDLE_SECONDS, IDLE_CPU_SECONDS = 10.0, 45.0, 0.3
 MORE_BYTES = 4 << 30
 BETWEEN_LOOKS = 0.004
 TRACEBACK = "Traceback (most recent call last)"
@@ -85,6 +86,7 @@ class Command:
         self._out, self._err = log.with_name(log.name + ".out"), log.with_name(log.name + ".err")
         self._start = self._last_word = time.monotonic()
         self._said, self._cpu_then = 0, 0.0
+        self._last_look, self._all_then = self._start, 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         self.pid = os.fork()
         if self.pid == 0:
@@ -94,7 +96,7 @@ class Command:
         """Send a signal to the command alone, as `kill` does."""
         os.kill(self.pid, number)
 
-    def ended(self, patience: float = SILENT_SECONDS) -> Ended | None:
+    def ended(self) -> Ended | None:
         """Return how it ended, None while it runs. A command that says nothing for too long is killed."""
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         if pid:
@@ -102,17 +104,18 @@ class Command:
         now, said = time.monotonic(), self._out.stat().st_size + self._err.stat().st_size if self._err.exists() else 0
         if said != self._said:
             self._said, self._last_word, self._cpu_then = said, now, cpu_seconds(self.pid)
-        elif now - self._last_word > SILENT_CPU_SECONDS:
-            silent_cpu = cpu_seconds(self.pid) - self._cpu_then
-            if silent_cpu > SILENT_CPU_SECONDS or now - self._last_word > patience:
-                self.kill()
-                _, status, usage = os.wait4(self.pid, 0)
-                return self._result(status, usage, True)
+            self._last_look, self._all_then = now, 0.0
+        elif now - self._last_word > SILENT_CPU_SECONDS and (
+            cpu_seconds(self.pid) - self._cpu_then > SILENT_CPU_SECONDS or self._is_idle(now)
+        ):
+            self.kill()
+            _, status, usage = os.wait4(self.pid, 0)
+            return self._result(status, usage, True)
         return None
 
-    def wait(self, at_most: float = float("inf"), patience: float = SILENT_SECONDS) -> Ended | None:
+    def wait(self, at_most: float = float("inf")) -> Ended | None:
         """Return how it ended, or None after `at_most` seconds of its own CPU time."""
-        while (ended := self.ended(patience)) is None:
+        while (ended := self.ended()) is None:
             time.sleep(BETWEEN_LOOKS)
             if at_most < float("inf") and cpu_seconds(self.pid) > at_most:
                 return None
@@ -124,6 +127,13 @@ class Command:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             os.kill(self.pid, signal.SIGKILL)
+
+    def _is_idle(self, now: float) -> bool:
+        """Whether its session has used no CPU since the last look; one look in IDLE_SECONDS."""
+        if now - self._last_look < IDLE_SECONDS:
+            return False
+        before, self._all_then, self._last_look = self._all_then, session_cpu_seconds(self.pid), now
+        return abs(self._all_then - before) < IDLE_CPU_SECONDS
 
     def _result(self, status: int, usage: resource.struct_rusage, is_hung: bool) -> Ended:
         texts = [path.read_bytes().decode(errors="replace") if path.exists() else "" for path in (self._out, self._err)]
@@ -166,11 +176,22 @@ def in_child(function: Callable[[], None], log: Path) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds of a process; 0 if it has ended."""
+    fields = _status(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def session_cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of all processes of the session that a process leads."""
+    everyone = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return sum(cpu_seconds(other) for other in everyone if (fields := _status(other)) and int(fields[3]) == pid)
+
+
+def _status(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; empty if the process has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return []
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -75,7 +75,7 @@ def make_dumps(place: Path) -> None:
             command = material.dump_command(name, str(folder.resolve()))
             ended = run([*command, *more], place / "material", place / "logs" / f"dump-{name}")
             if ended.code:
-                raise RuntimeError(ended.errors)
+                raise RuntimeError(f"code {ended.code}, hung {ended.is_hung}: {ended.output}{ended.errors}")
 
 
 def _bytes_in_memory() -> int:

@@ -78,7 +78,7 @@ class Kills:
             folder = copied(place / "material", place / "references" / name)
             ended = run(story.command, folder, place / "logs" / name)
             if ended.code:
-                raise RuntimeError(ended.errors)
+                raise RuntimeError(f"{name}: code {ended.code}, hung {ended.is_hung}: {ended.output}{ended.errors}")
             seconds[name] = ended.seconds
         (place / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 

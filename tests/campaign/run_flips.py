@@ -36,7 +36,7 @@ class RunFlips:
             folder = copied(place / "material", place / "finished" / name)
             ended = run(("distill", "run", f"{name}.toml"), folder, place / "logs" / f"finished-{name}")
             if ended.code:
-                raise RuntimeError(ended.errors)
+                raise RuntimeError(f"code {ended.code}, hung {ended.is_hung}: {ended.output}{ended.errors}")
         for name in BEGUN:
             _begin(place, name)
 

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.campaign import attempts, declared, hostile, runner
+from tests.campaign import attempts, commands, declared, hostile, runner
 from tests.campaign.attempts import FAULTS, Attempt, Journal, Outcome
 from tests.campaign.commands import Ended
 from tests.campaign.damage import Damage, any_damage, apply, files_of, mend
@@ -57,7 +58,7 @@ def test_a_check_that_finds_nothing_is_counted_as_silent(
     damage = Damage("flip", "manifest.json", at, bit=0)
     apply(damage, folder)
     assert compared(folder, wanted)[0] is Outcome.FOUND
-    monkeypatch.setattr(checksums, "changes", lambda folder, parts=(): {})
+    monkeypatch.setattr(checksums, "changes", lambda *given, **named: {})
     outcome, words = compared(folder, wanted)
     assert (outcome, "other values" in words) == (Outcome.SILENT, True)
     mend(damage, folder, whole)
@@ -180,3 +181,20 @@ def test_bad_values_are_the_same_for_a_key_and_name_no_place_outside() -> None:
 
 def test_only_silent_and_badly_ended_attempts_are_faults() -> None:
     assert set(FAULTS) == {Outcome.SILENT, Outcome.BAD}
+
+
+def test_a_command_that_waits_for_ever_is_hung_and_one_whose_child_works_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "SILENT_CPU_SECONDS", 0.5)
+    monkeypatch.setattr(commands, "IDLE_SECONDS", 0.6)
+    monkeypatch.setattr(commands, "IDLE_CPU_SECONDS", 0.05)
+    busy = "import time; end = time.process_time() + 0.8\nwhile time.process_time() < end: pass"
+    for module, main, is_hung in (
+        ("waits", lambda: time.sleep(60), True),
+        ("child", lambda: subprocess.run([sys.executable, "-c", busy], check=True), False),
+    ):
+        monkeypatch.setitem(commands.MODULES, module, module)
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(main=main))
+        ended = commands.run([module], tmp_path, tmp_path / module)
+        assert (ended.is_hung, ended.code) == (is_hung, -signal.SIGKILL if is_hung else 0)
