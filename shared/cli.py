@@ -11,6 +11,7 @@ import typer
 
 from shared.errors import LecternError
 from shared.memory import keep_freed_memory
+from shared.printable import print_safely
 
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -22,6 +23,7 @@ def run(app: typer.Typer, several: tuple[str, ...] = ()) -> None:
 
     Options listed in `several` take any number of values (`--data a.jsonl b.jsonl`), as an unquoted glob gives them.
     """
+    print_safely()
     debug = DEBUG in sys.argv
     arguments = _repeat_options([argument for argument in sys.argv[1:] if argument != DEBUG], several)
     # No telemetry unless the user asks for it; models from the hub still work.

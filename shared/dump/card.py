@@ -5,6 +5,7 @@ from pathlib import Path
 from shared.dump.integrity.receipts import finished_receipt, read_receipts
 from shared.dump.manifest import read_manifest
 from shared.dump.parquet.tables import shard_schema
+from shared.printable import on_one_line, printable
 from shared.storage import Folder
 
 
@@ -16,7 +17,8 @@ def write_card(folder: Folder) -> None:
         f"| `{field.name}` | {field.type} | {(field.metadata or {}).get(b'description', b'').decode()} |"
         for field in shard_schema(manifest)
     )
-    labels = f"Labels, in order: {', '.join(manifest.label_names)}.\n\n" if manifest.label_names else ""
+    names = ", ".join(map(on_one_line, manifest.label_names or ()))
+    labels = f"Labels, in order: {names}.\n\n" if names else ""
     rows = manifest.corpus.in_words() if manifest.label_names else f"{manifest.corpus.rows:,}"
     options, teacher = manifest.options, manifest.teacher
     codec = manifest.distribution
@@ -52,4 +54,4 @@ A fixed-size binary is an array of numbers of the type in the last column, littl
 `.vectors(name)` decode everything. pandas reads these columns with its pyarrow types:
 `pd.read_parquet(file, dtype_backend="pyarrow")`. fastparquet does not know their encoding, BYTE_STREAM_SPLIT.
 {explained}"""
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(printable(text))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from shared.cli import EPILOG, run
+from shared.printable import on_one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -29,7 +30,7 @@ def info(dump: DumpFolder) -> None:
 
     opened = Dump(dump)
     for name, value in facts(opened):
-        typer.echo(f"{name:<14}{value}")
+        typer.echo(f"{name:<14}{on_one_line(value)}")
     tokens = sum(receipt.tokens for receipt in opened.receipts.values())
     sizes = column_sizes(
         open_shard(shard_path(opened.path, index), receipt).metadata for index, receipt in opened.receipts.items()

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from shared.dump.layouts.frames import Recorded
+from shared.printable import on_one_line
 
 
 def position_lines(
@@ -18,7 +19,7 @@ def position_lines(
         yield f"  {'at':>4}  {'token':<16}  {gold_title:<16}  {'outside':>7}  candidates and their probabilities"
     for position in positions.head(most_positions).iter_rows(named=True):
         gold, found = gold_and_candidates(dump, position, candidates)
-        where = f"{position['position']:>4}  {position['token'] or '':<16}"
+        where = f"{position['position']:>4}  {on_one_line(position['token'] or ''):<16}"
         yield f"  {where}  {gold:<16}  {_probability(position['tail']):>7}  {found}"
     if len(positions) > most_positions:
         yield f"  ... and {len(positions) - most_positions} more positions"
@@ -36,7 +37,7 @@ def gold_and_candidates(dump: Recorded, position: dict[str, Any], candidates: in
 
 def text_of(texts: Sequence[str], index: int) -> str:
     """Return the name of a token or class, on one line."""
-    return texts[index].replace("\n", "\\n") if index < len(texts) else f"<{index}>"
+    return on_one_line(texts[index]) if index < len(texts) else f"<{index}>"
 
 
 def _probability(log_probability: float) -> str:
