@@ -37,6 +37,8 @@ MakeExact = Callable[[str, str], Codec]
 
 # More ids are worth more than finer probabilities (`just bench-codec`: threshold with 30 levels against 130).
 BUDGET_LEVELS = 64
+# Beyond them, a distribution is a single class, or uniform.
+TEMPERATURES = 0.01, 1000
 
 
 def distribution(
@@ -237,7 +239,7 @@ def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
         return TopK(k=request.top_k), request.levels
     if request.draws is not None:
         return _checked(lambda: Draws(draws=request.draws)), request.levels
-    name = request.preset or DEFAULT_PRESET
+    name = DEFAULT_PRESET if request.preset is None else request.preset
     if name not in PRESETS:
         raise UsageError(f"--preset {name!r}: use {', '.join(PRESETS)}.")
     selection, levels = PRESETS[name]
@@ -246,9 +248,14 @@ def _selection(request: Request, classes: int) -> tuple[Selection, int | None]:
 
 def _temperatures(text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(sorted({float(part) for part in text.split(",")})) if text else ()
+        found = sorted({float(part) for part in text.split(",")}) if text is not None else []
     except ValueError:
-        raise UsageError(f"--temperatures {text!r}: use numbers such as 2,4.") from None
+        raise UsageError(f"--temperatures {text!r:.80}: use numbers such as 2,4.") from None
+    least, most = TEMPERATURES
+    for value in found:
+        if not least <= value <= most or value == 1:
+            raise UsageError(f"--temperatures {value:g}: use numbers from {least:g} to {most:g} other than 1.")
+    return tuple(found)
 
 
 def _checked(make: Callable[[], Made]) -> Made:
