@@ -95,12 +95,13 @@ def train(
 def _same_configuration(student: PreTrainedModel) -> Iterator[None]:
     """Keep `use_cache` of the configuration, which the Trainer turns off: a student is saved as it was built, whether
     its last stage has run in this process or was loaded."""
-    before = getattr(student.config, "use_cache", None)
+    values = student.config.__dict__
+    before = {name: values[name] for name in ("use_cache",) if name in values}
     try:
         yield
     finally:
-        if before is not None:
-            student.config.use_cache = before
+        values.pop("use_cache", None)
+        values.update(before)
 
 
 def _add_callbacks(trainer: DistillationTrainer, recipe: Recipe, first_step: int) -> None:

@@ -385,11 +385,12 @@ def test_a_run_killed_while_it_was_scored_is_scored_on_resume(
     assert json.loads((made.output / "metrics.json").read_text())["model"] == str(made.output)
 
 
+@pytest.mark.parametrize("student", [{**TRANSFORMER, "model_type": "llama"}, TRANSFORMER, BILSTM])
 def test_a_run_killed_after_its_last_stage_saves_the_same_configuration(
-    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: dict[str, Any], dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(name: str) -> Recipe:
-        return recipe(tmp_path / name, {**TRANSFORMER, "model_type": "llama"}, KL, dump=dumps["causal-lm"])
+        return recipe(tmp_path / name, student, KL, dump=dumps["sequence-classification"])
 
     undisturbed, killed = distill.run(made("undisturbed"), resume=False).output, made("killed")
     with monkeypatch.context() as patch:
