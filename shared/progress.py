@@ -67,13 +67,11 @@ class Progress:
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             rate = self.done / (self._last_line - self._start)
-            left = max(self.total - self.done, 0) / rate if rate else 0.0
-            print(
-                f"{self.label}: {self.done:,} {self._of} {self.total:,} {self.unit}, {human_rate(rate, self.unit)}, "
-                f"{human_seconds(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"{self.label}: {self.done:,} {self._of} {self.total:,} {self.unit}"
+            if rate:
+                left = max(self.total - self.done, 0) / rate
+                text += f", {human_rate(rate, self.unit)}, {human_seconds(left)} left"
+            print(text, file=sys.stderr, flush=True)
 
     def revise_total(self, total: int) -> None:
         """Correct the total; it is never less than what is already done."""

@@ -130,6 +130,10 @@ class ProgressReport(TrainerCallback):
         """Advance the bar by one step."""
         self._progress.advance(1)
 
+    def on_substep_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """Show that a step of many batches is at work."""
+        self._progress.advance(0)
+
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """Print the logged values, or the score of an evaluation."""
         for name in logs:

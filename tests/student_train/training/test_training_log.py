@@ -14,7 +14,7 @@ import transformers
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from shared import Dump
+from shared import Dump, progress
 from shared.dump.codecs import DenseTargets, SparseTargets
 from shared.errors import RecipeError
 from shared.progress import Progress
@@ -294,3 +294,13 @@ def test_tensorboard_gets_every_value_in_a_folder_beside_the_student(
         assert [step for logged, step in scalars if logged == f"train/{name}"] == [2, 4]
     for name in ("tokens_per_second", "loader_share"):
         assert [step for logged, step in scalars if logged == f"train/{name}"] == [2, 4]
+
+
+def test_a_step_of_many_batches_is_shown_while_it_is_at_work(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    made = recipe(tmp_path / "student", dumps[TASK], KL, max_steps=1, gradient_accumulation=3, log_steps=1)
+    distill.run(made, resume=False)
+    # At the beginning, and after each batch but the last.
+    assert capsys.readouterr().err.count("student: 0 of 1 steps\n") == 3
