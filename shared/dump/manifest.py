@@ -181,8 +181,10 @@ def read_manifest(folder: Folder, is_signed: bool = True) -> Manifest:
     try:
         content: Any = parse_json(path.read_bytes())
         version = content["format_version"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DumpError(f"{folder}: no dump here (there is no {FILE_NAME}); check the path.") from None
+    except OSError as error:
+        raise DumpError(f"{path}: cannot be read ({error.strerror or error}); restore it or dump again.") from None
     except (NotParsed, TypeError, KeyError) as error:
         raise DumpError(f"{path}: damaged manifest ({error}); restore it or dump again.") from None
     if version not in READABLE_VERSIONS:

@@ -40,6 +40,8 @@ def read_checksums(folder: Folder) -> dict[str, str] | None:
         content: Any = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DumpError(f"{path}: cannot be read ({error.strerror or error}); restore it.") from None
     except NotParsed as error:
         raise DumpError(f"{path}: damaged ({error}); restore it, or {_signing(folder)}.") from None
     if not isinstance(content, dict) or not all(isinstance(digest, str) for digest in content.values()):

@@ -98,8 +98,15 @@ def shard_numbers(folder: Folder) -> list[int]:
     """Return the numbers of a dump's shards and receipts that exist, ascending.
 
     They are found by their names, because a manifest can claim any number of shards.
+
+    Raises:
+        DumpError: if their folder cannot be listed.
     """
-    found = (_SHARD_FILE.fullmatch(name) for name in (folder / SHARDS).names())
+    try:
+        names = (folder / SHARDS).names()
+    except OSError as error:
+        raise _unreadable(folder / SHARDS, error) from None
+    found = (_SHARD_FILE.fullmatch(name) for name in names)
     return sorted({int(match[1]) for match in found if match})
 
 
@@ -131,6 +138,8 @@ def read_receipt(folder: Folder, index: int, identity: str | None) -> Receipt | 
         size = file.size()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(file, error) from None
     if size != receipt.bytes:
         raise DamagedShard(
             f"{file}: damaged shard ({size:,} bytes, but its receipt says {receipt.bytes:,}: it is cut short, or "
