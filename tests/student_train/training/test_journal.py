@@ -8,6 +8,7 @@ import pytest
 from shared.errors import RecipeError
 from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
+from student_train.training.checkpoints import sign
 from student_train.training.journal import Journal
 from student_train.training.same_rows import Rows
 
@@ -115,6 +116,7 @@ def test_an_incomplete_checkpoint_is_removed_once_everything_is_checked(begun: R
     for folder in (complete, incomplete):
         folder.mkdir(parents=True)
     (complete / "trainer_state.json").write_text("{}")
+    sign(complete)
     with pytest.raises(RecipeError, match="add --resume"):
         Journal(begun).open(resume=False, stages=["training"], rows=ROWS)
     assert incomplete.exists()
