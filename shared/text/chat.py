@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from shared.deadline import deadline
 from shared.errors import CorpusError, UsageError
 from shared.text.examples import Message
 
 # (first character, one past the last).
 Span = tuple[int, int]
 _WAY_OUT = "mark its turns in the template ({% generation %} ... {% endgeneration %}), or record all positions"
+# A template is a program of unknown origin; an honest one takes milliseconds.
+SECONDS_A_CHAT = 10.0
 _MARKS = re.compile(r"\{%[-+]?\s*generation\b")
 
 
@@ -84,13 +87,16 @@ def _render(
 ) -> tuple[str, list[Span]]:
     """(the chat as text, the spans between generation marks), which `apply_chat_template` does not return."""
     try:
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=tokenizer.get_chat_template(),
-            return_assistant_tokens_mask=bool(_MARKS.search(tokenizer.get_chat_template())),
-            add_generation_prompt=ask,
-            **tokenizer.special_tokens_map,
-        )
+        with deadline(SECONDS_A_CHAT):
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                chat_template=tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=bool(_MARKS.search(tokenizer.get_chat_template())),
+                add_generation_prompt=ask,
+                **tokenizer.special_tokens_map,
+            )
+    except TimeoutError as error:
+        raise CorpusError(f"the chat template is {error}; correct the template, or drop this row.") from None
     except Exception as error:  # a template is a program and may raise anything
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise CorpusError(f"the chat template refuses this chat ({reason}); correct or drop this row.") from None

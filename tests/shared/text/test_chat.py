@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import CorpusError, UsageError
+from shared.text import chat as chat_module
 from shared.text import examples
 from shared.text.chat import tokens_of
 from shared.text.corpus import Corpus, Example
@@ -364,3 +365,13 @@ def test_what_cannot_go_together_is_refused_before_any_row_is_read() -> None:
         with pytest.raises(UsageError, match=f"'messages' holds the whole row.*{named}"):
             Columns.of_chats("messages", text, pair)
     assert Columns.of_chats("messages", "text", None) == CHATS
+
+
+def test_a_template_that_does_not_end_is_a_sentence(
+    tiny_chat_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, no_hang: None
+) -> None:
+    tokenizer = copy.deepcopy(tiny_chat_tokenizer)
+    tokenizer.chat_template = "{% for i in range(9999) %}{% for j in range(9999) %}{{ i * j }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(chat_module, "SECONDS_A_CHAT", 0.2)
+    with pytest.raises(CorpusError, match=r"the chat template is not finished after 0\.2 seconds"):
+        chat_module.render(tokenizer, [{"role": "user", "content": "hello"}])
