@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-MOST = 10**9
+from shared.options import MOST
+
 MOST_SEED = 2**32 - 1
 
 # Unknown keys are errors, values cannot be changed later, and no number is NaN or infinite.
