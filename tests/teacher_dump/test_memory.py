@@ -317,7 +317,7 @@ def test_batch_tokens_is_a_number_or_auto(text: str, tokens: int | None) -> None
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "", "1.5", "Auto"])
 def test_batch_tokens_that_make_no_sense_are_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match=f"{text!r} is neither auto nor a number of 1 or more"):
+    with pytest.raises(typer.BadParameter, match=f"{text!r} is neither auto nor a number from 1"):
         _tokens_or_auto(text)
     command = [
         "--teacher",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -313,8 +314,17 @@ def written_at(out: Path, pattern: str = "*") -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted((out / "shards").glob(pattern))}
 
 
+@pytest.fixture(autouse=True)
+def _threads_before() -> None:
+    """Threads that another test in this process has left are not ours."""
+    _before.update(threading.enumerate())
+
+
+_before: WeakSet[threading.Thread] = WeakSet()
+
+
 def no_stage_is_left() -> bool:
-    return not any(thread.name == "ahead" for thread in threading.enumerate())
+    return not any(thread.name == "ahead" for thread in threading.enumerate() if thread not in _before)
 
 
 def test_a_disk_that_is_really_full(case: Case, monkeypatch: Patch) -> None:

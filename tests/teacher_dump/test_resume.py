@@ -55,7 +55,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., BaseProcess
     started: list[BaseProcess] = []
 
     def run(**options: Any) -> BaseProcess:
-        process = context.Process(target=dump_command, kwargs=options)
+        texts = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        process = context.Process(target=dump_command, kwargs=texts)
         process.start()
         started.append(process)
         return process

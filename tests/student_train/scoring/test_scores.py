@@ -207,4 +207,4 @@ def test_where_scores_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr(sys, "argv", ["distill", "eval", "model", "--data", "rows", "--json", str(tmp_path / file)])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert capsys.readouterr().err.startswith("error: --json ")
+    assert " ".join(capsys.readouterr().err.split()).startswith("error: --json ")
