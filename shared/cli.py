@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
 """
 
 import os
+import re
 import sys
 import textwrap
 
@@ -15,6 +16,8 @@ from shared.printable import print_safely
 
 DEBUG = "--debug"
 INTERRUPTED = 130
+# Two full stops, but not three, where a sentence ends.
+_TWO_STOPS = re.compile(r"(?<![./\s])\.\.(?=[\s);:,]|$)")
 EPILOG = "Add --debug to any command to see the traceback behind an error."
 
 
@@ -66,7 +69,7 @@ def _repeat_options(arguments: list[str], several: tuple[str, ...]) -> list[str]
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print(
-        textwrap.fill(f"error: {message}", width=100, break_long_words=False, break_on_hyphens=False), file=sys.stderr
-    )
+    # A quoted reason of a library may end like the sentence around it.
+    text = _TWO_STOPS.sub(".", f"error: {message}")
+    print(textwrap.fill(text, width=100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
     sys.exit(code)

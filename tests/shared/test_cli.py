@@ -10,6 +10,7 @@ from shared.cli import run
 from shared.errors import DumpError, UsageError
 
 app = typer.Typer()
+OTHER = DumpError("")
 
 
 @app.command()
@@ -25,6 +26,7 @@ def command(
         "stop": KeyboardInterrupt(),
         "disk": OSError(28, "No space left on device", "out/file"),
         "bug": ZeroDivisionError("not foreseeable"),
+        "other": OTHER,
     }
     if fail:
         raise errors[fail]
@@ -84,3 +86,20 @@ def test_help_does_not_wait_for_torch() -> None:
     modules = "teacher_dump.cli, student_train.cli, shared.dump.cli"
     check = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "printed"),
+    [
+        ("a: cannot be read (No such file..).", "a: cannot be read (No such file.)."),
+        ("it ends twice..", "it ends twice."),
+        ("two.. and more..", "two. and more."),
+        ("left as it is... and ../here, in .. and /..", "left as it is... and ../here, in .. and /.."),
+    ],
+)
+def test_a_sentence_ends_once(
+    message: str, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OTHER", DumpError(message))
+    assert call(monkeypatch, "--fail", "other") == 1
+    assert capsys.readouterr().err == f"error: {printed}\n"
