@@ -139,6 +139,8 @@ def _unreadable(checkpoint: Path) -> str | None:
             elif path.suffix in (".pt", ".pth"):
                 with safe_globals():
                     torch.load(path, map_location="cpu", weights_only=True)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
         except Exception as error:  # torch and pickle fail in many ways on bytes that nobody wrote
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             return f"{path.name} cannot be read: {reason}"

@@ -118,6 +118,14 @@ def test_a_foreign_pickle_is_not_run(signed: bool, output: Path, dumps: dict[str
     assert not Path("/tmp/lectern-foreign-pickle-ran").exists()
 
 
+@pytest.mark.parametrize("file", ["config.json", "trainer_state.json", "model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_of_an_older_version_is_not_used(file: str, output: Path) -> None:
+    folder = output / "checkpoints" / "training"
+    (folder / "checkpoint-6" / "checksums.json").unlink()
+    (folder / "checkpoint-6" / file).write_bytes(b"\0" * 100)
+    assert last_usable(folder) == folder / "checkpoint-4"
+
+
 def test_a_checkpoint_of_an_older_version_is_used(output: Path) -> None:
     folder = output / "checkpoints" / "training"
     (folder / "checkpoint-6" / "checksums.json").unlink()
