@@ -134,7 +134,9 @@ def _check_value(flag: str, value: Any, kinds: tuple[Any, ...], bounds: tuple[An
     limits = [
         (compare, getattr(fact, name), words) for fact in bounds for name, compare, words in [_BOUNDS[type(fact)]]
     ]
-    if not math.isfinite(value) or not all(compare(value, limit) for compare, limit, _ in limits):
+    # A whole number is finite, and may be too large to be asked whether it is.
+    is_finite = isinstance(value, Integral) or math.isfinite(value)
+    if not is_finite or not all(compare(value, limit) for compare, limit, _ in limits):
         valid = " and ".join(f"{words} {limit:,}" for _, limit, words in limits)
         raise UsageError(f"{flag} {value!s:.40}: give a number{f' of {valid}' if valid else ''}.")
 

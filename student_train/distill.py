@@ -18,7 +18,7 @@ from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
 from student_train.data.needs import needs_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
-from student_train.recipe.kept import RECIPE, check_output, recipe_json
+from student_train.recipe.kept import check_output
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
 from student_train.scoring.evaluate import evaluate, open_held_out
@@ -106,8 +106,6 @@ def _make_and_lock(output: Path, held: ExitStack) -> None:
 def _train(recipe: Recipe, student: PreTrainedModel, runs: list[StageRun], journal: Journal) -> list[StageResult]:
     """Train stage by stage, from the first one that has not ended."""
     results = ranks.first_does(journal.results)
-    if ranks.is_first():
-        write_text_atomically(recipe.output / RECIPE, recipe_json(recipe))
     if results:
         journal.load(student, results[-1].name)
     for number, stage_run in enumerate(runs[len(results) :], len(results)):

@@ -26,6 +26,7 @@ from shared.storage import Folder, sha256_of
 from shared.storage.files import write_text_atomically
 
 CHECKSUMS = "checksums.json"
+_UNFINISHED = "it was never finished"
 # Several ranks write a random state each.
 _WRITTEN_ALWAYS = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 # What torch's RuntimeErrors say when a file cannot be written; others have nothing to do with files.
@@ -56,7 +57,7 @@ def last_usable(folder: Path) -> Path | None:
         problem = problem_of(checkpoint) or _problem_of_the_best(checkpoint)
         if problem is None:
             return checkpoint
-        if (checkpoint / TRAINER_STATE_NAME).exists():
+        if problem != _UNFINISHED:
             print(
                 f"{checkpoint}: damaged ({problem}); removed. The training goes on from what was saved before it.",
                 file=sys.stderr,
@@ -69,10 +70,12 @@ def problem_of(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if nothing is."""
     path = checkpoint / CHECKSUMS
     if not (checkpoint / TRAINER_STATE_NAME).exists():
-        return "it was never finished"
+        return _UNFINISHED
     try:
-        if not path.exists():  # written by an older version, or the run was killed just before
-            return _unreadable(checkpoint)
+        if not path.exists():
+            if any((other / CHECKSUMS).exists() for other in checkpoints_of(checkpoint.parent)):
+                return _UNFINISHED  # the run was killed just before
+            return _unreadable(checkpoint)  # it is the stage's first one, or an older version has written it
         written = json.loads(path.read_text(encoding="utf-8"))
         now = _checksums(checkpoint)
     except (OSError, ValueError, RecursionError) as error:

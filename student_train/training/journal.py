@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import RecipeError
 from shared.storage.files import write_atomically, write_text_atomically
-from student_train.recipe.kept import RECIPE, check_same_recipe
+from student_train.recipe.kept import RECIPE, check_same_recipe, recipe_json
 from student_train.recipe.recipe import Recipe
 from student_train.training.checkpoints import RESUME_ADVICE, last_usable, written
 from student_train.training.same_rows import Rows, check_same_rows, keep_rows
@@ -86,6 +86,8 @@ class Journal:
         self._check_links()
         for result in results:
             shutil.rmtree(self.folder_of(result.name), ignore_errors=True)
+        # First the recipe: by it, a run that is killed at this point is known to be ours.
+        write_text_atomically(self._output / RECIPE, recipe_json(self._recipe))
         keep_rows(self._folder, rows)
 
     def results(self) -> list[StageResult]:

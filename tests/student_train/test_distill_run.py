@@ -21,6 +21,7 @@ from shared.text.tasks import TASKS
 from student_train import cli, distill
 from student_train.recipe.kept import recipe_json
 from student_train.recipe.recipe import Recipe
+from student_train.training import journal
 from student_train.training.trainer import DistillationTrainer
 from tests.student_train.runs import BILSTM, GOLD, HIDDEN, KL, TRANSFORMER, are_equal, recipe, weights
 
@@ -426,6 +427,25 @@ def test_what_a_run_leaves_that_is_killed_at_its_very_end_is_removed_on_resume(
         cli.main()
     assert "already finished" in capsys.readouterr().out
     assert not (made.output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("at", ["its rows are kept", "its first stage"])
+def test_a_run_killed_before_its_first_step_is_begun_again(
+    at: str, dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"])
+    with monkeypatch.context() as patch:
+        if at == "its rows are kept":
+            patch.setattr(journal, "keep_rows", killed)
+        else:
+            patch.setattr(distill, "_train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(made, resume=False)
+    distill.run(made, resume=True)
+    assert distill.is_finished(made.output)
 
 
 def test_a_run_at_work_is_not_joined_by_a_second_one(dumps: dict[str, Path], tmp_path: Path) -> None:

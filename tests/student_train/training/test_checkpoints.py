@@ -112,7 +112,8 @@ def test_a_foreign_pickle_is_not_run(signed: bool, output: Path, dumps: dict[str
     checkpoint = output / "checkpoints" / "training" / "checkpoint-6"
     (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Foreign()))
     if not signed:  # as an older version leaves it
-        (checkpoint / "checksums.json").unlink()
+        for signature in checkpoint.parent.glob("*/checksums.json"):
+            signature.unlink()
     assert problem_of(checkpoint) is not None
     distill.run(made(output, dumps["sequence-classification"]), resume=True)
     assert not Path("/tmp/lectern-foreign-pickle-ran").exists()
@@ -121,22 +122,33 @@ def test_a_foreign_pickle_is_not_run(signed: bool, output: Path, dumps: dict[str
 @pytest.mark.parametrize("file", ["config.json", "trainer_state.json", "model.safetensors", "optimizer.pt"])
 def test_a_damaged_checkpoint_of_an_older_version_is_not_used(file: str, output: Path) -> None:
     folder = output / "checkpoints" / "training"
-    (folder / "checkpoint-6" / "checksums.json").unlink()
+    for signature in folder.glob("*/checksums.json"):
+        signature.unlink()
     (folder / "checkpoint-6" / file).write_bytes(b"\0" * 100)
     assert last_usable(folder) == folder / "checkpoint-4"
 
 
 def test_a_checkpoint_of_an_older_version_is_used(output: Path) -> None:
     folder = output / "checkpoints" / "training"
-    (folder / "checkpoint-6" / "checksums.json").unlink()
+    for signature in folder.glob("*/checksums.json"):
+        signature.unlink()
     assert last_usable(folder) == folder / "checkpoint-6"
+
+
+def test_a_checkpoint_that_was_not_signed_beside_one_that_was_counts_as_unfinished(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = output / "checkpoints" / "training"
+    (folder / "checkpoint-6" / "checksums.json").unlink()
+    assert last_usable(folder) == folder / "checkpoint-4"
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_a_checkpoint_of_an_older_version_lacks_a_file(file: str, output: Path) -> None:
     folder = output / "checkpoints" / "training"
-    for name in ("checksums.json", file):
-        (folder / "checkpoint-6" / name).unlink()
+    for path in (*folder.glob("*/checksums.json"), folder / "checkpoint-6" / file):
+        path.unlink()
     assert "is missing" in str(problem_of(folder / "checkpoint-6"))
     assert last_usable(folder) == folder / "checkpoint-4"
 
