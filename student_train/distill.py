@@ -140,7 +140,13 @@ def is_finished(output: Path) -> bool:
 
 
 def tidy(output: Path) -> None:
-    """Remove what a run leaves that is killed between its last two steps, when its student is finished already."""
+    """Remove what a run leaves that is killed between its last two steps, when its student is finished already.
+
+    Raises:
+        RecipeError: if somebody has removed the student's weights.
+    """
+    if not any(output.glob("*.safetensors")):
+        raise RecipeError(f"{output}: the student there has lost its weights; delete the folder to train it again.")
     for name in (CHECKPOINTS, STAGING):
         if not (output / name).is_symlink():
             shutil.rmtree(output / name, ignore_errors=True)

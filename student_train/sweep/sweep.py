@@ -69,9 +69,13 @@ def run(sweep: Sweep, jobs: int | None) -> Outcome:
     check_baselines(sweep)
     with ExitStack() as held:
         held.enter_context(stopped_like_ctrl_c())
-        left, machine = [one.run for one in _planned(sweep) if not one.is_done], _machine(sweep, jobs)
+        planned, machine = _planned(sweep), _machine(sweep, jobs)
+        left = [one.run for one in planned if not one.is_done]
         output.mkdir(parents=True, exist_ok=True)
         held.enter_context(only_one(output))
+        for one in planned:
+            if one.is_done:
+                distill.tidy(one.run.recipe.output)
         failed = work_through([_job(one) for one in left], output, machine, done=len(sweep.runs) - len(left))
         reference = _reference(sweep)
         if reference is None:

@@ -66,7 +66,9 @@ def read_journal(path: Path) -> tuple[list[Attempt], tuple[int, str] | None]:
     """Return (the attempts that have ended, number and words of the one that has not)."""
     ended: list[Attempt] = []
     begun: tuple[int, str] | None = None
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith("\n"):
+            break  # it is being written
         entry = json.loads(line)
         if "outcome" in entry:
             ended.append(Attempt(**{**entry, "outcome": Outcome(entry["outcome"])}))

@@ -427,6 +427,10 @@ def test_what_a_run_leaves_that_is_killed_at_its_very_end_is_removed_on_resume(
         cli.main()
     assert "already finished" in capsys.readouterr().out
     assert not (made.output / "checkpoints").exists()
+    (made.output / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "has lost its weights" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("at", ["its rows are kept", "its first stage"])
