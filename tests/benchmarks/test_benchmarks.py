@@ -19,7 +19,7 @@ NOT_RUN = {
 }  # fmt: skip
 NEED_MINILM = {"dump_memory", "dump_script", "dump_selection", "dump_speed", "dump_stages", "dump_workers", "vectors"}
 # Those that take more than ten CPU seconds even so: `just test -m slow`.
-SLOW = {"loaders", "memory", "online", "reader", "two_ranks", "vectors"}
+SLOW = {"dump_memory", "loaders", "memory", "online", "reader", "two_ranks", "vectors"}
 NAMES = [
     pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
     for path in sorted(BENCHMARKS.glob("*.py"))
