@@ -86,6 +86,7 @@ def evaluate_model(
         int | None,
         typer.Option(
             min=1,
+            max=10**9,
             help="Rows are cut to this many tokens; by default the model's maximum, but at most 512.",
             show_default=False,
         ),
