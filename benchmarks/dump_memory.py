@@ -10,13 +10,14 @@ QUICK=1: 1,024 tokens, and fewer rows. Writes benchmarks/out/dump_memory.json.
 
 import statistics
 import sys
-from pathlib import Path
 
 from dump_cases import CAUSAL, LARGE_VOCABULARY, TOP_K, fresh, texts
 from memory import WORDS, dump_command, make_corpus, peak_megabytes
 from report import Figure, write_figures
 from settings import sized
 from tiny_teacher import make_teacher
+
+from shared.memory import free_bytes
 
 BATCH_TOKENS = sized(16_384, quick=1_024, tiny=512)
 # Texts have 44 tokens on average; rows are what a whole batch needs.
@@ -86,15 +87,6 @@ def full_logits() -> None:
         logits_NV.topk(TOP_K)
         for part_NV in logits_NV.split(SLICE):
             part_NV.logsumexp(-1)
-
-
-def free_bytes() -> int | None:
-    """The bytes of memory that a process can get without swapping; None if they are not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,15 @@
-"""A file at a URL, read in ranges of bytes."""
+"""Files of a known size that are read at any place, and one of them: a file at a URL, read in ranges of bytes."""
 
 import io
 from io import RawIOBase
 from typing import Any
 
 
-class RangeFile(RawIOBase):
-    """A file of an fsspec file system, opened for reading; each `read` fetches only the requested bytes.
+class SizedFile(RawIOBase):
+    """What random access needs besides `read`: a place in a file of `size` bytes."""
 
-    fsspec's own file objects read ahead in large blocks, which footers and single columns do not need. Those of the
-    memory file system share one position between all users of a file, which is not safe with threads.
-
-    Args:
-        filesystem: file system of fsspec.
-        path: path in the file system.
-        size: size of the file in bytes.
-    """
-
-    def __init__(self, filesystem: Any, path: str, size: int) -> None:
-        self._filesystem, self._path, self._size, self._at = filesystem, path, size, 0
+    def __init__(self, size: int) -> None:
+        self._size, self._at = size, 0
 
     def readable(self) -> bool:
         return True
@@ -32,6 +23,23 @@ class RangeFile(RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
+
+
+class RangeFile(SizedFile):
+    """A file of an fsspec file system, opened for reading; each `read` fetches only the requested bytes.
+
+    fsspec's own file objects read ahead in large blocks, which footers and single columns do not need. Those of the
+    memory file system share one position between all users of a file, which is not safe with threads.
+
+    Args:
+        filesystem: file system of fsspec.
+        path: path in the file system.
+        size: size of the file in bytes.
+    """
+
+    def __init__(self, filesystem: Any, path: str, size: int) -> None:
+        super().__init__(size)
+        self._filesystem, self._path = filesystem, path
 
     def readinto(self, buffer: Any) -> int:
         part = self._fetched(len(buffer))

@@ -10,6 +10,7 @@ from io import RawIOBase
 import pyarrow.parquet as pq
 
 from shared.dump.parquet.headers import bytes_at, data_pages, place_of
+from shared.storage.ranges import SizedFile
 
 
 def open_checked(file: RawIOBase, metadata: pq.FileMetaData) -> pq.ParquetFile:
@@ -21,24 +22,11 @@ def open_checked(file: RawIOBase, metadata: pq.FileMetaData) -> pq.ParquetFile:
     return pq.ParquetFile(_CheckedFile(file, metadata), metadata=metadata, pre_buffer=False)
 
 
-class _CheckedFile(RawIOBase):
+class _CheckedFile(SizedFile):
     def __init__(self, file: RawIOBase, metadata: pq.FileMetaData) -> None:
-        self._file, self._metadata, self._at = file, metadata, 0
-        self._size = file.seek(0, io.SEEK_END)
+        super().__init__(file.seek(0, io.SEEK_END))
+        self._file, self._metadata = file, metadata
         self._chunks: dict[tuple[int, int], pq.ColumnChunkMetaData] = {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the bytes of a column of a row group from here on. Raises ValueError for damage."""
