@@ -74,6 +74,13 @@ class Loss(BaseModel, ABC):
                 f"{have}. Dump again with this signal, or leave the loss out."
             )
 
+    def for_student(self, source: Source, student: PreTrainedModel) -> "Loss":
+        """Return the loss with what depends on the student worked out, such as a layer map; by default itself.
+
+        Called once, after `check`, for each run of a stage. Raises RecipeError if source and student do not fit.
+        """
+        return self
+
     def check_student(self, source: Source, student: PreTrainedModel) -> None:
         """Check the student. Raises RecipeError if it lacks what this loss needs."""
 

@@ -1,7 +1,8 @@
 """The loss on hidden states.
 
-It compares one layer of the student with one layer of the teacher, or the `last` k layers of the student with the last
-k layers that the dump has, in the same order; the losses of several layers are summed.
+It compares one layer of the student with one layer of the teacher, the layers that a `map` names, or the `last` k
+layers of the student with the last k layers that the dump has, in the same order; the losses of several layers are
+summed.
 
 Shapes: T tokens without padding, D width.
 """
@@ -24,6 +25,7 @@ from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.teacher_vectors import Compare, RowVectors, Vectors, compared_in_slices, one_of_each_row
 from student_train.losses import formulas
 from student_train.losses.base import Loss, stored_layers
+from student_train.losses.layer_maps import LayerMap, LayerPair, fitted_map, pairs_of, refuse_missing
 
 _COMPARE: dict[str, Compare] = {
     "mse": formulas.hidden_mse,
@@ -40,66 +42,118 @@ class HiddenLoss(Loss):
     Mukherjee et al. 2021, "XtremeDistilTransformers" (arXiv 2106.04563), with `last` = the student's layers + 1. Their
     code uses the first token for classification and all tokens for tagging.
 
+    With `map`, each layer of the student imitates the teacher's layer that the map names (see `layer_maps`). The output
+    of the embeddings has no place in it; `embeddings = true` compares that with the teacher's, hidden state 0, as well
+    (Jiao et al. 2020, "TinyBERT", arXiv 1909.10351, equation 9).
+
     If the widths differ, a linear map projects the student's states to the teacher's width. It is trained with the
-    student and dropped afterwards; each layer has its own, as in their code.
+    student and dropped afterwards. Each layer has its own, as in the code of XtremeDistilTransformers, or all share one
+    (`shared_projection`), as in TinyBERT's.
     """
 
     kind: Literal["hidden"] = "hidden"
     teacher_layer: int | None = Field(default=None, ge=0)
     student_layer: int | None = None
     last: int | None = Field(default=None, ge=1)
+    map: LayerMap | None = None
+    embeddings: bool = False
+    shared_projection: bool = False
     metric: Literal["mse", "cosine", "kl"] = "mse"
     at: Literal["all", "first", "mean"] = "all"
 
     @model_validator(mode="after")
-    def _one_layer_or_the_last(self) -> Self:
-        given = [layer is not None for layer in (self.teacher_layer, self.student_layer)]
-        if any(given) if self.last is not None else not all(given):
-            raise ValueError("give either both teacher_layer and student_layer, or last (the number of layers)")
+    def _one_choice_of_layers(self) -> Self:
+        one_layer = [layer is not None for layer in (self.teacher_layer, self.student_layer)]
+        if sum((any(one_layer), self.last is not None, self.map is not None)) != 1 or any(one_layer) != all(one_layer):
+            raise ValueError(
+                "give either both teacher_layer and student_layer, or last (the number of layers), or map (a layer of "
+                "the teacher for each of the student's)"
+            )
+        if self.embeddings and self.map is None:
+            raise ValueError("embeddings = true stands beside a map; for the embeddings alone give both layers as 0")
         return self
 
     @property
     def label(self) -> str:
+        if self.map is not None:
+            return f"{HIDDEN}.map"
         return SignalKey(HIDDEN, self.teacher_layer).name if self.last is None else f"{HIDDEN}.last{self.last}"
 
     @property
     def signal(self) -> SignalKey | None:
-        return None if self.last is not None else SignalKey(HIDDEN, self.teacher_layer)
+        return None if self.teacher_layer is None else SignalKey(HIDDEN, self.teacher_layer)
 
     @property
     def student_layers(self) -> tuple[int, ...]:
         if self.last is not None:
             return tuple(range(-self.last, 0))
-        assert self.student_layer is not None
-        return (self.student_layer,)
+        return tuple(pair.student for pair in self._pairs(()))
 
     def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
-        if self.signal is not None:
-            return (self.signal,)
-        assert self.last is not None
-        return tuple(SignalKey(HIDDEN, layer) for layer in stored_layers(available, (HIDDEN,))[-self.last :])
+        layers = dict.fromkeys(pair.teacher for pair in self._pairs(available))
+        return tuple(SignalKey(HIDDEN, layer) for layer in layers)
+
+    def _pairs(self, available: Collection[SignalKey]) -> tuple[LayerPair, ...]:
+        """Return the pairs of layers to compare, out of the signals that are available; none for a map's name, which
+        `for_student` replaces."""
+        if self.last is not None:
+            stored = stored_layers(available, (HIDDEN,))[-self.last :]
+            return tuple(LayerPair(*pair) for pair in zip(range(-len(stored), 0), stored, strict=True))
+        if self.map is not None:
+            mapped = () if isinstance(self.map, str) else pairs_of(self.map)
+            return (LayerPair(0, 0), *mapped) if self.embeddings else mapped
+        assert self.student_layer is not None
+        assert self.teacher_layer is not None
+        return (LayerPair(self.student_layer, self.teacher_layer),)
 
     def check(self, source: Source) -> None:
         super().check(source)
-        stored = self.signals(source.signals)
+        stored = stored_layers(source.signals, (HIDDEN,))
         if self.last is not None and len(stored) < self.last:
+            names = ", ".join(SignalKey(HIDDEN, layer).name for layer in stored) or "none"
             raise RecipeError(
                 f"the loss 'hidden' with last = {self.last} needs the teacher's hidden states of {self.last} layers, "
-                f"but {source.name} has those of {len(stored)} ({', '.join(map(str, stored)) or 'none'}); dump again "
-                "with more of them (--hidden all, or their numbers), or give a smaller number."
+                f"but {source.name} has those of {len(stored)} ({names}); dump again with more of them (--hidden all, "
+                "or their numbers), or give a smaller number."
             )
+        if self.map is not None:
+            wanted = [pair.teacher for pair in self._pairs(())]
+            refuse_missing(wanted, stored, f"the loss 'hidden' with a map: {source.name}", "--hidden all")
+
+    def for_student(self, source: Source, student: PreTrainedModel) -> "HiddenLoss":
+        if self.map is None:
+            return self
+        depth, stored = len(_hidden_widths(student)) - 1, stored_layers(source.signals, (HIDDEN,))
+        made = self.model_copy(update={"map": fitted_map(self.map, depth, stored, "the loss 'hidden'")})
+        made.check(source)
+        return made
 
     def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.ModuleDict | None:
-        """Return a linear map for each layer whose widths differ, by the number of the teacher's layer."""
+        """Return a linear map for each pair of layers whose widths differ, or one for all pairs."""
         widths = _hidden_widths(student)
         made = nn.ModuleDict()
-        for key, layer in zip(self.signals(source.signals), self.student_layers, strict=True):
-            if not -len(widths) <= layer < len(widths):
-                asked = f"student_layer = {layer}" if self.last is None else f"last = {self.last}"
+        sizes = set[tuple[int, int]]()
+        for pair in self._pairs(source.signals):
+            if not -len(widths) <= pair.student < len(widths):
+                asked = f"student_layer = {pair.student}" if self.last is None else f"last = {self.last}"
                 raise RecipeError(f"{where}.{asked}: the student has layers 0 to {len(widths) - 1}.")
-            if widths[layer] != source.widths[key]:
-                made[str(key.layer)] = nn.Linear(widths[layer], source.widths[key])
+            size, name = (widths[pair.student], source.widths[SignalKey(HIDDEN, pair.teacher)]), self._name_of(pair)
+            sizes.add(size)
+            if size[0] != size[1] and name not in made:
+                made[name] = nn.Linear(*size)
+        if self.shared_projection and len(sizes) > 1:
+            raise RecipeError(
+                f"{where}.shared_projection: the layers have several widths ("
+                f"{', '.join(f'{own} to {teacher}' for own, teacher in sorted(sizes))}), so that one linear map does "
+                "not fit them all; leave it out."
+            )
         return made or None
+
+    def _name_of(self, pair: LayerPair) -> str:
+        """Return the name of a pair's linear map. In a map of layers, several may imitate the same one."""
+        if self.shared_projection:
+            return "shared"
+        return str(pair.teacher if self.map is None else pair.student)
 
     def count(self, batch: Batch) -> int:
         is_token_BL = batch.is_token_BL
@@ -109,14 +163,14 @@ class HiddenLoss(Loss):
         own = projection if isinstance(projection, nn.ModuleDict) else nn.ModuleDict()
         lengths = [length for length in outputs.lengths if length]
         total = torch.zeros(())
-        for key, number in zip(self.signals(targets.vectors), self.student_layers, strict=True):
-            student_ND, teacher = outputs.hidden_TD[number], targets.vectors[key]
+        for pair in self._pairs(targets.vectors):
+            student_ND, teacher = outputs.hidden_TD[pair.student], targets.vectors[SignalKey(HIDDEN, pair.teacher)]
             compared: Vectors = teacher
             if self.at != "all":
                 student_ND = one_of_each_row(student_ND, lengths, self.at)
                 compared = RowVectors(teacher, lengths, self.at)
-            layer = str(key.layer)
-            linear = own[layer] if layer in own else None  # noqa: SIM401
+            name = self._name_of(pair)
+            linear = own[name] if name in own else None  # noqa: SIM401
             value = compared_in_slices(student_ND, linear, compared, _COMPARE[self.metric])
             total = total.to(value.device) + value
         return total

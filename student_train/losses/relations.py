@@ -1,7 +1,8 @@
 """The loss on attention relations: similarities between tokens in queries, keys and values, or attention itself.
 
-It compares one layer of the student with one layer of the teacher, or the `last` k layers of the student with the last
-k layers that the dump has, in the same order; the losses of several layers are summed.
+It compares one layer of the student with one layer of the teacher, the layers that a `map` names, or the `last` k
+layers of the student with the last k layers that the dump has, in the same order; the losses of several layers are
+summed.
 """
 
 from collections.abc import Collection
@@ -15,11 +16,13 @@ from transformers import PreTrainedModel
 from shared.dump.signals import RELATIONS, SignalKey
 from shared.errors import RecipeError
 from shared.models.attention import Captured
+from shared.models.layers import layer_count
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.attention import captured_on_probe
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.losses.base import Loss, stored_layers
+from student_train.losses.layer_maps import LayerMap, LayerPair, fitted_map, pairs_of, refuse_missing
 from student_train.losses.relation_formulas import Metric, Pair, parts_of, refuse_misfit, relations_loss
 
 
@@ -32,12 +35,15 @@ class RelationLoss(Loss):
 
     `last = k` with pairs = ["attention"], own_heads = true and metric = "mse" is the attention loss of Mukherjee et al.
     2021, "XtremeDistilTransformers" (arXiv 2106.04563).
+
+    With `map`, each layer of the student imitates the teacher's layer that the map names (see `layer_maps`).
     """
 
     kind: Literal["relations"] = "relations"
     teacher_layer: int | None = Field(default=None, ge=1, description="by default the top layer that the dump has")
     student_layer: int | None = Field(default=None, description="by default the top layer")
     last: int | None = Field(default=None, ge=1)
+    map: LayerMap | None = None
     relation_heads: int | None = Field(default=None, ge=1, description="by default 12, or fewer where 12 do not divide")
     own_heads: bool = False
     pairs: tuple[Pair, ...] = Field(default=("queries", "keys", "values"), min_length=1)
@@ -45,8 +51,12 @@ class RelationLoss(Loss):
 
     @model_validator(mode="after")
     def _keys_that_agree(self) -> Self:
-        if self.last is not None and (self.teacher_layer is not None or self.student_layer is not None):
-            raise ValueError("give either teacher_layer and student_layer, or last (the number of layers)")
+        one_layer = self.teacher_layer is not None or self.student_layer is not None
+        if sum((one_layer, self.last is not None, self.map is not None)) > 1:
+            raise ValueError(
+                "give either teacher_layer and student_layer, or last (the number of layers), or map (a layer of the "
+                "teacher for each of the student's)"
+            )
         if self.own_heads and self.relation_heads is not None:
             raise ValueError(
                 f"own_heads already sets the number of relation heads; leave relation_heads = {self.relation_heads} out"
@@ -61,14 +71,19 @@ class RelationLoss(Loss):
     def attention_layers(self) -> tuple[int, ...]:
         if self.last is not None:
             return tuple(range(-self.last, 0))
+        if self.map is not None:
+            return tuple(pair.student for pair in self._layers(()))
         return (-1 if self.student_layer is None else self.student_layer,)
 
     def signals(self, available: Collection[SignalKey]) -> tuple[SignalKey, ...]:
-        layers = self._teacher_layers(available)
+        layers = dict.fromkeys(pair.teacher for pair in self._layers(available))
         return tuple(SignalKey(part, layer) for layer in layers for part in parts_of(self.pairs))
 
     def check(self, source: Source) -> None:
-        layers = self._teacher_layers(source.signals)
+        layers = [pair.teacher for pair in self._layers(source.signals)]
+        if self.map is not None:
+            stored = stored_layers(source.signals, RELATIONS)
+            refuse_missing(layers, stored, f"the loss 'relations' with a map: {source.name}", "--relations all")
         if self.last is not None and layers and len(layers) < self.last:
             raise RecipeError(
                 f"the loss 'relations' with last = {self.last} needs the relations of {self.last} of the teacher's "
@@ -77,7 +92,7 @@ class RelationLoss(Loss):
             )
         wanted = self.signals(source.signals)
         missing = [key.name for key in wanted if key not in source.signals]
-        if not wanted:
+        if not wanted and self.map is None:
             missing = [f"{part}.N" for part in parts_of(self.pairs)]
         if missing:
             have = ", ".join(map(str, source.signals)) or "only gold labels (no dump is named)"
@@ -86,11 +101,21 @@ class RelationLoss(Loss):
                 "again with --relations, set teacher_layer to a layer that is there, or leave the loss out."
             )
 
+    def for_student(self, source: Source, student: PreTrainedModel) -> "RelationLoss":
+        if self.map is None:
+            return self
+        captured_on_probe(student, -1)  # which refuses a student whose layers are not numbered
+        stored = stored_layers(source.signals, RELATIONS)
+        layer_map = fitted_map(self.map, layer_count(student), stored, "the loss 'relations'")
+        made = self.model_copy(update={"map": layer_map})
+        made.check(source)
+        return made
+
     def check_student(self, source: Source, student: PreTrainedModel) -> None:
-        for number, layer in zip(self._teacher_layers(source.signals), self.attention_layers, strict=True):
-            captured = captured_on_probe(student, layer)
+        for pair in self._layers(source.signals):
+            captured = captured_on_probe(student, pair.student)
             heads = self._checked_own_heads(source, captured) if self.own_heads else self.relation_heads
-            teacher_widths = {part: source.widths[SignalKey(part, number)] for part in parts_of(self.pairs)}
+            teacher_widths = {part: source.widths[SignalKey(part, pair.teacher)] for part in parts_of(self.pairs)}
             refuse_misfit(self.pairs, heads, teacher_widths, captured.widths)
 
     def count(self, batch: Batch) -> int:
@@ -98,18 +123,26 @@ class RelationLoss(Loss):
 
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
         total = torch.zeros(())
-        for number, layer in zip(self._teacher_layers(targets.vectors), self.attention_layers, strict=True):
-            student = outputs.attended[layer]
-            teacher = {part: targets.vectors[SignalKey(part, number)] for part in parts_of(self.pairs)}
+        for pair in self._layers(targets.vectors):
+            student = outputs.attended[pair.student]
+            teacher = {part: targets.vectors[SignalKey(part, pair.teacher)] for part in parts_of(self.pairs)}
             heads = student.heads if self.own_heads else self.relation_heads
             value = relations_loss(student, teacher, self.pairs, heads, self.metric)
             total = total.to(value.device) + value
         return total
 
-    def _teacher_layers(self, available: Collection[SignalKey]) -> tuple[int, ...]:
-        if self.teacher_layer is not None:
-            return (self.teacher_layer,)
-        return tuple(stored_layers(available, RELATIONS)[-(self.last or 1) :])
+    def _layers(self, available: Collection[SignalKey]) -> tuple[LayerPair, ...]:
+        """Return the pairs of layers to compare, out of the signals that are available; none for a map's name, which
+        `for_student` replaces."""
+        if self.map is not None:
+            return () if isinstance(self.map, str) else pairs_of(self.map)
+        stored = stored_layers(available, RELATIONS)
+        if self.last is not None:
+            stored = stored[-self.last :]
+            return tuple(LayerPair(*pair) for pair in zip(range(-len(stored), 0), stored, strict=True))
+        student = -1 if self.student_layer is None else self.student_layer
+        teacher = stored[-1:] if self.teacher_layer is None else [self.teacher_layer]
+        return tuple(LayerPair(student, layer) for layer in teacher)
 
     def _checked_own_heads(self, source: Source, student: Captured) -> int:
         if source.attention_heads is None:

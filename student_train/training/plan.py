@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> l
         rows = split.to_train(stage.rows)
         # Random numbers that the checks use must not change those of the training.
         with torch.random.fork_rng(devices=[]):
-            _check(stage, rows, student)
+            stage = _checked(stage, rows, student)
             validation = Validation.of(section, stage, split) if section else None
             if validation:
                 with _errors_start_with(f"{stage.where}metric" if stage.where else "validation.metric"):
@@ -55,16 +55,20 @@ def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> l
     return runs
 
 
-def _check(stage: Stage, rows: Source, student: PreTrainedModel) -> None:
+def _checked(stage: Stage, rows: Source, student: PreTrainedModel) -> Stage:
+    """Return the stage with its losses as they are for this student, after checking that it can work."""
     if not rows.group_rows:
         raise RecipeError(
             f"{stage.where}rows = {stage.rows!r}: no such row is left to train on beside the held-out ones; change "
             "rows."
         )
+    losses = []
     for index, spec in enumerate(stage.loss):
         with _errors_start_with(f"{stage.where}loss.{index}" if stage.where else ""):
             spec.check(rows)
-            spec.check_student(rows, student)
+            losses.append(spec.for_student(rows, student))
+            losses[-1].check_student(rows, student)
+    stage = replace(stage, loss=tuple(losses))
     with _errors_start_with(stage.where.removesuffix(".")):
         projections = make_projections(stage.loss, rows, student)
         with unfrozen(student, stage.trainable, stage.training.freeze_embeddings):
@@ -73,6 +77,7 @@ def _check(stage: Stage, rows: Source, student: PreTrainedModel) -> None:
                     f"trainable = {stage.trainable!r}: none of the stage's losses depends on a trainable parameter; "
                     "unfreeze more, or choose other losses."
                 )
+    return stage
 
 
 def _trains_anything(stage: Stage, rows: Source, student: PreTrainedModel, projections: nn.ModuleDict) -> bool:
