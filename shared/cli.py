@@ -70,6 +70,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
     # A quoted reason of a library may end like the sentence around it.
-    text = _TWO_STOPS.sub(".", f"error: {message}")
-    print(textwrap.fill(text, width=100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+    text = _TWO_STOPS.sub(".", message)
+    # As an indent, "error:" stays before a path that is longer than a line.
+    lines = textwrap.fill(text, 100, initial_indent="error: ", break_long_words=False, break_on_hyphens=False)
+    print(lines, file=sys.stderr)
     sys.exit(code)

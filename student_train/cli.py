@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shared.cli import EPILOG, run
-from shared.options import grouped
+from shared.options import MOST, grouped
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Positions
 
@@ -86,7 +86,7 @@ def evaluate_model(
         int | None,
         typer.Option(
             min=1,
-            max=10**9,
+            max=MOST,
             help="Rows are cut to this many tokens; by default the model's maximum, but at most 512.",
             show_default=False,
         ),

@@ -1,8 +1,5 @@
 """The dump's folder before the first shard: check that it may be filled with this dump, and write the manifest."""
 
-import os
-from pathlib import Path
-
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.card import write_card
@@ -14,6 +11,7 @@ from shared.dump.weights import save_weights
 from shared.errors import DumpError, UsageError
 from shared.storage import Folder
 from shared.storage.files import TEMPORARY
+from shared.storage.files import check_folder as check_local_folder
 from shared.storage.on_disk import save_into
 from teacher_dump.claims import CLAIMS
 
@@ -27,12 +25,10 @@ def check_folder(out: Folder) -> None:
     Raises:
         UsageError: for a name that no folder can have, or a folder that is read-only or has other content than a dump.
     """
-    if out.local is not None:
-        _check_name(out, out.local)
-    if out.is_file():
-        raise UsageError(f"--out {out}: this is a file; name a folder.")
     if out.local is not None:  # whether a remote location can be written is only known by writing
-        _check_writable(out, out.local)
+        check_local_folder(out.local, "--out")
+    elif out.is_file():
+        raise UsageError(f"--out {out}: this is a file; name a folder.")
     if not (out / FILE_NAME).exists():
         names = out.names()
         # On this machine the file of claims comes first: without it, a folder of such a name is somebody else's.
@@ -45,29 +41,6 @@ def check_folder(out: Folder) -> None:
             raise UsageError(
                 f"--out {out}: holds other files already ({', '.join(foreign[:3])}); choose an empty folder."
             )
-
-
-def _check_name(out: Folder, local: Path) -> None:
-    if not str(out).isprintable():
-        raise UsageError(f"--out {str(out)!r}: the name has control characters; choose another one.")
-    nearest = local.absolute()
-    while not os.path.lexists(nearest) and nearest != nearest.parent:  # nothing has a name that is too long
-        nearest = nearest.parent
-    if nearest.is_symlink() and not os.path.exists(nearest):
-        raise UsageError(f"--out {out}: {nearest} is a link to nowhere; remove it, or choose another folder.")
-    if not nearest.is_dir():
-        if nearest != local.absolute():
-            raise UsageError(f"--out {out}: {nearest} is no folder; choose another one.")
-        return
-    longest = os.pathconf(nearest, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in local.parts):
-        raise UsageError(f"--out {out!s:.60}...: a name may have {longest} bytes here; choose a shorter one.")
-
-
-def _check_writable(out: Folder, local: Path) -> None:
-    nearest = next(path for path in (local, *local.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: {nearest} is read-only; choose another folder or change its permissions.")
 
 
 def make_folder(out: Folder) -> None:

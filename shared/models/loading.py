@@ -5,7 +5,6 @@ unless it is told: here it is always told. Weights are read from safetensors onl
 becomes one sentence.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from shared.errors import LecternError
 from shared.memory import free_bytes
+from shared.parsing import parse_json
 from shared.progress import human_bytes
 
 transformers.utils.logging.disable_progress_bar()
@@ -166,8 +166,8 @@ def _code_of(path: str) -> str:
     """Return the name of the file of a folder that refers to code."""
     for name in ("config.json", "tokenizer_config.json"):
         try:
-            if "auto_map" in json.loads((Path(path) / name).read_text()):
+            if "auto_map" in parse_json((Path(path) / name).read_bytes()):
                 return name
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             continue
     return "it"

@@ -1,12 +1,12 @@
 """The recipe that a run keeps in its output folder as recipe.json: whose folder is it, and is it the same recipe?"""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from shared.errors import RecipeError, UsageError
+from shared.parsing import parse_json
 from shared.storage.files import TEMPORARY, check_folder
 from student_train.recipe.recipe import Recipe
 
@@ -92,7 +92,7 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
 def holds_a_run(output: Path) -> bool:
     """Whether a folder holds a recipe.json that a run of any version has written."""
     try:
-        content = json.loads((output / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json((output / RECIPE).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.keys() >= _KEYS_OF_A_RECIPE

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
 from shared.errors import RecipeError
 from shared.parsing import NotParsed, parse_toml
@@ -11,7 +11,7 @@ from shared.storage import Folder
 from shared.validation import in_words, shortened
 from student_train.losses.specs import LossSpec
 from student_train.recipe.columns import DataSection, EvalSection
-from student_train.recipe.sections import Section, StageSection, TrainingSection, ValidationSection
+from student_train.recipe.sections import OutputFolder, Section, StageSection, TrainingSection, ValidationSection
 from student_train.students import StudentSpec
 
 
@@ -23,7 +23,7 @@ class Recipe(Section):
         loss, stage: exactly one is given: the losses of a single stage, or several stages with losses of their own.
     """
 
-    output: Path
+    output: OutputFolder
     dump: Folder | None = None
     data: DataSection | None = None
     student: StudentSpec
@@ -32,14 +32,6 @@ class Recipe(Section):
     eval: EvalSection | None = None
     training: TrainingSection
     validation: ValidationSection | None = None
-
-    @field_validator("output", mode="before")
-    @classmethod
-    def _a_folder(cls, value: Any) -> Any:
-        # As a path, an empty text is the working directory.
-        if isinstance(value, str) and not value.strip():
-            raise ValueError("name a folder for the student")
-        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

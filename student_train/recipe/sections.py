@@ -1,8 +1,9 @@
 """The sections of a recipe about training: [training] for all stages, [[stage]] for one of them, [validation]."""
 
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from shared.numbers import STRICT, Batches, Count, Epochs, Factor, FactorOrZero, Seed
 from student_train.data.subsets import Kind
@@ -14,6 +15,16 @@ _EITHER = (("epochs", "max_steps"), ("batch_size", "batch_tokens"))
 EPOCHS_BETWEEN_SCORES = 0.5
 # One step of AdamW moves every weight by about the learning rate.
 MOST_RATE = 1000.0
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():  # as a path, it is the working directory
+        raise ValueError("name a folder")
+    return value
+
+
+# The folder of a student, or of a sweep's students.
+OutputFolder = Annotated[Path, BeforeValidator(_named)]
 
 
 class Section(BaseModel):

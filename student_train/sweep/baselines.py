@@ -1,6 +1,5 @@
 """Baselines: models that a sweep is compared with, by their own scores if these are comparable, or by new ones."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from pydantic import TypeAdapter
 
 from shared.errors import RecipeError
 from shared.options import flag_of
+from shared.parsing import parse_json
 from student_train.distill import is_finished
 from student_train.recipe.columns import EvalSection
 from student_train.recipe.kept import recipe_of
@@ -58,7 +58,7 @@ def _found(sweep: Sweep, name: str, reference: Metrics) -> Metrics | None:
     file = _file(sweep, name)
     if not file.exists():
         return None
-    ours: Metrics = json.loads(file.read_text(encoding="utf-8"))
+    ours: Metrics = parse_json(file.read_bytes())
     return ours if ours["model"] == str(folder) and _is_comparable(ours, reference) else None
 
 
@@ -76,7 +76,7 @@ def _options(section: EvalSection) -> list[str]:
 
 
 def _score(file: Path) -> str:
-    metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = parse_json(file.read_bytes())
     name, value = main_metric(metrics)
     return f"{name} {value:.4g}"
 

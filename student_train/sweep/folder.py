@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UsageError
+from shared.parsing import parse_json
 from shared.storage.files import check_folder, write_text_atomically
 from student_train.distill import METRICS, is_finished
 from student_train.recipe.kept import RECIPE, check_same_recipe, holds_a_run
@@ -74,8 +75,8 @@ def cost_of(output: Path, name: str) -> Cost:
     """Return the cost of a run so far."""
     path = log_of(output, name).with_suffix(".json")
     try:
-        return Cost(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return Cost(**parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
         return Cost()  # none yet, or damaged; it is for information only
 
 
@@ -93,8 +94,8 @@ def is_done(run: Run) -> bool:
 def metrics_of(folder: Path) -> dict[str, Any] | None:
     """Return the scores in a model's folder, if there are any that can be read."""
     try:
-        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json((folder / METRICS).read_bytes())
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from shared.errors import RecipeError
 from shared.validation import in_words
 from student_train.recipe.recipe import Recipe, read_recipe, read_toml
-from student_train.recipe.sections import Section
+from student_train.recipe.sections import OutputFolder, Section
 from student_train.sweep.names import name_of, override
 
 SEED = "training.seed"
@@ -50,7 +50,7 @@ class SweepSpec(Section):
         set: overrides keys of the recipes of all runs; what a variant sets takes precedence.
     """
 
-    output: Path
+    output: OutputFolder
     recipe: Path | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     jobs: Literal["auto"] | int = "auto"
@@ -58,14 +58,6 @@ class SweepSpec(Section):
     grid: Annotated[dict[str, Values], Field(min_length=1)] | None = None
     variant: tuple[Variant, ...] = ()
     baselines: dict[BaselineName, Path] = Field(default_factory=dict)
-
-    @field_validator("output", mode="before")
-    @classmethod
-    def _a_folder(cls, value: Any) -> Any:
-        # As a path, an empty text is the working directory.
-        if isinstance(value, str) and not value.strip():
-            raise ValueError("name a folder for the students")
-        return value
 
     @field_validator("jobs", mode="before")
     @classmethod

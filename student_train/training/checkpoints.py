@@ -14,21 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import TrainingError
+from shared.parsing import parse_json
 from shared.storage import Folder, sha256_of
 from shared.storage.files import write_text_atomically
 
 CHECKSUMS = "checksums.json"
 _UNFINISHED = "it was never finished"
-# Several ranks write a random state each.
-_WRITTEN_ALWAYS = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 # What torch's RuntimeErrors say when a file cannot be written; others have nothing to do with files.
 _OF_WRITING = re.compile(r"PytorchStreamWriter|unexpected pos|write failed|iostream|No space left|open file|directory")
 RESUME_ADVICE = "make room, then go on with --resume: what was saved before is kept."
@@ -69,16 +66,12 @@ def last_usable(folder: Path) -> Path | None:
 def problem_of(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if nothing is."""
     path = checkpoint / CHECKSUMS
-    if not (checkpoint / TRAINER_STATE_NAME).exists():
+    if not path.exists():
         return _UNFINISHED
     try:
-        if not path.exists():
-            if any((other / CHECKSUMS).exists() for other in checkpoints_of(checkpoint.parent)):
-                return _UNFINISHED  # the run was killed just before
-            return _unreadable(checkpoint)  # it is the stage's first one, or an older version has written it
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = parse_json(path.read_bytes())
         now = _checksums(checkpoint)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return f"its {CHECKSUMS} cannot be compared: {error}"
     changed = sorted(name for name in now.keys() | set(written) if dict(written).get(name) != now.get(name))
     return f"not as it was written: {', '.join(changed)}" if changed else None
@@ -125,26 +118,3 @@ def written(what: Path, advice: str) -> Iterator[None]:
 def _checksums(checkpoint: Path) -> dict[str, str]:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     return {path.relative_to(checkpoint).as_posix(): sha256_of(Folder.of(path)) for path in files}
-
-
-def _unreadable(checkpoint: Path) -> str | None:
-    """Return which file of a checkpoint without checksums is missing or cannot be read; None if all can."""
-    for pattern in _WRITTEN_ALWAYS:
-        if not any(checkpoint.glob(pattern)):
-            return f"{pattern.replace('*', '')} is missing"
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            if path.name == TRAINER_STATE_NAME:
-                TrainerState.load_from_json(str(path))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt") as tensors:
-                    tensors.keys()
-            elif path.suffix in (".pt", ".pth"):
-                with safe_globals():
-                    torch.load(path, map_location="cpu", weights_only=True)
-            elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-        except Exception as error:  # torch and pickle fail in many ways on bytes that nobody wrote
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            return f"{path.name} cannot be read: {reason}"
-    return None

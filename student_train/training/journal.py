@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from shared.errors import RecipeError
+from shared.parsing import parse_json
 from shared.storage.files import write_atomically, write_text_atomically
 from student_train.recipe.kept import RECIPE, check_same_recipe, recipe_json
 from student_train.recipe.recipe import Recipe
@@ -96,8 +97,8 @@ class Journal:
         if not path.exists():
             return []
         try:
-            return [StageResult(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            return [StageResult(**entry) for entry in parse_json(path.read_bytes())]
+        except (OSError, ValueError, TypeError) as error:
             raise RecipeError(
                 f"{path}: not a list of finished stages ({error}); delete {self._output} to begin the run anew."
             ) from None

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared.errors import RecipeError
+from shared.parsing import parse_json
 from shared.storage.files import write_text_atomically
 
 SOURCE = "source.json"
@@ -30,8 +31,8 @@ def check_same_rows(checkpoints: Path, rows: Rows) -> None:
     if not path.exists():
         return
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        kept = parse_json(path.read_bytes())["fingerprint"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecipeError(
             f"{path}: not the fingerprint of a run's rows ({error}); delete {checkpoints.parent} to begin the run anew."
         ) from None

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers import (
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
-from shared.errors import RecipeError
+from shared.errors import RecipeError, TrainingError
 from shared.numbers import MOST
 from student_train.recipe.recipe import Recipe
 from student_train.recipe.sections import TrainingSection
@@ -81,7 +82,14 @@ def train(
         with ranks.agreed():
             trainer = DistillationTrainer(stage, stage_run.rows, student, arguments, first_step, stage_run.validation)
         _add_callbacks(trainer, recipe, first_step)
-        trainer.resume_or_train(checkpoint)
+        try:
+            trainer.resume_or_train(checkpoint)
+        except UnpicklingError as error:  # its checksums fit, so whoever put it there has written them too
+            reason = str(error).split(". ")[0].split("\n")[0]
+            raise TrainingError(
+                f"{checkpoint}: it holds other things than a run writes, and nothing of it was used ({reason}); delete "
+                "it, and --resume goes on from what was saved before it."
+            ) from error
         trainer.release()
     result = _result(trainer)
     if ranks.count() > 1:

@@ -175,7 +175,11 @@ def _fault(ended: Ended, number: signal.Signals, story: Story, folder: Path) -> 
     """What must not happen to a command that gets a signal."""
     if ended.fault:
         return ended.fault
-    allowed = {0, -number, *story.codes} if number is not signal.SIGINT else {0, INTERRUPTED}
+    allowed = {0, -number, *story.codes}
+    if number is signal.SIGINT:
+        # A shell calls both 130. Python ends by the signal if it comes before the first line of Python, or while a
+        # class is made from a text (dataclasses), whatever becomes of the exception afterwards.
+        allowed = {0, INTERRUPTED, -number}
     if ended.code not in allowed:
         return f"ended with {ended.code}: {' '.join(ended.errors.split())[-300:]}"
     return _left_running(folder)

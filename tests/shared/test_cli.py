@@ -103,3 +103,11 @@ def test_a_sentence_ends_once(
     monkeypatch.setattr(sys.modules[__name__], "OTHER", DumpError(message))
     assert call(monkeypatch, "--fail", "other") == 1
     assert capsys.readouterr().err == f"error: {printed}\n"
+
+
+def test_a_path_longer_than_a_line_does_not_leave_the_first_line_empty(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OTHER", DumpError(f"{'a' * 300}: not here."))
+    assert call(monkeypatch, "--fail", "other") == 1
+    assert capsys.readouterr().err == f"error: {'a' * 300}:\nnot here.\n"

@@ -374,15 +374,15 @@ def test_out_is_no_name_of_a_folder(base: dict[str, Any], dump: Any, monkeypatch
     for name, parts in {
         "": ("name a folder",),
         " ": ("name a folder",),
-        "dangling": ("--out dangling", "is a link to nowhere"),
-        "dangling/below": ("--out dangling/below", "is a link to nowhere"),
-        str(base["data"] / "below"): ("good.jsonl is no folder",),
-        "circle": ("--out circle", "is a link to nowhere"),
-        "circle/below": ("--out circle/below", "is a link to nowhere"),
-        "a" * 300: ("a name may have 255 bytes here",),
-        "a/" + "é" * 128: ("a name may have 255 bytes here",),
-        "a\nb": ("control characters",),
-        "\x1b[31m": ("control characters",),
+        "dangling": ("--out dangling", "is a symbolic link to nowhere"),
+        "dangling/below": ("--out dangling/below", "is a symbolic link to nowhere"),
+        str(base["data"] / "below"): ("good.jsonl is a file",),
+        "circle": ("--out circle", "is a symbolic link to nowhere"),
+        "circle/below": ("--out circle/below", "is a symbolic link to nowhere"),
+        "a" * 300: ("is too long",),
+        "a/" + "é" * 128: ("is too long",),
+        "a\nb": ("characters that can be printed",),
+        "\x1b[31m": ("characters that can be printed",),
     }.items():
         assert_refused(dump(**base | {"out": name}), WRONG_CALL, "--out", *parts)
         assert names(tmp_path / "empty") == ["circle", "dangling"]
