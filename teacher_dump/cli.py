@@ -52,8 +52,7 @@ def _description(plan: "Plan") -> str:
         f"corpus   {manifest.corpus.in_words()}",
     ]
     lines += [f"signal   {signal.describe()}{manifest.measured_in_words(signal.name)}" for signal in manifest.signals]
-    if manifest.embeddings is not None:
-        lines.append(f"weights  {manifest.embeddings.describe()}")
+    lines += [f"weights  {file.describe(name)}" for name, file in manifest.tensor_files.items()]
     return "\n".join(lines)
 
 

@@ -106,7 +106,7 @@ def _free_bytes(out: Folder) -> int | None:
 def _bytes_kept_once(manifest: Manifest) -> int:
     """The bytes of `weights/`, which do not depend on the size of the corpus."""
     constants = (tensor for signal in manifest.signals for tensor in signal.codec.constants().values())
-    return sum(tensor.nbytes for tensor in constants) + (manifest.embeddings.bytes if manifest.embeddings else 0)
+    return sum(tensor.nbytes for tensor in constants) + sum(file.bytes for file in manifest.tensor_files.values())
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from shared.dump.integrity.checksums import FILE_NAME as CHECKSUMS
 from shared.dump.integrity.checksums import TOKENIZER, WEIGHTS
 from shared.dump.integrity.receipts import SHARDS
 from shared.dump.manifest import FILE_NAME, Manifest, read_manifest
-from shared.dump.weights import save_weights
+from shared.dump.weights.files import save_weights
 from shared.errors import DumpError, UsageError
 from shared.storage import Folder
 from shared.storage.files import TEMPORARY

@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from shared.dump.embeddings import WordEmbeddings
 from shared.dump.facts import CorpusFacts, OffsetsFact, Options, TokenizerFacts
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.layouts import Layout
@@ -23,6 +22,7 @@ from shared.text.tokenized import TokenizedRow, Tokenizing
 from teacher_dump.engines.base import Engine, TeacherDescription
 from teacher_dump.request import Request
 from teacher_dump.signals import distribution, requested, vectors
+from teacher_dump.tensor_files import tensor_files
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def describe(
             stride=request.stride if task.splits_examples else None,
         ),
         signals=signals,
-        embeddings=WordEmbeddings.of(engine.word_embeddings()) if request.embeddings else None,
+        tensor_files=tensor_files(request, engine),
         compression=_compression(request),
     )
 

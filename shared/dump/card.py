@@ -23,7 +23,8 @@ def write_card(folder: Folder) -> None:
     options, teacher = manifest.options, manifest.teacher
     codec = manifest.distribution
     explained = f"\n{codec.explain()}\n" if codec is not None and codec.explain() else ""
-    kept = f"| weights | the teacher's {manifest.embeddings.describe()} |\n" if manifest.embeddings else ""
+    files = [f"the teacher's {file.describe(name)}" for name, file in manifest.tensor_files.items()]
+    kept = f"| weights | {on_one_line('; '.join(files))} |\n" if files else ""
     text = f"""---
 tags: [knowledge-distillation, lectern]
 configs:

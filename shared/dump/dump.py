@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import islice
+from typing import Any
 
 import polars as pl
 from tokenizers import Tokenizer
@@ -17,7 +18,8 @@ from shared.dump.parquet.contents import check_table
 from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
 from shared.dump.signals import Per
-from shared.dump.weights import load_embeddings, load_weights
+from shared.dump.weights.files import load_tensors, load_weights
+from shared.dump.weights.tensor_file import EMBEDDINGS, IMPORTANCE, TEACHER
 from shared.errors import DumpError
 from shared.storage import Folder, Place
 
@@ -171,7 +173,41 @@ class Dump:
         Raises:
             DumpError: if the dump has none (`dump --embeddings`), or if their file is missing or damaged.
         """
-        return load_embeddings(self.manifest, self.path)
+        return self.tensors(EMBEDDINGS)[EMBEDDINGS]
+
+    def teacher_weights(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return (the teacher's configuration, its weights under the names of its state dict).
+
+        Weights that are the same tensor (tied embeddings) are there once, under one of their names, as in the teacher's
+        own file. Each call reads them from the disk.
+
+        Example:
+            >>> config, weights = dump.teacher_weights()
+            >>> model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
+            >>> model.load_state_dict(weights, strict=False)
+
+        Raises:
+            DumpError: if the dump has none (`dump --teacher-weights`), or if their file is missing or damaged.
+        """
+        weights = self.tensors(TEACHER)
+        return dict(self.manifest.tensor_files[TEACHER].facts["config"]), weights
+
+    def importance(self) -> dict[str, Tensor]:
+        """Return the first-order importance of the teacher's parts, float32: `heads` [layers, heads], `neurons`
+        [layers, neurons of a feed-forward network] and `residual` [width].
+
+        Raises:
+            DumpError: if the dump has none (`dump --importance`), or if their file is missing or damaged.
+        """
+        return self.tensors(IMPORTANCE)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of the file in `weights/` of this name, an entry of the table `TENSOR_FILES`.
+
+        Raises:
+            DumpError: if the dump has none, or if the file is missing, damaged, or not the one of the manifest.
+        """
+        return load_tensors(self.manifest, self.path, name)
 
     def verify(self) -> list[str]:
         """Return one sentence for each damage, with the file's name; empty if every byte is as it was written."""

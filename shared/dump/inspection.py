@@ -51,7 +51,7 @@ def facts(dump: Dump) -> list[tuple[str, str]]:
         lines.append(("labels", ", ".join(manifest.label_names)))
         lines.append(("gold labels", f"in {manifest.corpus.labelled_rows:,} of {manifest.corpus.rows:,} rows"))
     signals = (("signal", signal.describe() + manifest.measured_in_words(signal.name)) for signal in manifest.signals)
-    kept = [("embeddings", manifest.embeddings.describe())] if manifest.embeddings else []
+    kept = [("weights", file.describe(name)) for name, file in manifest.tensor_files.items()]
     return [*lines, *signals, *kept]
 
 

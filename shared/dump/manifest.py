@@ -7,20 +7,28 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
-from shared.dump.embeddings import WordEmbeddings
 from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Options, Teacher, TokenizerFacts
 from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
 from shared.dump.integrity.checksums import check, write_checksums
 from shared.dump.layouts import LAYOUTS, Layout
 from shared.dump.signals import Per, Signal
 from shared.dump.versions import FIRST_IDENTIFIED, FORMAT_VERSION, READABLE_VERSIONS, upgraded
+from shared.dump.weights.tensor_file import TEACHER, TensorFile, TensorFileName
 from shared.errors import DumpError
 from shared.parsing import NotParsed, parse_json
 from shared.storage import Folder
 from shared.validation import in_words
 
 # Facts about origins, for information only; dumps that differ in nothing else have the same content.
-_INFORMATIONAL = ("lectern_version", "teacher.name", "teacher.revision", "teacher.attention_heads", "measured.")
+_INFORMATIONAL = (
+    "lectern_version",
+    "teacher.name",
+    "teacher.revision",
+    "teacher.attention_heads",
+    "measured.",
+    # The teacher's fingerprint has it already, without what depends on the version of transformers.
+    f"tensor_files.{TEACHER}.facts.config.",
+)
 # Hexadecimal digits of an identity.
 _IDENTITY_DIGITS = 32
 
@@ -59,7 +67,7 @@ class Manifest(Frozen):
         layout: where in a row the distributions (and gold labels) are.
         labelled: whether any row has gold labels; those of a language model are the text itself.
         pairs: whether rows are pairs of texts; then `token_type_ids` are stored.
-        embeddings: the teacher's word embeddings, if the dump has them.
+        tensor_files: what the dump keeps once in `weights/` (the teacher's word embeddings, ...), by the file's name.
         compression: compression of the columns for which it saves enough bytes.
         measured: size and loss of the signals, measured on a sample of the corpus, by signal.
         identity: hash of everything that changes content, made when the dump was begun; its shards and receipts have it
@@ -79,7 +87,7 @@ class Manifest(Frozen):
     corpus: CorpusFacts
     options: Options
     signals: tuple[Signal, ...]
-    embeddings: WordEmbeddings | None = None
+    tensor_files: dict[TensorFileName, TensorFile] = Field(default_factory=dict)
     compression: Compression = "zstd"
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     identity: str | None = Field(default=None, pattern=f"^[0-9a-f]{{{_IDENTITY_DIGITS}}}$")

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,30 @@ class Source(ABC):
             DumpError: for a dump without word embeddings.
         """
         return None
+
+    def teacher_weights(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(the teacher's configuration, its weights by name), as `Dump.teacher_weights`.
+
+        Raises:
+            DumpError: for a dump without the teacher's weights.
+            RecipeError: if the rows have no teacher.
+        """
+        raise self._no_teacher("weights", "--teacher-weights all")
+
+    def importance(self) -> dict[str, Tensor]:
+        """The importance of the teacher's heads, neurons and residual dimensions, as `Dump.importance`.
+
+        Raises:
+            DumpError: for a dump without it.
+            RecipeError: if the rows have no teacher.
+        """
+        raise self._no_teacher("importance of its heads and neurons", "--importance ROWS")
+
+    def _no_teacher(self, what: str, option: str) -> RecipeError:
+        return RecipeError(
+            f"{self.name}: the student begins with a teacher's {what}, which a dump can have (dump {option}), but "
+            "files with gold labels do not; train on a dump, or choose another way to begin."
+        )
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(numbers of a row group's rows [R], whether each has a gold label at any position [R]).
@@ -161,6 +186,12 @@ class DumpSource(Source):
 
     def word_embeddings(self) -> Tensor:
         return self._dump.word_embeddings()
+
+    def teacher_weights(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return self._dump.teacher_weights()
+
+    def importance(self) -> dict[str, Tensor]:
+        return self._dump.importance()
 
     def gold(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         return self._reader.gold(group)

@@ -124,8 +124,14 @@ def contents(dump: Dump) -> dict[str, Any]:
             ]
             for name in dump.manifest.vectors
         },
-        **({"embeddings": dump.word_embeddings()[:VECTOR_ROWS].tolist()} if dump.manifest.embeddings else {}),
+        **{name: _shown(dump, name) for name in dump.manifest.tensor_files},
     }
+
+
+def _shown(dump: Dump, name: str) -> Any:
+    """The beginnings of the tensors of a file; of word embeddings, the rows alone."""
+    shown = {key: tensor[:VECTOR_ROWS].tolist() for key, tensor in sorted(dump.tensors(name).items())}
+    return shown[name] if shown.keys() == {name} else shown
 
 
 if __name__ == "__main__":

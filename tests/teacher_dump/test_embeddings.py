@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from shared import Dump, DumpError, TeacherError, UsageError
-from shared.dump.embeddings import WordEmbeddings
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.cli import app
 from teacher_dump.estimate import estimate
 from teacher_dump.request import Request
+from teacher_dump.tensor_files.embeddings import embeddings
 from tests.hand_edits import edit_manifest
 
 FILE = "weights/embeddings.safetensors"
@@ -45,8 +46,9 @@ def test_the_teachers_word_embeddings_are_kept_in_float16(made: Path, teacher: P
     assert torch.equal(found_VD, model.get_input_embeddings().weight.half())
     assert (made / FILE).stat().st_size == pytest.approx(found_VD.nbytes, abs=200)
     manifest = json.loads((made / "manifest.json").read_text())
-    assert manifest["embeddings"].keys() == {"rows", "width", "constants_sha256"}, "and no path"
-    assert "word embeddings (128 rows, 32 wide, float16)" in (made / "README.md").read_text()
+    (entry,) = manifest["tensor_files"].values()
+    assert entry.keys() == {"tensors", "bytes", "sha256", "facts"}, "and no path"
+    assert "word embeddings (1 tensor, 8.19 KB, rows 128, width 32, dtype fp16)" in (made / "README.md").read_text()
 
 
 def test_rows_beyond_the_tokenizer_are_kept_with_the_others(make_dump: Callable[..., Path], make_teacher: Any) -> None:
@@ -84,8 +86,12 @@ def test_damaged_swapped_and_missing_embeddings_are_found(copy: Path) -> None:
 
 def test_a_manifest_can_point_to_no_other_file(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    edit_manifest(copy, embeddings=manifest["embeddings"] | {"constants_file": "../../elsewhere.safetensors"})
-    with pytest.raises(DumpError, match=r"embeddings\.constants_file"):
+    files = manifest["tensor_files"]
+    edit_manifest(copy, tensor_files={"embeddings": files["embeddings"] | {"file": "../../elsewhere.safetensors"}})
+    with pytest.raises(DumpError, match=r"tensor_files\.embeddings\.file"):
+        Dump(copy)
+    edit_manifest(copy, tensor_files={"../../elsewhere": files["embeddings"]})
+    with pytest.raises(DumpError, match=r"there is no tensor file '\.\./\.\./elsewhere'; there are: embeddings, "):
         Dump(copy)
 
 
@@ -97,7 +103,7 @@ def test_the_same_command_goes_on_and_one_without_the_option_is_refused(copy: Pa
     request = Request(
         str(teacher), "sequence-classification", (str(data),), copy, max_length=64, shard_rows=16, device="cpu"
     )
-    with pytest.raises(UsageError, match=r"embeddings\.rows: the dump has 128, this command asks for none"):
+    with pytest.raises(UsageError, match=r"embeddings\.facts\.rows: the dump has 128, this command asks for none"):
         annotate(prepare(request))
     annotate(prepare(Request(**{**request.__dict__, "embeddings": True})))
     assert shard.read_bytes() == (made / "shards" / shard.name).read_bytes()
@@ -119,7 +125,7 @@ def test_the_command_line_says_that_they_are_kept(teacher: Path, made: Path, tmp
     arguments += ["--data", str(made.parent / "corpus.jsonl"), "--out", str(tmp_path / "dump")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "weights  word embeddings (128 rows, 32 wide, float16)" in result.output
+    assert "weights  word embeddings (1 tensor, 8.19 KB, rows 128, width 32, dtype fp16)" in result.output
     assert (tmp_path / "dump" / FILE).exists()
 
 
@@ -127,5 +133,7 @@ def test_the_command_line_says_that_they_are_kept(teacher: Path, made: Path, tmp
 def test_values_that_float16_cannot_hold_are_refused(value: float) -> None:
     weight_VD = torch.zeros(4, 3)
     weight_VD[2, 1] = value
+    engine: Any = SimpleNamespace(word_embeddings=lambda: weight_VD)
+    request = Request("teacher", "encoder", ("corpus",), "out", embeddings=True)
     with pytest.raises(TeacherError, match="token 2"):
-        WordEmbeddings.of(weight_VD)
+        embeddings(request, engine)

@@ -4,11 +4,13 @@ A dump stores them once, in `weights/`; a field of the codec holds their hash.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from shared.dump.weights.safetensors_file import bytes_of
 from shared.errors import DumpError
 
 
@@ -37,12 +39,11 @@ class Constants:
         return self.known(missing)
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the tensors' names, types, shapes and values; it does not depend on a file format."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
+    for name in sorted(tensors):
+        values = tensors[name]
         digest.update(f"{name} {str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}\n".encode())
-        # Viewed as bytes, because numpy has no bfloat16.
-        digest.update(values.flatten().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(values))
     return digest.hexdigest()

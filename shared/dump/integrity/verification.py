@@ -13,7 +13,7 @@ from shared.dump.manifest import Manifest, read_manifest
 from shared.dump.parquet.contents import check_table
 from shared.dump.parquet.tables import is_described, shard_schema
 from shared.dump.shards import open_shard
-from shared.dump.weights import load_embeddings, load_weights
+from shared.dump.weights.files import check_tensors, load_weights
 from shared.errors import DumpError
 from shared.storage import Folder, sha256_of
 
@@ -73,8 +73,8 @@ def _verify_tokenizer(folder: Folder, manifest: Manifest) -> list[str]:
 def _verify_weights(folder: Folder, manifest: Manifest) -> list[str]:
     try:
         load_weights(manifest, folder)
-        if manifest.embeddings is not None:
-            load_embeddings(manifest, folder)
+        for name in manifest.tensor_files:
+            check_tensors(manifest, folder, name)
     except DumpError as error:
         return [str(error)]
     return []

@@ -429,8 +429,8 @@ def test_a_dump_elsewhere_streams_to_a_file(dumps: dict[str, Path], in_memory: F
 
 
 def test_another_format_version_is_refused(copy: Folder) -> None:
-    edit_manifest(copy, format_version=7, something_new=[1])
-    with pytest.raises(DumpError, match=r"manifest\.json: format version 7, .* reads versions 1 to 6; upgrade Lectern"):
+    edit_manifest(copy, format_version=8, something_new=[1])
+    with pytest.raises(DumpError, match=r"manifest\.json: format version 8, .* reads versions 1 to 7; upgrade Lectern"):
         Dump(copy)
     edit_manifest(copy, format_version=0)
     with pytest.raises(DumpError, match=r"format version 0, .* dump again"):
