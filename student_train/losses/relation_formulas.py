@@ -13,7 +13,7 @@ Shapes:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from student_train.forward.attention import Attended
 from student_train.forward.teacher_vectors import TeacherVectors
 
 Pair = Literal["queries", "keys", "values", "attention"]
-Metric = Literal["kl", "mse"]
+Metric = Literal["kl", "mse", "scores-mse"]
 _SIDES: dict[str, tuple[str, str]] = {**{part: (part, part) for part in RELATIONS}, "attention": ("queries", "keys")}
 
 # Size of a slice of relations, in numbers.
@@ -116,6 +116,8 @@ def relation_loss(
 
     With the metric "mse" it is the mean squared difference of the relations, also over a row's tokens: for attention,
     "XtremeDistilTransformers" (arXiv 2106.04563), as in its code (github.com/microsoft/xtreme-distil-transformers).
+    With "scores-mse" it is that of the scores A B^T / sqrt(D) themselves, in which masked ones count as 0 (Jiao et al.
+    2020, "TinyBERT", arXiv 1909.10351, equation 7).
 
     Args:
         student_TW: (A, B), of any floating type; computed in float32.
@@ -180,14 +182,14 @@ def _slice_of_relation(
 ) -> Tensor:
     """Return the sum of the metric over some matrices and tokens; its gradients are added to `grads`, unless empty.
 
-    A and B are [M, L, D], M matrices of rows and heads. `_kl` and `_mse` give the gradient for S = A B^T / sqrt(D);
-    it follows that dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
+    A and B are [M, L, D], M matrices of rows and heads. The metric gives the gradient for S = A B^T / sqrt(D); it
+    follows that dA = dS B / sqrt(D), dB = dS^T A / sqrt(D).
     """
     left_GUD, right_GLD = student[0][matrices, tokens], student[1][matrices]
-    log_q_GUL = _log_relation(left_GUD, right_GLD, tokens, is_causal)
-    log_p_GUL = _log_relation(teacher[0][matrices, tokens], teacher[1][matrices], tokens, is_causal)
-    both = log_p_GUL, log_q_GUL
-    value, grad_GUL = _kl(*both, is_causal) if metric == "kl" else _mse(*both)
+    relation, compare = _METRICS[metric]
+    q_GUL = relation(left_GUD, right_GLD, tokens, is_causal)
+    p_GUL = relation(teacher[0][matrices, tokens], teacher[1][matrices], tokens, is_causal)
+    value, grad_GUL = compare(p_GUL, q_GUL, is_causal)
     if grads:
         grad_GUL.mul_(left_GUD.shape[-1] ** -0.5)
         grads[0][matrices, tokens] += grad_GUL @ right_GLD
@@ -204,7 +206,7 @@ def _kl(log_p_GUL: Tensor, log_q_GUL: Tensor, is_causal: bool) -> tuple[Tensor, 
     return torch.dot(p_GUL.flatten(), log_ratio_GUL.flatten()), log_q_GUL.exp_().sub_(p_GUL)
 
 
-def _mse(log_p_GUL: Tensor, log_q_GUL: Tensor) -> tuple[Tensor, Tensor]:
+def _mse(log_p_GUL: Tensor, log_q_GUL: Tensor, _: bool) -> tuple[Tensor, Tensor]:
     """Return (the sum of (q - p)^2 / L, its gradient for the scores of q). Overwrites both arguments.
 
     With d = 2 (q - p) / L, the gradient through the softmax is q (d - sum of q d).
@@ -216,12 +218,32 @@ def _mse(log_p_GUL: Tensor, log_q_GUL: Tensor) -> tuple[Tensor, Tensor]:
     return value, difference_GUL.sub_(mean_GU1).mul_(q_GUL).mul_(2 / length)
 
 
+def _scores_mse(p_GUL: Tensor, q_GUL: Tensor, _: bool) -> tuple[Tensor, Tensor]:
+    """Return (the sum of (q - p)^2 / L, its gradient for q), where p and q are scores. Overwrites both arguments."""
+    difference_GUL = q_GUL.sub_(p_GUL)
+    value = torch.dot(difference_GUL.flatten(), difference_GUL.flatten()) / q_GUL.shape[-1]
+    return value, difference_GUL.mul_(2 / q_GUL.shape[-1])
+
+
 def _log_relation(left_GUD: Tensor, right_GLD: Tensor, tokens: slice, is_causal: bool) -> Tensor:
+    return scores(left_GUD, right_GLD, tokens, is_causal, float("-inf")).log_softmax(-1)
+
+
+def scores(left_GUD: Tensor, right_GLD: Tensor, tokens: slice, is_causal: bool, masked: float = 0.0) -> Tensor:
+    """Return A B^T / sqrt(D) for these tokens of A; if it is causal, scores of later tokens are `masked`."""
     scores_GUL = (left_GUD * left_GUD.shape[-1] ** -0.5) @ right_GLD.transpose(1, 2)
     if is_causal:
         place_L = torch.arange(right_GLD.shape[1], device=right_GLD.device)
-        scores_GUL.masked_fill_(place_L > place_L[tokens, None], float("-inf"))
-    return scores_GUL.log_softmax(-1)
+        scores_GUL.masked_fill_(place_L > place_L[tokens, None], masked)
+    return scores_GUL
+
+
+# Metric -> (what is compared, how).
+_METRICS: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]] = {
+    "kl": (_log_relation, _kl),
+    "mse": (_log_relation, _mse),
+    "scores-mse": (scores, _scores_mse),
+}
 
 
 def _runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:

@@ -165,6 +165,32 @@ def test_without_a_number_the_topmost_layer_of_the_dump_is_meant(source: DumpSou
     assert RelationLoss(last=2).attention_layers == (-2, -1)
 
 
+def test_scores_before_the_softmax_are_those_whose_softmax_the_models_report(source: DumpSource, teacher: Path) -> None:
+    """A softmax loses a constant for each token, so each model's scores are its log-attention and such a constant."""
+    model, batch = student_of(), batch_of(source)
+    shown = AutoModel.from_pretrained(teacher, attn_implementation="eager").eval()
+    spec = RelationLoss(student_layer=2, teacher_layer=3, **{**ATTENTION, "metric": "scores-mse"})
+    states = [
+        each(**inputs_of(batch), output_hidden_states=True).hidden_states[layer]
+        for each, layer in ((shown, 2), (model, 1))
+    ]
+    total, lengths = torch.zeros((), dtype=torch.float64), batch.attention_mask.sum(1).tolist()
+    for row, length in enumerate(lengths):
+        scores_HLL = []
+        for each, layer, states_BLD in ((shown, 2, states[0]), (model, 1, states[1])):
+            own = each.encoder.layer[layer].attention.self
+            queries, keys = (
+                part(states_BLD[row, :length]).double().unflatten(-1, (4, -1)).transpose(0, 1)
+                for part in (own.query, own.key)
+            )
+            scores_HLL.append(queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5)
+        reported = attention_of(shown, batch, 2)[row, :, :length, :length]
+        torch.testing.assert_close(scores_HLL[0].softmax(-1), reported, rtol=1e-4, atol=1e-6)
+        total = total + (scores_HLL[0] - scores_HLL[1]).square().sum() / length / (sum(lengths) * 4)
+    value = loss_of(spec, model, nn.ModuleDict(), source, batch)
+    assert value.item() == pytest.approx(total.item(), rel=1e-3)
+
+
 # ---------------------------------------------------------------- a run, and what is refused before it
 
 

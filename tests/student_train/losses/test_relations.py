@@ -48,20 +48,23 @@ def plainly(
         for head in range(heads):
             for token in range(first, end):
                 seen = slice(first, token + 1 if is_causal else end)
-                log = []
+                log, scores = [], []
                 for a, b in ((a_p, b_p), (a_q, b_q)):
                     size = a.shape[1] // heads
                     mine = slice(head * size, (head + 1) * size)
-                    log.append(((b[seen, mine] @ a[token, mine]) / math.sqrt(size)).log_softmax(0))
+                    scores.append((b[seen, mine] @ a[token, mine]) / math.sqrt(size))
+                    log.append(scores[-1].log_softmax(0))
                 if metric == "kl":
                     total = total + (log[0].exp() * (log[0] - log[1])).sum()
+                elif metric == "scores-mse":  # later tokens are 0 in both
+                    total = total + (scores[0] - scores[1]).square().sum() / (end - first)
                 else:
                     total = total + (log[0].exp() - log[1].exp()).square().sum() / (end - first)
                 compared += 1
     return total / compared
 
 
-@pytest.mark.parametrize("metric", ["kl", "mse"])
+@pytest.mark.parametrize("metric", ["kl", "mse", "scores-mse"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("slice_numbers", [1, 20, 150, 2**20])
 @pytest.mark.parametrize("heads", [1, 2, 12])
@@ -93,7 +96,7 @@ def test_the_gradient_agrees_with_finite_differences() -> None:
     teacher = teacher_part(3, tokens=4), teacher_part(4, tokens=4)
     torch.manual_seed(0)
     sides = [torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    for metric in ("kl", "mse"):
+    for metric in ("kl", "mse", "scores-mse"):
         assert torch.autograd.gradcheck(lambda *both: relation_loss(both, teacher, (3, 1), 3, False, metric), sides)  # noqa: B023
 
 
