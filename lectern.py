@@ -27,6 +27,7 @@ from shared.text.lengths import DEFAULT_STRIDE
 from student_train import distill as _distill
 from student_train import sweep as _sweep
 from student_train.distill import Result
+from student_train.recipe.decoding import Decode
 from student_train.recipe.recipe import Recipe, overridden, read_recipe
 from student_train.scoring import evaluate as _evaluate
 from student_train.scoring import export as _export
@@ -173,6 +174,7 @@ def evaluate(
     stride: int = DEFAULT_STRIDE,
     max_length: int | None = None,
     device: str = "auto",
+    decode: Decode | None = None,
 ) -> Report:
     """Score a model's folder (a teacher's, too) on files with gold labels: metrics, parameters, latency.
 
@@ -182,7 +184,7 @@ def evaluate(
         dump: where a dump of held-out rows is, for the agreement with its teacher.
         task: by default what the model's architecture says.
         columns: which columns of the files hold what.
-        positions, stride, max_length, device: as of `distill eval`.
+        positions, stride, max_length, device, decode: as of `distill eval`.
 
     Raises:
         RecipeError: when the folder holds no model of the task, or its labels are not those of the data or dump.
@@ -193,7 +195,7 @@ def evaluate(
         (['accuracy', 'macro_f1'], 1.0)
     """
     names = columns or ScoredColumns()
-    return _evaluate.evaluate(model, _files(data), names, dump, task, device, max_length, positions, stride)
+    return _evaluate.evaluate(model, _files(data), names, dump, task, device, max_length, positions, stride, decode)
 
 
 def sweep(path: str | Path, *, jobs: int | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from shared.cli import EPILOG, run
 from shared.options import MOST, grouped
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Positions
+from student_train.recipe.decoding import Decoding
 
 if TYPE_CHECKING:
     from shared.text.groups import GroupScores
@@ -82,6 +83,7 @@ def evaluate_model(
     task: TaskOption = None,
     names: ScoredColumns,
     where: Positions,
+    how: Decoding,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -102,7 +104,7 @@ def evaluate_model(
 
     if json is not None:
         check_file(json, "--json")
-    report = evaluate(student, data, names, dump, task, device, max_length, where.positions, where.stride)
+    report = evaluate(student, data, names, dump, task, device, max_length, where.positions, where.stride, how.decode)
     typer.echo(f"{report.model}: {report.task}, {report.counted}, {report.device}, {report.threads} threads")
     _print(report.table())
     _print_groups(report.groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from shared.errors import LecternError, RecipeError
@@ -16,11 +16,13 @@ from shared.models.loading import load_tokenizer
 from shared.storage.files import only_one, write_text_atomically
 from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
+from student_train.chains.transitions import save_transitions, without_transitions
 from student_train.data.needs import needs_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
 from student_train.recipe.kept import check_output
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
+from student_train.scoring.decoding import check_decode
 from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
 from student_train.students import build_student
@@ -121,7 +123,7 @@ def _save_and_score(
     source.tokenizer.model_max_length = source.max_length
     staging = recipe.output / STAGING
     with written(staging, RESUME_ADVICE):
-        _save(student, source.tokenizer, staging)
+        _save(student, source, staging)
         write_text_atomically(staging / STAGES, stages_json(results))
     report = _score(recipe, source, staging)
     write_card(staging, recipe, source, _steps(results), report)
@@ -187,6 +189,8 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
         raise RecipeError(f"the section 'eval': the task {task.name} has no metrics to score with; leave it out.")
     columns, positions = task.scored_columns(recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
+    has_chains = positions == task.chain_positions
+    check_decode(recipe.eval.decode, has_chains, source.label_names, recipe.student.crf, "eval.decode =")
     stride = recipe.eval.stride
     how = Tokenizing(source.tokenizer, source.max_length, names, positions, chats=columns.shape.is_chat, stride=stride)
     task.check_tokenizing(how)
@@ -205,10 +209,12 @@ def _check_trackers(recipe: Recipe) -> None:
             )
 
 
-def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save(student: PreTrainedModel, source: Source, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    student.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with without_transitions(student):
+        student.save_pretrained(folder)
+    save_transitions(student, source.label_names, folder)
+    source.tokenizer.save_pretrained(folder)
 
 
 def _score(recipe: Recipe, source: Source, folder: Path) -> Report | None:
@@ -225,6 +231,7 @@ def _score(recipe: Recipe, source: Source, folder: Path) -> Report | None:
         device,
         positions=section.positions,
         stride=section.stride,
+        decode=section.decode,
     )
     report = replace(report, model=str(recipe.output))
     write_text_atomically(folder / METRICS, json.dumps(report.as_dict(), indent=2) + "\n")

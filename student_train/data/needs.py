@@ -14,6 +14,11 @@ def needs_of(student: Student, source: Source) -> Needs:
     Raises:
         RecipeError, DumpError: if the source lacks the data from which the student is initialised.
     """
+    if student.crf and not source.has_chains:
+        raise RecipeError(
+            "student.crf = true is for tags of words (token-classification at first-subtoken positions), and "
+            f"{source.name} has other rows; leave the key out."
+        )
     tokenizer = source.tokenizer
     return Needs(
         auto_class=source.task.auto_class,

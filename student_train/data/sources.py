@@ -144,6 +144,11 @@ class Source(ABC):
         return {key: codec.width for key, codec in self.vectors.items()}
 
     @property
+    def has_chains(self) -> bool:
+        """Whether a row's distributions are about the tags of its words, one after the other."""
+        return self.task.chain_positions is not None and self.positions == self.task.chain_positions
+
+    @property
     def has_dense_logits(self) -> bool:
         """Whether distributions have every logit."""
         return self.distribution is not None and self.distribution.keeps_all_logits

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from student_train.chains.batch import Chains, legal_transitions
+from student_train.chains.transitions import transitions_of
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.attention import Attended, capture
@@ -43,7 +45,7 @@ def outputs_of(
     hidden_TD = tuple(layer[is_token_BL] for layer in output.hidden_states) if wants_hidden else ()
     attended = {layer: Attended.at_tokens(found, is_token_BL) for layer, found in captured.items()}
     lengths = tuple(is_token_BL.sum(dim=1).tolist()) if wants_hidden else ()
-    return Outputs(logits, hidden_TD, sliced, attended=attended, lengths=lengths)
+    return Outputs(logits, hidden_TD, sliced, attended=attended, lengths=lengths, transitions=transitions_of(model))
 
 
 def targets_of(batch: Batch, source: Source) -> BatchTargets:
@@ -57,4 +59,9 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
     vectors = {
         key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
     }
-    return BatchTargets(distributions, vectors, batch.labels, is_ragged=source.layout.is_ragged)
+    return BatchTargets(distributions, vectors, batch.labels, source.layout.is_ragged, chains_of(batch, source))
+
+
+def chains_of(batch: Batch, source: Source) -> Chains | None:
+    """Return the chains of tags of a batch's rows; None if the source's rows are not chains."""
+    return Chains(batch.index.counts, legal_transitions(source.label_names or ())) if source.has_chains else None

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from shared.dump.codecs import Targets
 from shared.dump.signals import SignalKey
+from student_train.chains.batch import Chains
+from student_train.chains.crf import Transitions
 from student_train.forward.attention import Attended
 from student_train.forward.sliced_logits import SlicedLogits
 from student_train.forward.teacher_vectors import TeacherVectors
@@ -27,6 +29,7 @@ class Outputs:
         overwrite: whether a loss may overwrite logits_NV, because nothing reads them afterwards.
         attended: layer number as a loss gives it -> queries, keys and values of that layer.
         lengths: tokens of each row; rows lie one after the other in the T tokens. Empty if no loss needs hidden states.
+        transitions: a tagger's learnt scores of transitions between tags; None if it has none.
     """
 
     logits_NV: Tensor | None
@@ -35,6 +38,7 @@ class Outputs:
     overwrite: bool = False
     attended: dict[int, Attended] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
+    transitions: Transitions | None = None
 
     @property
     def has_logits(self) -> bool:
@@ -70,14 +74,16 @@ class BatchTargets:
         vectors: signal -> the teacher's vectors, still encoded.
         labels_N: gold labels, -100 where missing.
         is_ragged: whether distributions have different numbers of classes, padded with -inf.
+        chains: which positions are the tags of a row's words; None if they are not.
     """
 
     distributions: Targets | None
     vectors: dict[SignalKey, TeacherVectors]
     labels_N: Tensor
     is_ragged: bool = False
+    chains: Chains | None = None
 
     def part(self, positions: slice) -> "BatchTargets":
-        """Return the distributions and labels of a slice of positions, without vectors."""
+        """Return the distributions and labels of a slice of positions, without vectors and chains."""
         distributions = None if self.distributions is None else self.distributions.part(positions)
         return BatchTargets(distributions, {}, self.labels_N[positions], self.is_ragged)

@@ -35,6 +35,8 @@ class Loss(BaseModel, ABC):
     by_position: ClassVar[bool] = False
     # Whether it needs the logits of all positions of a batch at once, so that no loss beside it gets them in slices.
     needs_whole_logits: ClassVar[bool] = False
+    # Whether it trains the student's head, so that scores of its predictions mean something.
+    trains_head: ClassVar[bool] = False
     # Whether it compares the student with a teacher. (A dump may hold gold labels as well.)
     has_teacher: ClassVar[bool] = True
 

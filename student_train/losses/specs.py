@@ -7,6 +7,7 @@ from student_train.losses.base import Loss
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.losses.relations import RelationLoss
+from student_train.losses.structure import CRFGoldLoss, KBestLoss, StructureLoss
 
 LOSSES: Registry[type[Loss]] = Registry(
     "loss",
@@ -17,6 +18,9 @@ LOSSES: Registry[type[Loss]] = Registry(
         "gold": GoldLoss,
         "hidden": HiddenLoss,
         "relations": RelationLoss,
+        "structure": StructureLoss,
+        "k-best": KBestLoss,
+        "crf-gold": CRFGoldLoss,
     },
 )
 

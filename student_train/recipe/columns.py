@@ -13,6 +13,7 @@ from shared.storage import Folder
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Lengths, Positions
 from shared.text.tasks import TASKS
+from student_train.recipe.decoding import Decoding
 
 _ONLY_THESE_KEYS = ConfigDict(extra="forbid")
 
@@ -41,7 +42,7 @@ class DataSection(Lengths, Positions, ColumnNames):
 
 
 @dataclass(frozen=True, kw_only=True, config=_ONLY_THESE_KEYS)
-class EvalSection(Positions, ScoredColumns):
+class EvalSection(Positions, Decoding, ScoredColumns):
     """[eval]: held-out files to score the finished student on, and a dump of held-out rows to measure agreement."""
 
     data: tuple[str, ...] = Field(min_length=1)

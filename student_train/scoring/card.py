@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from shared.storage.files import write_text_atomically
+from student_train.chains.transitions import FILE_NAME as TRANSITIONS
 from student_train.data.sources import Source
 from student_train.losses.base import Loss
 from student_train.recipe.recipe import Recipe
@@ -30,8 +31,20 @@ Trained by Lectern on {trained_on}: {sum(source.group_rows):,} rows, {steps:,} s
 
 | | |
 |---|---|
-{scores}""",
+{scores}{_about_transitions(folder)}""",
     )
+
+
+def _about_transitions(folder: Path) -> str:
+    """Return how to use the model's transitions between tags, if it has some."""
+    if not (folder / TRANSITIONS).exists():
+        return ""
+    return f"""
+The tagger is a CRF. A word's logits, at its first token, are the emissions; `{TRANSITIONS}` holds the transitions:
+`between[i][j]` is the score of label j after label i, `first` and `last` are those of a row's first and last word.
+Viterbi decoding takes the labels with the highest sum of log-softmax values and transitions, as
+`distill eval {folder.parent.name}` does; without it, each word's most probable label can be taken, at some loss.
+"""
 
 
 def _with_weight(spec: Loss) -> str:

@@ -14,8 +14,11 @@ from shared.text.columns import ScoredColumns
 from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import Task
+from student_train.chains.transitions import transitions_of
 from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
+from student_train.recipe.decoding import Decode
 from student_train.scoring.agreement import agreement_of
+from student_train.scoring.decoding import check_decode, decoder_of
 from student_train.scoring.latency import first_batches, latencies
 from student_train.scoring.models import load_model, longest_row
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
@@ -36,6 +39,7 @@ def evaluate(
     max_length: int | None = None,
     positions: str | None = None,
     stride: int = DEFAULT_STRIDE,
+    decode: Decode | None = None,
 ) -> Report:
     """Score the model in a folder on files with gold labels, and its agreement with a dump's teacher if one is given.
 
@@ -65,7 +69,8 @@ def evaluate(
             f"{', '.join(data)}: no row has a gold label, so there is nothing to score; name the column of the labels, "
             "or give --dump to measure the agreement with a teacher."
         )
-    predictions = predictions_of(model, source, task.scoring_columns).with_lost_words(source.lost_words)
+    check_decode(decode, source.has_chains, label_names, transitions_of(model) is not None, "--decode")
+    predictions = predictions_of(model, source, task.scoring_columns, decode).with_lost_words(source.lost_words)
     if task.needs_examples:
         predictions.examples = dict(enumerate(source.examples()))
     groups = None
@@ -91,6 +96,7 @@ def evaluate(
         groups=groups,
         onnxruntime_latency_ms=others[0] if others else {},
         questions=source.questions,
+        decode=decoder_of(decode, model, source)[0],
     )
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shared.errors import RecipeError, UsageError
 from shared.models import loading
 from shared.text.tasks import TASKS, Task, task_named
+from student_train.chains.transitions import load_transitions
 
 DEFAULT_LENGTH = 512
 
@@ -32,6 +33,7 @@ def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel
             f"{path}: it has no weights for {', '.join(missing[:3])}, which {task.name} needs; this checkpoint lacks "
             "that head."
         )
+    load_transitions(model, task.label_names_of(model.config), path)
     model.config.use_cache = False  # nothing is generated
     return model.eval(), task
 

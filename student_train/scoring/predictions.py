@@ -14,19 +14,25 @@ from student_train.data.sources import Source
 from student_train.forward.head import plain_head
 from student_train.forward.observe import outputs_of
 from student_train.losses import formulas
+from student_train.recipe.decoding import Decode
+from student_train.scoring.decoding import decoder_of
 
 EVAL_ROWS = 32
 
 
 @torch.inference_mode()
-def predictions_of(model: PreTrainedModel, source: Source, columns: Sequence[str] = ()) -> Predictions:
+def predictions_of(
+    model: PreTrainedModel, source: Source, columns: Sequence[str] = (), decode: Decode | None = None
+) -> Predictions:
     """Return the predictions of a model, in evaluation mode, for every row of a source.
 
-    With `columns`, the task's `scoring_columns`, they include everything that the task's metrics need.
+    With `columns`, the task's `scoring_columns`, they include everything that the task's metrics need. `decode`: see
+    `decoder_of`.
     """
     predictions = Predictions(source.label_names or ())
     task = source.task
     head = plain_head(model) if task.predicts_vocabulary else None
+    _, predict = decoder_of(decode, model, source)
     for host_batch in in_order(source, columns, EVAL_ROWS, by_length=True):
         batch = host_batch.to(model.device)
         rows, guesses = batch.rows.tolist(), []
@@ -40,7 +46,7 @@ def predictions_of(model: PreTrainedModel, source: Source, columns: Sequence[str
             labelled = int((labels_N != MISSING).sum())
             predictions.negative_log_likelihood += float(formulas.cross_entropy(logits_NV, labels_N)) * labelled
             predictions.labelled += labelled
-            guesses.append(logits_NV.argmax(-1))
+            guesses.append(predict(logits_NV, batch))
             if task.scoring_columns and batch.columns.keys() >= set(task.scoring_columns):
                 predictions.notes |= task.notes(rows, logits_NV, batch.index, batch.columns)
         if task.scores_rows:

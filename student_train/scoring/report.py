@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shared.text.groups import GroupScores
+from student_train.recipe.decoding import Decode
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Report:
         groups: the scores of each group of rows, if a column names groups.
         latency_ms: batch size -> median milliseconds of a forward pass in torch for so many rows of the data.
         onnxruntime_latency_ms: the same in onnxruntime, from the folder's model.onnx; empty if there is none.
+        decode: how the metrics' predictions were made of logits. (The agreement is about the most probable classes.)
         threads: number of threads for both latencies.
     """
 
@@ -36,6 +38,7 @@ class Report:
     groups: GroupScores | None = None
     onnxruntime_latency_ms: dict[int, float] = field(default_factory=dict)
     questions: int | None = None
+    decode: Decode = "argmax"
 
     @property
     def counted(self) -> str:
@@ -60,6 +63,8 @@ class Report:
             lines += [
                 (f"mean {name.replace('_', ' ')} {over}", f"{value:.4g}") for name, value in self.groups.mean.items()
             ]
+        if self.decode != "argmax":
+            lines.append(("decoded by", self.decode))
         if self.agreement is not None:
             lines.append(("agreement with the teacher", f"{self.agreement:.4f}"))
         if self.divergence is not None:

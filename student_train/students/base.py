@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import PreTrainedModel
 
 from shared.numbers import STRICT
@@ -20,6 +20,7 @@ class Student(BaseModel, ABC):
     model_config = STRICT
 
     kind: str
+    crf: bool = Field(default=False, description="learn scores of transitions between tags (token-classification)")
 
     @property
     def checkpoint(self) -> str | None:

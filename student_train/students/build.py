@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
+from student_train.chains.transitions import add_transitions, load_transitions, transitions_of
 from student_train.students.base import Student
 from student_train.students.needs import Needs
 
@@ -27,6 +28,12 @@ def build_student(student: Student, needs: Needs) -> PreTrainedModel:
     if getattr(model.config, "pad_token_id", None) is None:
         # Many decoders have none, but as classifiers they search for the last token before the padding.
         model.config.pad_token_id = needs.pad_token_id
+    if student.crf:
+        assert needs.label_names is not None
+        if student.checkpoint is not None:
+            load_transitions(model, needs.label_names, student.checkpoint)
+        if transitions_of(model) is None:
+            add_transitions(model, len(needs.label_names))
     _check_reach(model, student.known_ids(model), needs)
     return model
 

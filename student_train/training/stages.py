@@ -90,4 +90,4 @@ def order_of(stage: Stage, source: Source) -> tuple[Order, list[str]]:
 
 def _metric_for(loss: tuple[Loss, ...], metric: str) -> str:
     """Return `metric`, or "loss" for a stage whose losses do not train the head: its predictions mean nothing."""
-    return metric if any(spec.by_position for spec in loss) else "loss"
+    return metric if any(spec.by_position or spec.trains_head for spec in loss) else "loss"

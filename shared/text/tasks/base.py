@@ -46,6 +46,7 @@ class Task(ABC):
         needs_examples: whether its metrics need the example from which each row was made.
         scoring_columns: names of `TokenizedRow.columns` that its metrics need for each recorded position.
         reads_chats: whether its rows may be lists of messages.
+        chain_positions: the choice of positions at which a row has a tag for each word, so that its tags are a chain.
         splits_examples: whether an example of the files may become several rows, windows that overlap by `stride`.
         is_causal: whether its models must not see the tokens after a position.
         config_values: values that a student's configuration must have, if it has these fields.
@@ -63,6 +64,7 @@ class Task(ABC):
     needs_examples: ClassVar[bool] = False
     scoring_columns: ClassVar[tuple[str, ...]] = ()
     reads_chats: ClassVar[bool] = False
+    chain_positions: ClassVar[str | None] = None
     splits_examples: ClassVar[bool] = False
     is_causal: ClassVar[bool] = False
     config_values: ClassVar[Mapping[str, Any]] = {}

@@ -21,6 +21,7 @@ class TokenClassification(Task):
     architectures = ("ForTokenClassification",)
     layouts = {"first-subtoken": "listed", "all": "listed"}  # noqa: RUF012
     has_labels = True
+    chain_positions = "first-subtoken"
     scores_rows = True
 
     def columns_of_texts(self, names: ColumnNames, labels_required: bool | None) -> Columns:
