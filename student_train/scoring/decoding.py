@@ -4,6 +4,7 @@ Shapes: N recorded positions, C classes.
 """
 
 from collections.abc import Callable
+from typing import get_args
 
 from torch import Tensor, nn
 
@@ -40,8 +41,11 @@ def check_decode(
     """Check the choice before any row is scored; `key` names it in messages.
 
     Raises:
-        UsageError: for viterbi where rows have no tags of words, or nothing is known of what may follow what.
+        UsageError: for an unknown choice; for viterbi where rows have no tags of words, or nothing is known of what
+            may follow what.
     """
+    if decode not in (None, *get_args(Decode)):
+        raise UsageError(f"{key} {decode!r:.80} is unknown; the valid ones are {', '.join(get_args(Decode))}.")
     if decode != "viterbi":
         return
     if not has_chains:

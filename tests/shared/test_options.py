@@ -21,6 +21,7 @@ from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Lengths, Positions
 from student_train.cli import app as distill
 from student_train.recipe.columns import DataSection, EvalSection
+from student_train.recipe.decoding import Decoding
 from teacher_dump import annotate
 from teacher_dump.cli import app as dump
 from teacher_dump.cli import dump as dump_command
@@ -86,7 +87,7 @@ def test_no_option_is_declared_twice() -> None:
     declared = [name for group in GROUPS for name in inspect.get_annotations(group)]
     assert sorted(declared) == sorted(set(declared))
     assert set(inspect.get_annotations(Request)) == OTHERWISE_IN_DUMP
-    shared = {name for group in (ScoredColumns, Positions, Lengths) for name in group.__dataclass_fields__}
+    shared = {name for group in (ScoredColumns, Positions, Lengths, Decoding) for name in group.__dataclass_fields__}
     for section in (DataSection, EvalSection):
         assert set(inspect.get_annotations(section)) & shared == OTHERWISE_IN_RECIPE.get(section, set())
     for name, command in (("dump", dump_command), *((c.name, c.callback) for c in distill.registered_commands)):
@@ -101,7 +102,7 @@ def test_every_option_has_a_help_text() -> None:
 
 @pytest.mark.parametrize(("section", "groups"), [
     (DataSection, (ColumnNames, Positions, Lengths)),
-    (EvalSection, (ScoredColumns, Positions)),
+    (EvalSection, (ScoredColumns, Positions, Decoding)),
 ])  # fmt: skip
 def test_a_recipes_keys_are_the_options_of_the_command_lines(section: Any, groups: tuple[type[Any], ...]) -> None:
     keys = section.__pydantic_fields__

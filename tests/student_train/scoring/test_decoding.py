@@ -196,6 +196,8 @@ def test_viterbi_is_for_tags_that_follow_a_scheme(
     options: dict[str, Any] = {"device": "cpu", "decode": "viterbi", "positions": "all"}
     with pytest.raises(UsageError, match="--decode viterbi is for tags of words"):
         evaluate(teachers[TASK], [str(corpora[TASK])], ScoredColumns(), **options)
+    with pytest.raises(UsageError, match="--decode 'best' is unknown; the valid ones are argmax, viterbi"):
+        evaluate(teachers[TASK], [str(corpora[TASK])], ScoredColumns(), device="cpu", decode="best")  # type: ignore[arg-type]
     names = {"id2label": {0: "N", 1: "V"}, "label2id": {"N": 0, "V": 1}}
     teacher, rows = make_teacher(TASK, **names), [{"tokens": ["the", "fox"], "tags": ["N", "V"]}] * 4
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
