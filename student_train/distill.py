@@ -25,7 +25,7 @@ from student_train.scoring.card import write_card
 from student_train.scoring.decoding import check_decode
 from student_train.scoring.evaluate import evaluate, open_held_out
 from student_train.scoring.report import Report
-from student_train.students import build_student
+from student_train.students import build_student, fold
 from student_train.training import ranks
 from student_train.training.checkpoints import RESUME_ADVICE, written
 from student_train.training.journal import (
@@ -81,8 +81,13 @@ def run(recipe: Recipe, resume: bool) -> Result:
 
 
 def check(recipe: Recipe) -> int:
-    """Return the number of parameters of a recipe's student. Raises what `run` would raise before its first step."""
-    return int(_prepare(recipe)[1].num_parameters())
+    """Return the number of parameters of a recipe's student, as it is saved.
+
+    Raises what `run` would raise before its first step.
+    """
+    student = _prepare(recipe)[1]
+    fold(student)
+    return int(student.num_parameters())
 
 
 def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
@@ -121,6 +126,7 @@ def _save_and_score(
 ) -> Report | None:
     """Save the student with its tokenizer, scores and model card; the output folder gets them when all are written."""
     source.tokenizer.model_max_length = source.max_length
+    fold(student)
     staging = recipe.output / STAGING
     with written(staging, RESUME_ADVICE):
         _save(student, source, staging)

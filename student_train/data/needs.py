@@ -6,6 +6,7 @@ from shared.errors import RecipeError
 from student_train.data.sources import Source
 from student_train.data.vocabulary import kept_ids
 from student_train.students import Needs, Student
+from student_train.students.needs import Teacher
 
 
 def needs_of(student: Student, source: Source) -> Needs:
@@ -30,7 +31,17 @@ def needs_of(student: Student, source: Source) -> Needs:
         kept_ids_K=kept_ids(student, source),
         unknown_id=tokenizer.unk_token_id,
         word_embeddings_VD=_word_embeddings(student, source),
+        teacher=_teacher(student, source),
     )
+
+
+def _teacher(student: Student, source: Source) -> Teacher | None:
+    """The teacher's weights, with the importance of its parts, as far as the student is initialised from them."""
+    starts = [initialiser for initialiser in student.initialisers if initialiser.needs_teacher]
+    if not starts:
+        return None
+    wants_importance = any(start.needs_importance for start in starts)
+    return Teacher(*source.teacher_weights(), source.importance() if wants_importance else None)
 
 
 def _word_embeddings(student: Student, source: Source) -> Tensor | None:

@@ -9,7 +9,8 @@ from student_train.students.bilstm import (
 )
 from student_train.students.bilstm_student import BiLSTMStudent
 from student_train.students.build import build_student
-from student_train.students.initialisers import INITIALISERS, Initialiser
+from student_train.students.initialisers import INITIALISERS, STARTS, Initialiser
+from student_train.students.initialisers.from_teacher import fold
 from student_train.students.needs import Needs
 from student_train.students.pretrained import PretrainedStudent
 from student_train.students.table import STUDENTS, StudentSpec
@@ -17,6 +18,7 @@ from student_train.students.transformer import TransformerStudent
 
 __all__ = [
     "INITIALISERS",
+    "STARTS",
     "STUDENTS",
     "BiLSTMConfig",
     "BiLSTMForSequenceClassification",
@@ -30,4 +32,5 @@ __all__ = [
     "StudentSpec",
     "TransformerStudent",
     "build_student",
+    "fold",
 ]

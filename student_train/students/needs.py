@@ -1,8 +1,26 @@
 """The properties that a student must have, and the data from which it may be initialised."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher's weights, and what they belong to.
+
+    Attributes:
+        config: its configuration, as transformers writes it.
+        tensors: its weights, by the names of its state dict.
+        importance: of its "heads" [layers, heads], "neurons" [layers, neurons] and "residual" dimensions [width]; None
+            if no initialiser needs it.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +36,7 @@ class Needs:
         max_length: the number of tokens of the longest row, which every student must be able to read.
         kept_ids_K: the ids, ascending, that get their own embeddings; None for all ids.
         unknown_id: the tokenizer's unknown token, which replaces the other ids.
-        word_embeddings_VD: those of the teacher, for initialisers that need them.
+        word_embeddings_VD, teacher: the teacher's, for initialisers that need them.
     """
 
     auto_class: str
@@ -30,3 +48,4 @@ class Needs:
     kept_ids_K: Tensor | None = None
     unknown_id: int | None = None
     word_embeddings_VD: Tensor | None = None
+    teacher: Teacher | None = None

@@ -1,5 +1,6 @@
 """A fresh transformer of a given depth and width, of any model type of the transformers library."""
 
+from dataclasses import fields
 from typing import Any, Literal, Self
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,8 +11,10 @@ from shared.errors import RecipeError
 from shared.numbers import Count
 from student_train.students.base import Student
 from student_train.students.heads import field_names, fresh_model, fresh_values, task_values
-from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser
+from student_train.students.initialisers import INITIALISERS, Embeddings, Initialiser, Random, Start
+from student_train.students.initialisers.from_teacher import Wanted, configuration
 from student_train.students.needs import Needs
+from student_train.students.sizes import intermediate_size_name
 
 # The shapes of XtremeDistilTransformers (Mukherjee, Awadallah & Gao 2021, arXiv 2106.04563). With BERT's 30,522 word
 # pieces and 512 positions, as published, they have about 13, 22 and 33 million parameters.
@@ -27,14 +30,12 @@ DEFAULT_MODEL_TYPES = {"AutoModelForCausalLM": "llama"}
 # Architectures that number positions from pad_token_id + 1, and therefore need this number of additional positions.
 POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
 
-# The inner width of the feed-forward layer has different names; the first one that a configuration has is used.
-INTERMEDIATE_SIZE_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim", "n_inner", "d_ff")
-
 
 class TransformerStudent(Student):
     """A fresh transformer; `model_type` is any of transformers, by default bert, for causal-lm llama.
 
-    A `preset` sets `layers`, `hidden_size` and `heads`; a key that is given too takes precedence.
+    A `preset` sets `layers`, `hidden_size` and `heads`; a key that is given too takes precedence. `start` says what its
+    weights start from: random numbers, or those of the teacher, whose type the student then has.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -42,11 +43,14 @@ class TransformerStudent(Student):
     layers: Count
     hidden_size: Count
     heads: Count
-    intermediate_size: Count | None = Field(default=None, description="by default 4 * hidden_size")
+    intermediate_size: Count | None = Field(
+        default=None, description="by default 4 * hidden_size, or in the teacher's ratio"
+    )
     model_type: str | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1, description="for each kind of dropout that the model type has")
     tie_embeddings: bool | None = Field(default=None, description="by default as usual for the model type")
     embeddings: Embeddings = Field(default="random", description="svd: the teacher's, compressed to the width")
+    start: Start = Field(default_factory=Random, description="random, or what is taken from the teacher's weights")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,12 +80,24 @@ class TransformerStudent(Student):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_start_of_the_embeddings(self) -> Self:
+        if self.start.needs_teacher and self.embeddings != "random":
+            raise ValueError(
+                f"embeddings = {self.embeddings!r}: with start.kind = {self.start.kind!r} the word embeddings start "
+                "from the teacher's weights like all others; give one of the two"
+            )
+        return self
+
     @property
     def initialisers(self) -> tuple[Initialiser, ...]:
-        return (INITIALISERS.named(self.embeddings)(kind=self.embeddings),)
+        return self.start, INITIALISERS.named(self.embeddings)(kind=self.embeddings)
 
     def build(self, needs: Needs) -> PreTrainedModel:
-        return fresh_model(_configuration(self, needs), needs.auto_class)
+        if not self.start.needs_teacher:
+            return fresh_model(_configuration(self, needs), needs.auto_class)
+        wanted = Wanted(**self.model_dump(include={field.name for field in fields(Wanted)}))
+        return fresh_model(configuration(wanted, needs, self.start.teacher_layers), needs.auto_class)
 
 
 def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
@@ -97,12 +113,11 @@ def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
             raise RecipeError(f"A {model_type} student needs a padding token, but the tokenizer has none.")
         positions += needs.pad_token_id + 1
 
-    intermediate_size_name = next((name for name in INTERMEDIATE_SIZE_NAMES if name in names), "intermediate_size")
     required = {
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
         "num_attention_heads": spec.heads,
-        intermediate_size_name: spec.intermediate_size or 4 * spec.hidden_size,
+        intermediate_size_name(config_class): spec.intermediate_size or 4 * spec.hidden_size,
         "max_position_embeddings": positions,
     }
     if spec.tie_embeddings is not None:

@@ -1,4 +1,4 @@
-"""Random word embeddings, as they were drawn when the model was built."""
+"""Random weights, as they were drawn when the model was built."""
 
 from typing import Literal
 
