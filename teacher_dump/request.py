@@ -13,6 +13,7 @@ from shared.options import MOST, AsText, NoOption
 from shared.storage import Folder
 from shared.text.columns import ColumnNames
 from shared.text.lengths import Lengths, Positions
+from teacher_dump.kept import Kept
 
 MOST_TOP_P_IDS = 256
 # Below it, there are more numbers of classes than vocabularies have.
@@ -172,13 +173,6 @@ class Vectors:
         str, Doc("Layers whose queries, keys and values are kept, for attention relations: none, last, all, or 5,6.")
     ] = "none"
     signals: Annotated[tuple[SignalRequest, ...], NoOption] = ()
-    embeddings: Annotated[
-        bool,
-        Doc(
-            "Also keep the teacher's input word embeddings, once, for students initialised from them (2 bytes per "
-            "number)."
-        ),
-    ] = False
 
 
 def _tokens_or_auto(text: str) -> int | None:
@@ -233,7 +227,7 @@ class Storage:
 
 # A dataclass starts with the fields of its last base, so the options are in the order of the bases from right to left.
 @dataclass(frozen=True)
-class Request(Storage, Running, Lengths, Vectors, Positions, Distributions, ColumnNames, Source):
+class Request(Storage, Running, Lengths, Kept, Vectors, Positions, Distributions, ColumnNames, Source):
     """One `dump` command; `dump --help` explains each option.
 
     Gold labels are optional here, unlike in the other commands: a column that has not been named may be missing.

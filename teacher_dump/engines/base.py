@@ -11,7 +11,7 @@ Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positi
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -165,6 +165,22 @@ class Engine(ABC):
         """The input word embeddings [V, D]. Raises TeacherError if the teacher does not give them."""
         raise TeacherError(
             f"--embeddings: {self.architecture} does not give its word embeddings; leave the option out."
+        )
+
+    def weights(self, layers: Sequence[int] | None) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """(the configuration, as JSON; the weights by name), of which a model of transformers can be made.
+
+        Args:
+            layers: numbers of the layers, from 1, to which the weights are limited, beside everything outside of the
+                layers; None for all.
+
+        Raises:
+            TeacherError: if the teacher has no plain weights.
+            UsageError: for a layer that it lacks.
+        """
+        raise TeacherError(
+            f"--teacher-weights: {self.architecture} is no model of transformers, of whose weights another could be "
+            "made; leave the option out."
         )
 
     def check(self, key: SignalKey) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from teacher_dump.engines.transformers.forward import run
 from teacher_dump.engines.transformers.packing import packed_inputs
 from teacher_dump.engines.transformers.signals import SOURCES, widths_of
 from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.engines.transformers.weights import config_of, weights_of
 
 
 class TransformersEngine(Engine):
@@ -68,6 +70,9 @@ class TransformersEngine(Engine):
     def word_embeddings(self) -> Tensor:
         weight_VD: Tensor = self.teacher.model.get_input_embeddings().weight
         return weight_VD
+
+    def weights(self, layers: Sequence[int] | None) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        return config_of(self.teacher.model), weights_of(self.teacher.model, layers)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
