@@ -64,6 +64,8 @@ def prepare(request: Request) -> Plan:
     positions = task.check_positions(request.positions)
     check_folder(request.folder)
     description = describe_teacher(request, task)
+    if description.cut_at is not None:
+        request = dataclasses.replace(request, max_length=min(request.max_length, description.cut_at))
     how = tokenizing(request, task, description, positions)
     corpus = corpus_of(request, task, how)
     task.check_tokenizing(how)

@@ -120,6 +120,7 @@ def describe(
         ),
         signals=signals,
         tensor_files=tensor_files(request, engine),
+        pooling=teacher.pooling,
         compression=_compression(request),
     )
 

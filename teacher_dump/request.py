@@ -160,6 +160,19 @@ class Vectors:
             "0 is the output of the embeddings."
         ),
     ] = "none"
+    pooling: Annotated[
+        str | None,
+        Doc(
+            "Embeddings of rows (encoder): auto (the default: as the modules.json beside the model says, which also "
+            "gives the largest number of tokens; without one mean), mean, cls, last or max of the last hidden states, "
+            "or none."
+        ),
+    ] = None
+    normalize: Annotated[
+        str,
+        Doc("Whether embeddings of rows are divided by their length: yes, no, or auto (as modules.json says, or no)."),
+    ] = "auto"
+    pooled_codec: Annotated[str, Doc("How embeddings of rows are kept: float16, int8 or int4.")] = "float16"
     hidden_codec: Annotated[str, Doc("How hidden states (and --relations) are kept: float16, int8 or int4.")] = (
         "float16"
     )

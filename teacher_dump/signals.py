@@ -24,7 +24,7 @@ from shared.dump.codecs import (
 )
 from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
-from shared.dump.signals import DISTRIBUTION, HIDDEN, RELATIONS, SITES, Signal, SignalKey
+from shared.dump.signals import DISTRIBUTION, EMBEDDING, HIDDEN, RELATIONS, SITES, Signal, SignalKey
 from shared.errors import UsageError
 from shared.options import flag_of
 from shared.validation import in_words, message_of
@@ -110,8 +110,10 @@ def _codec_of_distribution(
     return _checked(lambda: Sparse(name=DISTRIBUTION, selection=selection, vocabulary=classes, **options))
 
 
-def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list[int]:
+def hidden_layers(request: Request, has_others: bool, layers: int) -> list[int]:
     """The layers of --hidden none | last | all | 6,12, numbered as transformers' hidden_states: 0 for the embeddings.
+
+    `has_others` says whether distributions or embeddings of rows are recorded.
 
     Raises:
         UsageError: for layers that the teacher lacks, or options of a codec if no vectors are requested.
@@ -119,7 +121,7 @@ def hidden_layers(request: Request, has_distribution: bool, layers: int) -> list
     if request.hidden_codec not in VECTOR_KINDS:
         raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(VECTOR_KINDS)}.")
     if request.hidden == "none":
-        if not has_distribution and request.relations == "none" and not request.signals:
+        if not has_others and request.relations == "none" and not request.signals:
             raise UsageError(f"the task {request.task} records vectors only; say which, for instance --hidden last.")
         if request.hidden_rank is not None:
             raise UsageError("--hidden-rank needs hidden states; say which, as in --hidden last.")
@@ -171,8 +173,13 @@ def requested(request: Request, has_distribution: bool, engine: Engine) -> list[
     codec, parameters = request.hidden_codec, dict[str, Any]()
     if request.hidden_rank is not None:
         codec, parameters = "low-rank", {"rank": request.hidden_rank, "coefficients": codec}
-    hidden = hidden_layers(request, has_distribution, _last_layer(engine, HIDDEN, request.hidden))
+    has_others = has_distribution or engine.pooling is not None
+    hidden = hidden_layers(request, has_others, _last_layer(engine, HIDDEN, request.hidden))
     asked = [SignalRequest(HIDDEN, layer, codec, parameters) for layer in hidden]
+    if request.pooled_codec not in VECTOR_KINDS:
+        raise UsageError(f"--pooled-codec {request.pooled_codec!r}: use {', '.join(VECTOR_KINDS)}.")
+    if engine.pooling is not None:
+        asked.append(SignalRequest(EMBEDDING, None, request.pooled_codec))
     # Relations are products of queries, keys and values, which a low-rank basis of each would not preserve.
     asked += [
         SignalRequest(site, layer, request.hidden_codec)

@@ -64,6 +64,27 @@ class TokenizerFacts(Frozen):
     offsets: OffsetsFact | None = None
 
 
+# How the vectors of a row's tokens become one vector: their mean or largest values, or that of the first or last token.
+PoolingMode = Literal["mean", "cls", "last", "max"]
+
+
+class Pooling(Frozen):
+    """How a model makes the embedding of a row from its last hidden states.
+
+    Attributes:
+        mode: which vectors of tokens, special ones included, become the row's.
+        normalized: whether the embedding is divided by its Euclidean length afterwards.
+    """
+
+    mode: PoolingMode = "mean"
+    normalized: bool = False
+
+    def in_words(self) -> str:
+        """Return the pooling as text: "mean of the tokens, normalized"."""
+        words = {"mean": "mean of the tokens", "cls": "first token", "last": "last token", "max": "maximum over tokens"}
+        return words[self.mode] + (", normalized" if self.normalized else "")
+
+
 class CorpusFacts(Frozen):
     """The corpus.
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from shared.dump.codecs import DistributionCodec, VectorCodec
-from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Options, Teacher, TokenizerFacts
+from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Options, Pooling, Teacher, TokenizerFacts
 from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
 from shared.dump.integrity.checksums import check, write_checksums
 from shared.dump.layouts import LAYOUTS, Layout
-from shared.dump.signals import Per, Signal
+from shared.dump.signals import EMBEDDING, Per, Signal
 from shared.dump.versions import FIRST_IDENTIFIED, FORMAT_VERSION, READABLE_VERSIONS, upgraded
 from shared.dump.weights.tensor_file import TEACHER, TensorFile, TensorFileName
 from shared.errors import DumpError
@@ -68,6 +68,7 @@ class Manifest(Frozen):
         labelled: whether any row has gold labels; those of a language model are the text itself.
         pairs: whether rows are pairs of texts; then `token_type_ids` are stored.
         tensor_files: what the dump keeps once in `weights/` (the teacher's word embeddings, ...), by the file's name.
+        pooling: how the embeddings of rows were made, if they are recorded.
         compression: compression of the columns for which it saves enough bytes.
         measured: size and loss of the signals, measured on a sample of the corpus, by signal.
         identity: hash of everything that changes content, made when the dump was begun; its shards and receipts have it
@@ -88,6 +89,7 @@ class Manifest(Frozen):
     options: Options
     signals: tuple[Signal, ...]
     tensor_files: dict[TensorFileName, TensorFile] = Field(default_factory=dict)
+    pooling: Pooling | None = None
     compression: Compression = "zstd"
     measured: dict[str, dict[str, float]] = Field(default_factory=dict)
     identity: str | None = Field(default=None, pattern=f"^[0-9a-f]{{{_IDENTITY_DIGITS}}}$")
@@ -104,6 +106,8 @@ class Manifest(Frozen):
             raise ValueError(f"a label name occurs twice in {names}")
         if len({signal.name for signal in self.signals}) < len(self.signals):
             raise ValueError("a signal occurs twice")
+        if (self.pooling is None) == any(signal.site == EMBEDDING for signal in self.signals):
+            raise ValueError("the pooling and the signal of embeddings belong together, but only one of them is there")
         outcomes = None if self.distribution is None else self.distribution.outcomes
         if outcomes is not None and outcomes != (vocabulary if names is None else len(names)):
             what = f"a vocabulary of {vocabulary:,}" if names is None else f"{len(names):,} label names"

@@ -19,6 +19,8 @@ Per = Literal["token", "position", "row"]
 MOST_LAYERS = 10_000
 
 DISTRIBUTION, HIDDEN = "distribution", "hidden"
+# The embedding of a row; the manifest's `pooling` says how it is made.
+EMBEDDING = "embedding"
 # The inputs of a layer's attention, from which attention relations are computed (MiniLMv2).
 RELATIONS = ("queries", "keys", "values")
 
@@ -46,6 +48,7 @@ SITES: Registry[Site] = Registry(
     {
         DISTRIBUTION: Site("distributions over classes or the vocabulary", "distributions", "position"),
         HIDDEN: Site("hidden states", first_layer=0),
+        EMBEDDING: Site("embeddings of rows", per="row"),
         "queries": Site("queries of attention", first_layer=1),
         "keys": Site("keys of attention", first_layer=1),
         "values": Site("values of attention", first_layer=1),

@@ -10,7 +10,7 @@ Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positi
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.codecs import Exact
+from shared.dump.facts import Pooling
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SITES, Signal, SignalKey
 from shared.errors import TeacherError, UsageError
@@ -70,11 +71,15 @@ class TeacherDescription(ABC):
         tokenizer: a fast tokenizer.
         label_names: in the order of the logits; None if the task's classes have no names.
         longest_row: the largest number of tokens of a row; None for any number.
+        pooling: how embeddings of rows are made, if they are recorded.
+        cut_at: the number of tokens to which the teacher itself cuts its texts; None if it does not.
     """
 
     tokenizer: PreTrainedTokenizerBase
     label_names: tuple[str, ...] | None
     longest_row: int | None
+    pooling: Pooling | None = field(default=None, kw_only=True)
+    cut_at: int | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def load(self) -> "Engine":
@@ -92,6 +97,7 @@ class Engine(ABC):
         dtype: the type of the computation, as the manifest names it ("fp32", "bf16", "fp16").
         vocabulary: the number of classes of a language model's distribution; for other models, rows of the embeddings.
         pad_token_id: the id that fills up the rows of a padded batch.
+        pooling: how embeddings of rows are made, if they are recorded.
         one_row_a_batch: whether a batch may have only one row, because the model would take padding for text.
     """
 
@@ -100,6 +106,7 @@ class Engine(ABC):
     dtype: str
     vocabulary: int
     pad_token_id: int
+    pooling: Pooling | None = None
     one_row_a_batch: bool = False
 
     # ---------------------------------------------------------------- facts

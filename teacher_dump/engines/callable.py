@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shared.dump.facts import Teacher as TeacherFacts
-from shared.dump.signals import HIDDEN, SignalKey
+from shared.dump.signals import EMBEDDING, HIDDEN, SignalKey
 from shared.errors import TeacherError, UsageError
+from shared.models.pooling import pooled
 from shared.options import flag_of
 from shared.text.tasks import Task
 from teacher_dump.engines.base import Engine, TeacherDescription, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
 from teacher_dump.engines.devices import DTYPES, device_named, slice_positions
 from teacher_dump.engines.fingerprint import fingerprint_of
+from teacher_dump.engines.pooling import asked_pooling, follows_folder
 from teacher_dump.engines.probe import looks_ahead, probe_batch
 from teacher_dump.request import Request
 
@@ -105,7 +107,9 @@ def describe(request: Request, task: Task) -> Description:
         names = task.label_names or (None if given.label_names is None else tuple(given.label_names))
         if names is None:
             raise UsageError(f"the task {task.name} needs label_names of this teacher, in the order of its logits.")
-    return Description(given.tokenizer, names, given.longest_row, request, task, given)
+    follows_folder(request, task)
+    pooling = asked_pooling(request, task, None)
+    return Description(given.tokenizer, names, given.longest_row, request, task, given, pooling=pooling)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class CallableEngine(Engine):
         self.module = given.model if isinstance(given.model, nn.Module) else None
         self.architecture = str(given.name) if self.module is None else type(self.module).__name__
         self.device = self._place(request.device)
-        self.pad_token_id = given.tokenizer.pad_token_id or 0
+        self.pad_token_id, self.pooling = given.tokenizer.pad_token_id or 0, teacher.pooling
         self._inputs = ["input_ids", "attention_mask", *_parameters_named("token_type_ids", given.model)]
         probe = self._probe()
         self.dtype = self._dtype(request.dtype, probe)
@@ -149,10 +153,11 @@ class CallableEngine(Engine):
         )
 
     def offers(self) -> Mapping[str, Sequence[int | None]]:
-        return {HIDDEN: range(len(self._widths))}
+        has_embeddings = self.pooling is not None and self._widths
+        return {HIDDEN: range(len(self._widths)), EMBEDDING: (None,) if has_embeddings else ()}
 
     def widths(self, keys: Sequence[SignalKey]) -> list[int]:
-        return [self._widths[key.layer] for key in keys if key.layer is not None]
+        return [self._widths[-1 if key.layer is None else key.layer] for key in keys]
 
     def run(self, batch: Batch, wanted: Wanted) -> TeacherOutputs:
         found = self._call(batch.inputs)
@@ -160,9 +165,11 @@ class CallableEngine(Engine):
         if wanted.keys:
             token_T = torch.from_numpy(batch.token_index())
             for key in wanted.keys:
-                assert key.layer is not None
-                states_BLD = found.hidden[key.layer]
-                vectors[key] = states_BLD.flatten(0, 1)[token_T.to(states_BLD.device)]
+                states_BLD = found.hidden[-1 if key.layer is None else key.layer]
+                states_TD = states_BLD.flatten(0, 1)[token_T.to(states_BLD.device)]
+                if key.site == EMBEDDING and self.pooling is not None:
+                    states_TD = pooled(states_TD, batch.lengths, self.pooling)
+                vectors[key] = states_TD
         if wanted.distribution is None or found.logits is None:
             return TeacherOutputs(None, None, vectors)
         logits_NC = found.logits.flatten(0, -2)

@@ -305,7 +305,7 @@ def test_hidden_states_beyond_float16_are_refused(
         ("masked-lm", {"positions": "first-subtoken"}, ("'first-subtoken'", "masked, all")),
         ("sequence-classification", {"dtype": "fp8"}, ("--dtype 'fp8'", "bf16")),
         ("sequence-classification", {"device": "gpu"}, ("device 'gpu'", "cuda")),
-        ("encoder", {}, ("encoder", "--hidden last")),
+        ("encoder", {"pooling": "none"}, ("encoder", "--hidden last")),
         ("encoder", {"hidden": "last", "top_k": 3}, ("encoder", "--top-k")),
         ("summarization", {}, ("'summarization'", "causal-lm", "encoder")),
         ("masked-lm", {"temperatures": "nan"}, ("--temperatures nan", "from 0.01 to 1000")),

@@ -40,6 +40,7 @@ class Task(ABC):
         layouts: choice of positions (None if there is no choice) -> name of the layout; the default is first.
         predicts_vocabulary: whether distributions are over the vocabulary. The head can then be applied to some
             positions at a time, and the text itself is the gold label.
+        has_embeddings: whether its models give one vector for each row, pooled from those of its tokens.
         has_labels: whether its classes are labels, with names in a fixed order.
         label_names: the label names if they are the same for all data and models; otherwise None.
         scores_rows: whether predictions are kept row by row, so that groups of rows can be scored separately.
@@ -58,6 +59,7 @@ class Task(ABC):
     architectures: ClassVar[tuple[str, ...]]
     layouts: ClassVar[Mapping[str | None, str]]
     predicts_vocabulary: ClassVar[bool] = False
+    has_embeddings: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
     label_names: ClassVar[tuple[str, ...] | None] = None
     scores_rows: ClassVar[bool] = False

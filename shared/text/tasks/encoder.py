@@ -1,4 +1,4 @@
-"""encoder: no predictions; only vectors of the rows are recorded."""
+"""encoder: no predictions; vectors of tokens and embeddings of rows are recorded."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,7 @@ class Encoder(Task):
     auto_class = "AutoModel"
     architectures = ()
     layouts = {None: "none"}  # noqa: RUF012
+    has_embeddings = True
     # The pooler's output is not recorded, and many checkpoints lack the pooler.
     optional_weights = ("pooler",)
 

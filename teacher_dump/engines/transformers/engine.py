@@ -31,7 +31,7 @@ class TransformersEngine(Engine):
         self.architecture = type(teacher.model).__name__
         self.device, self.dtype, self.vocabulary = teacher.device, teacher.dtype, teacher.vocabulary
         self.one_row_a_batch = teacher.one_row_a_batch
-        self.pad_token_id = teacher.pad_token_id
+        self.pad_token_id, self.pooling = teacher.pad_token_id, teacher.pooling
 
     def facts(self) -> TeacherFacts:
         model = self.teacher.model

@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.errors import TeacherError, UsageError
 from shared.models.loading import load_config, load_model, load_tokenizer, parameters_of
+from shared.models.sentence_folder import read_sentence_folder
 from shared.text.tasks import Task
 from teacher_dump.engines.base import TeacherDescription
 from teacher_dump.engines.devices import DTYPES, device_named
+from teacher_dump.engines.pooling import asked_pooling, follows_folder
 from teacher_dump.engines.probe import looks_ahead
 from teacher_dump.engines.transformers.attention import Attention
 from teacher_dump.engines.transformers.engine import TransformersEngine
@@ -61,7 +63,22 @@ def describe(request: Request, task: Task) -> Description:
             "choose the task it was trained for."
         )
     longest_row = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Description(tokenizer, task.label_names_of(config), longest_row, name, request, task, config)
+    folder = None
+    if follows_folder(request, task):
+        folder = read_sentence_folder(name, TeacherError, request.revision)
+        if folder is not None:
+            folder.check_tokenizer(name, tokenizer, TeacherError)
+    return Description(
+        tokenizer,
+        task.label_names_of(config),
+        longest_row,
+        name,
+        request,
+        task,
+        config,
+        pooling=asked_pooling(request, task, folder),
+        cut_at=None if folder is None else folder.max_length,
+    )
 
 
 def load_teacher(description: Description) -> Teacher:
@@ -128,6 +145,7 @@ def load_teacher(description: Description) -> Teacher:
         vocabulary=head.vocabulary if head else embeddings,
         width=text_config.hidden_size,
         layers=text_config.num_hidden_layers,
+        pooling=description.pooling,
     )
 
 

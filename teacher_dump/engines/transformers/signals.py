@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.dump.signals import HIDDEN, RELATIONS, SignalKey
+from shared.dump.signals import EMBEDDING, HIDDEN, RELATIONS, SignalKey
 from shared.errors import TeacherError
 from shared.models.attention import Captured
+from shared.models.pooling import pooled
 from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from shared.registry import Registry
 from teacher_dump.engines.transformers.teacher import Teacher
@@ -94,9 +95,23 @@ class PartOfAttention(Source):
         return passed.tokens(passed.attention[layer].parts_BHLD[self.part].transpose(1, 2).flatten(2))
 
 
+class Embeddings(Source):
+    """The embeddings of rows, pooled from the last hidden states."""
+
+    def layers(self, teacher: Teacher) -> Sequence[int | None]:
+        return (None,) if teacher.pooling is not None and teacher.trunk.gives_states else ()
+
+    def hidden_layer(self, teacher: Teacher, layer: int | None) -> int:
+        return teacher.layers
+
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        assert teacher.pooling is not None
+        return pooled(passed.tokens(passed.hidden[teacher.layers]), passed.lengths, teacher.pooling)
+
+
 SOURCES: Registry[Source] = Registry(
     "signal of this teacher",
-    {HIDDEN: HiddenStates()} | {site: PartOfAttention(site) for site in RELATIONS},
+    {HIDDEN: HiddenStates(), EMBEDDING: Embeddings()} | {site: PartOfAttention(site) for site in RELATIONS},
 )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from shared.dump.facts import Pooling
 from shared.text.tasks import Task
 from teacher_dump.engines.transformers.attention import Attention
 from teacher_dump.engines.transformers.head import VocabularyHead
@@ -27,6 +28,7 @@ class Teacher:
         vocabulary: number of entries of its head (language models) or of its embeddings.
         width: the width of its hidden states.
         layers: the number of its layers, without the embeddings.
+        pooling: how embeddings of rows are made, if they are recorded.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class Teacher:
     vocabulary: int
     width: int
     layers: int
+    pooling: Pooling | None = None
 
     @property
     def one_row_a_batch(self) -> bool:

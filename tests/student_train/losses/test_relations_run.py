@@ -182,7 +182,7 @@ def test_a_decoder_with_grouped_queries_learns_relations_beside_distributions_an
             NARROW,
             r"relation_heads = 12: the teacher's queries are 32 wide and the student's 24",
         ),
-        ({"teacher_layer": 1}, NARROW, r"needs queries\.1, keys\.1, values\.1, which .* has queries\.2"),
+        ({"teacher_layer": 1}, NARROW, r"needs queries\.1, keys\.1, values\.1, which .* has embedding, queries\.2"),
         ({"student_layer": 2}, NARROW, r"student_layer = 2: the student has layers 1 to 1"),
         (
             {},
