@@ -2,7 +2,7 @@
 # Universal students: one dump of general text, students of two shapes distilled from it in several ways, each fine-tuned
 # on seven tasks. Run it in the repository's folder, with .venv/bin on the PATH:
 #
-#     recipes/universal/run.sh DATA_DIR [text] [students] [tasks] [table]
+#     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table]
 #
 # DATA_DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec. Without names all
 # parts are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some students and
@@ -36,13 +36,34 @@ student() {
 }
 
 students() {
-    local small=(--set student.layers=4 --set student.hidden_size=192)
+    local small=(--set student.layers=4 --set student.hidden_size=192 --set student.heads=6)
     student hidden-3x384 hidden.toml
     student minilm-3x384 minilm.toml
     student etd-3x384 etd.toml
     student hidden-4x192 hidden.toml "${small[@]}"
     student minilm-4x192 minilm.toml "${small[@]}"
     student etd-4x192 etd.toml "${small[@]}"
+}
+
+# A teacher of a source task, its dump of general text, and a student of it.
+source_task() {
+    distill run "$here/finetune.toml" --resume --set output="$out/source-teacher" \
+        --set student.path="$minilm" --set data.train='["'"$out"'/data/sst2/train.parquet"]' \
+        --set eval.data='["'"$out"'/data/sst2/test.parquet"]' --set training.learning_rate=8e-5
+    dump --teacher "$out/source-teacher" --task sequence-classification --data "$out/data/general.parquet" \
+        --limit "${ROWS:-40000}" --max-length 128 --hidden 0,4,5,6 --hidden-codec int8 --attention-inputs 4,5,6 \
+        --embeddings --out "$out/dump-source-task"
+    student xtremedistil-3x384 xtremedistil-transformers.toml
+}
+
+# Teacher -> assistant -> student (MiniLM, arXiv 2002.10957), against the student straight from the teacher.
+assistant() {
+    local two=(--set student.layers=2 --set student.hidden_size=192 --set student.heads=6)
+    student assistant-6x192 minilm.toml --set student.layers=6 --set student.hidden_size=192 --set student.heads=6
+    dump --teacher "$out/students/assistant-6x192" --task encoder --data "$out/data/general.parquet" \
+        --limit "${ROWS:-40000}" --max-length 128 --attention-inputs last --embeddings --out "$out/dump-assistant"
+    student straight-2x192 minilm.toml "${two[@]}"
+    student assisted-2x192 minilm.toml "${two[@]}" --set dump="$out/dump-assistant"
 }
 
 # START: the options that make fine-tuning begin there.
@@ -72,7 +93,7 @@ task_of() {
 }
 
 tasks() {
-    local starts=${STARTS:-teacher scratch-3x384 copied-3x384 hidden-3x384 minilm-3x384 etd-3x384 scratch-4x192 hidden-4x192 minilm-4x192 etd-4x192}
+    local starts=${STARTS:-teacher scratch-3x384 copied-3x384 hidden-3x384 minilm-3x384 etd-3x384 scratch-4x192 hidden-4x192 minilm-4x192 etd-4x192 straight-2x192 assisted-2x192 xtremedistil-3x384}
     local start task seed
     for task in ${TASKS:-sst2 trec mrpc rte agnews wnut17 squad}; do
         for start in $starts; do
@@ -90,9 +111,9 @@ table() {
     distill compare "$out"/tasks/*
 }
 
-for part in ${*:-text students tasks table}; do
+for part in ${*:-text students assistant source_task tasks table}; do
     case $part in
-        text | students | tasks | table) "$part" ;;
-        *) echo "run.sh: no part '$part'; there are text, students, tasks and table" >&2; exit 2 ;;
+        text | students | assistant | source_task | tasks | table) "$part" ;;
+        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table" >&2; exit 2 ;;
     esac
 done

@@ -46,6 +46,9 @@ class TransformerStudent(Student):
     intermediate_size: Count | None = Field(
         default=None, description="by default 4 * hidden_size, or in the teacher's ratio"
     )
+    max_positions: Count | None = Field(
+        default=None, description="the longest row that it can read; by default the longest that the source may have"
+    )
     model_type: str | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1, description="for each kind of dropout that the model type has")
     tie_embeddings: bool | None = Field(default=None, description="by default as usual for the model type")
@@ -89,6 +92,15 @@ class TransformerStudent(Student):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_number_of_positions(self) -> Self:
+        if self.start.needs_teacher and self.max_positions is not None:
+            raise ValueError(
+                f"max_positions = {self.max_positions}: with start.kind = {self.start.kind!r} the student has as many "
+                "positions as its teacher; leave it out"
+            )
+        return self
+
     @property
     def initialisers(self) -> tuple[Initialiser, ...]:
         return self.start, INITIALISERS.named(self.embeddings)(kind=self.embeddings)
@@ -107,7 +119,7 @@ def _configuration(spec: TransformerStudent, needs: Needs) -> PretrainedConfig:
         raise RecipeError(f"transformers has no model_type {model_type!r}; use one such as 'bert' or 'llama'.")
     config_class = CONFIG_MAPPING[model_type]
     names = field_names(config_class)
-    positions = needs.max_length
+    positions = spec.max_positions or needs.max_length
     if model_type in POSITIONS_AFTER_PADDING:
         if needs.pad_token_id is None:
             raise RecipeError(f"A {model_type} student needs a padding token, but the tokenizer has none.")

@@ -37,6 +37,7 @@ from student_train.students import (
     build_student,
 )
 from student_train.students.bilstm import _alike
+from student_train.students.build import reach_of
 
 VOCAB_SIZE = 50
 LABELS = ("World", "Sports", "Business")
@@ -384,6 +385,16 @@ def test_a_transformer_has_the_shape_it_was_given_under_any_name(model_type: str
     assert config.label2id["Business"] == 2
     full_length = torch.arange(24).reshape(2, 12) + 1
     assert run(model, full_length, torch.ones_like(full_length)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_a_transformer_may_have_more_positions_than_the_source_needs(model_type: str) -> None:
+    spec = TransformerStudent(layers=1, hidden_size=16, heads=2, model_type=model_type, max_positions=20)
+    ids = torch.arange(20)[None] + 1
+    assert run(build(spec), ids, torch.ones_like(ids)).logits.shape == (1, 3)
+    assert reach_of(build(spec)) == 20
+    with pytest.raises(RecipeError, match="reads at most 8 tokens, but the dump's rows have up to 12"):
+        build(spec.model_copy(update={"max_positions": 8}))
 
 
 def test_the_model_type_follows_the_task_unless_given() -> None:

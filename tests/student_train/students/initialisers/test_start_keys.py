@@ -27,6 +27,7 @@ SMALL = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
         ('start = {kind = "layers", numbers = [3, 1]}', r"student\.start\.numbers.* strictly increasing"),
         ('start = {kind = "layers", numbers = []}', r"student\.start\.numbers is empty"),
         ('embeddings = "svd"\nstart = {kind = "layers"}', r"embeddings = 'svd': with start\.kind = 'layers'"),
+        ('max_positions = 9\nstart = {kind = "layers"}', r"max_positions = 9: with start\.kind = 'layers'"),
         ('start = "extract"', r"student\.start = 'extract'"),
     ],
 )
