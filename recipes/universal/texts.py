@@ -2,8 +2,8 @@
 
     python recipes/universal/texts.py --data DIR --out out/universal/data [--more FILE.jsonl ...]
 
-DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec, each with train.parquet. The
-general text, `general.parquet`, is their training texts without labels and those of the files of --more: every text
+DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec, each with train.parquet.
+The general text, `general.parquet`, is their training texts without labels and those of the files of --more: every text
 once, in an order drawn from the seed. Each task gets a folder with `train.parquet` and `test.parquet`; rows of large
 tasks are drawn, so that a student is fine-tuned on all of them within minutes.
 """
