@@ -67,8 +67,11 @@ def capture(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Captu
         yield captured
 
 
-def captured_on_probe(student: PreTrainedModel, layer: int) -> Captured:
+def captured_on_probe(student: PreTrainedModel, layer: int, loss: str = "the loss 'relations'") -> Captured:
     """Return what `capture` gives for a layer and a short made-up row, to find out widths before training.
+
+    Args:
+        loss: what needs it, for messages.
 
     Raises:
         RecipeError: for a layer that the student lacks, and for a student whose attention cannot be captured.
@@ -77,8 +80,8 @@ def captured_on_probe(student: PreTrainedModel, layer: int) -> Captured:
         student(**probe_inputs(student, FEWEST_TOKENS))
     if layer not in captured:
         raise RecipeError(
-            f"the loss 'relations': a student of type {type(student).__name__} does not give access to its queries, "
-            "keys and values; leave the loss out, or train a transformer such as BERT."
+            f"{loss}: a student of type {type(student).__name__} does not give access to its queries, keys and values; "
+            "leave the loss out, or train a transformer such as BERT."
         )
     return captured[layer]
 

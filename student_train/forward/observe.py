@@ -59,7 +59,8 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
     vectors = {
         key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
     }
-    return BatchTargets(distributions, vectors, batch.labels, source.layout.is_ragged, chains_of(batch, source))
+    chains, is_ragged = chains_of(batch, source), source.layout.is_ragged
+    return BatchTargets(distributions, vectors, batch.labels, is_ragged, chains, is_spare=batch.is_spare)
 
 
 def chains_of(batch: Batch, source: Source) -> Chains | None:

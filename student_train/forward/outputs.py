@@ -75,6 +75,7 @@ class BatchTargets:
         labels_N: gold labels, -100 where missing.
         is_ragged: whether distributions have different numbers of classes, padded with -inf.
         chains: which positions are the tags of a row's words; None if they are not.
+        is_spare: whether another rank has the batch's rows too, so that they have no weight.
     """
 
     distributions: Targets | None
@@ -82,6 +83,7 @@ class BatchTargets:
     labels_N: Tensor
     is_ragged: bool = False
     chains: Chains | None = None
+    is_spare: bool = False
 
     def part(self, positions: slice) -> "BatchTargets":
         """Return the distributions and labels of a slice of positions, without vectors and chains."""

@@ -123,14 +123,14 @@ class HiddenLoss(Loss):
     def for_student(self, source: Source, student: PreTrainedModel) -> "HiddenLoss":
         if self.map is None:
             return self
-        depth, stored = len(_hidden_widths(student)) - 1, stored_layers(source.signals, (HIDDEN,))
+        depth, stored = len(hidden_widths(student)) - 1, stored_layers(source.signals, (HIDDEN,))
         made = self.model_copy(update={"map": fitted_map(self.map, depth, stored, "the loss 'hidden'")})
         made.check(source)
         return made
 
     def make_projection(self, source: Source, student: PreTrainedModel, where: str) -> nn.ModuleDict | None:
         """Return a linear map for each pair of layers whose widths differ, or one for all pairs."""
-        widths = _hidden_widths(student)
+        widths = hidden_widths(student)
         made = nn.ModuleDict()
         sizes = set[tuple[int, int]]()
         for pair in self._pairs(source.signals):
@@ -176,7 +176,7 @@ class HiddenLoss(Loss):
         return total
 
 
-def _hidden_widths(student: PreTrainedModel) -> list[int]:
+def hidden_widths(student: PreTrainedModel) -> list[int]:
     """Return the widths of the student's hidden states, found with a made-up row."""
     with evaluating(student):
         output = student(**probe_inputs(student, FEWEST_TOKENS), output_hidden_states=True)

@@ -147,12 +147,12 @@ class _Relation(torch.autograd.Function):
             grads_TW = torch.zeros_like(left_TW, dtype=dtype), torch.zeros_like(right_TW, dtype=dtype)
         widest = max(left_TW.shape[1], *(vectors.codec.width for vectors in teacher))
         with torch.autocast(left_TW.device.type, enabled=False):
-            for index_RL in _runs(lengths, heads, widest):
+            for index_RL in runs(lengths, heads, widest):
                 index_RL = index_RL.to(left_TW.device)
-                student = [_split_heads(side_TW[index_RL].to(dtype), heads) for side_TW in (left_TW, right_TW)]
-                target = [_split_heads(_decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
+                student = [split_heads(side_TW[index_RL].to(dtype), heads) for side_TW in (left_TW, right_TW)]
+                target = [split_heads(decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
                 grads = [torch.zeros_like(side) for side in student] if grads_TW else []
-                for matrices, tokens in _slices(*student[0].shape[:2]):
+                for matrices, tokens in slices(*student[0].shape[:2]):
                     total += _slice_of_relation(student, target, matrices, tokens, is_causal, metric, grads)
                 for grad_TW, grad_MLD in zip(grads_TW, grads, strict=True):
                     grad_TW[index_RL] = grad_MLD.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
@@ -246,7 +246,7 @@ _METRICS: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Ten
 }
 
 
-def _runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:
+def runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:
     """Yield indices [R, L] of the tokens of rows of equal length, as many rows as fit in a slice."""
     starts = list(accumulate(lengths, initial=0))
     for length in sorted(set(lengths) - {0}):
@@ -255,7 +255,7 @@ def _runs(lengths: Sequence[int], heads: int, width: int) -> Iterator[Tensor]:
             yield some_R[:, None] + torch.arange(length)
 
 
-def _slices(matrices: int, length: int) -> Iterator[tuple[slice, slice]]:
+def slices(matrices: int, length: int) -> Iterator[tuple[slice, slice]]:
     """Yield (matrices, tokens) that together cover [matrices, length], each with no more relations than one slice."""
     matrices_at_once = max(1, SLICE_NUMBERS // length**2)
     tokens_at_once = max(1, SLICE_NUMBERS // length)
@@ -264,10 +264,10 @@ def _slices(matrices: int, length: int) -> Iterator[tuple[slice, slice]]:
             yield slice(first, first + matrices_at_once), slice(start, start + tokens_at_once)
 
 
-def _split_heads(rows_RLW: Tensor, heads: int) -> Tensor:
+def split_heads(rows_RLW: Tensor, heads: int) -> Tensor:
     """Return [R, L, W] as M = R * heads matrices [M, L, D]."""
     return rows_RLW.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _decoded(vectors: TeacherVectors, index_RL: Tensor) -> Tensor:
+def decoded(vectors: TeacherVectors, index_RL: Tensor) -> Tensor:
     return vectors.decode(index_RL.flatten()).unflatten(0, index_RL.shape)

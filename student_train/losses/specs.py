@@ -4,6 +4,7 @@ from typing import Annotated
 
 from shared.registry import Registry, tagged
 from student_train.losses.base import Loss
+from student_train.losses.emd import EMDLoss
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
 from student_train.losses.relations import RelationLoss
@@ -21,6 +22,7 @@ LOSSES: Registry[type[Loss]] = Registry(
         "structure": StructureLoss,
         "k-best": KBestLoss,
         "crf-gold": CRFGoldLoss,
+        "emd": EMDLoss,
     },
 )
 

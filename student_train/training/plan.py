@@ -85,7 +85,7 @@ def _trains_anything(stage: Stage, rows: Source, student: PreTrainedModel, proje
     few = first_rows(rows, FEW_ROWS)
     batch = next(in_order(few, columns_of(stage.loss, few), FEW_ROWS))
     outputs = outputs_for(stage.loss, student.eval(), batch, few)
-    total, _ = total_loss(stage.loss, outputs, targets_of(batch, few), projections)
+    total, _ = total_loss(stage.loss, outputs, targets_of(batch, few), projections.eval())
     trainable = [value for value in student.parameters() if value.requires_grad]
     gradients = torch.autograd.grad(total, trainable, allow_unused=True) if total.requires_grad else ()
     return any(gradient is not None for gradient in gradients)
