@@ -18,6 +18,7 @@ from shared.dump.dump import Dump
 from shared.dump.integrity.receipts import finished_receipt, own_receipt, read_receipts, shard_path
 from shared.dump.manifest import FILE_NAME, Manifest
 from shared.dump.shards import write_shard
+from shared.dump.weights.tensor_file import IMPORTANCE
 from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
@@ -31,6 +32,7 @@ from teacher_dump.extract import Columns, Encoded
 from teacher_dump.folder import begin_folder, check_folder, make_folder, refuse_another, remove_leftovers
 from teacher_dump.plan import Plan, corpus_of, describe, tokenizing
 from teacher_dump.request import Request
+from teacher_dump.tensor_files.importance import check_labels, measured
 from teacher_dump.workers import worker
 
 # The most batches that wait for the teacher, and encoded batches that wait for the writer.
@@ -72,6 +74,7 @@ def prepare(request: Request) -> Plan:
     survey = corpus.survey(
         check=lambda example: task.check_row(how, example), seed=request.seed, block_rows=request.shard_rows
     )
+    check_labels(request, task, task.layout(positions), survey.labelled_rows)
     engine = description.load()
     draft = describe(request, task, description, engine, how, survey)
     plan = Plan(request, task, engine, how, corpus, survey, draft)
@@ -89,7 +92,17 @@ def _fitted(plan: Plan) -> Manifest:
     if (out / FILE_NAME).exists():
         return as_begun(Dump(out).manifest, draft)
     numbers, rows = plan.sampled_rows
-    return calibrate(plan.engine, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.engine)).identified()
+    fitted = calibrate(plan.engine, draft, rows, numbers, Budget(plan.request.batch_tokens, plan.engine))
+    return _with_importance(plan, fitted).identified()
+
+
+def _with_importance(plan: Plan, manifest: Manifest) -> Manifest:
+    """The manifest with the importance of the teacher's parts, if it is asked for."""
+    if plan.request.importance is None:
+        return manifest
+    rows = plan.loss_rows(plan.request.importance)
+    file = measured(plan.request, plan.engine, plan.task, plan.loss_layout, rows)
+    return manifest.model_copy(update={"tensor_files": {**manifest.tensor_files, IMPORTANCE: file}})
 
 
 def annotate(plan: Plan) -> Outcome:

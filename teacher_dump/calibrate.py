@@ -19,6 +19,7 @@ from shared.dump.layouts import Layout
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
 from shared.dump.signals import Signal
+from shared.dump.weights.tensor_file import TENSOR_FILES, TensorFile
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tokenized import TokenizedRow
@@ -66,8 +67,8 @@ def calibrate(
 
 
 def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
-    """The draft with the codecs fitted when the dump was begun, where the same was requested, its format version and
-    its identity.
+    """The draft with the codecs fitted and the files measured when the dump was begun, where the same was requested,
+    its format version and its identity.
 
     A dump of an earlier format version is continued in that version.
     """
@@ -77,8 +78,14 @@ def as_begun(begun: Manifest, draft: Manifest) -> Manifest:
         signal.with_codec(signal.codec.as_begun(had.get(signal.name, signal.codec), same_budget))
         for signal in draft.signals
     )
+    files = {name: _file_as_begun(name, file, begun) for name, file in draft.tensor_files.items()}
     kept = {"measured": begun.measured, "format_version": begun.format_version, "identity": begun.identity}
-    return draft.model_copy(update={"signals": signals, **kept})
+    return draft.model_copy(update={"signals": signals, "tensor_files": files, **kept})
+
+
+def _file_as_begun(name: str, file: TensorFile, begun: Manifest) -> TensorFile:
+    had = begun.tensor_files.get(name)
+    return had if TENSOR_FILES[name].is_measured and had is not None and had.facts == file.facts else file
 
 
 class _Sample:

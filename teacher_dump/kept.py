@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import typer
 from annotated_doc import Doc
+from annotated_types import Ge, Le
+
+from shared.options import MOST
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,14 @@ class Kept:
         str,
         Doc("How the teacher's weights are kept: auto, fp32, bf16 or fp16. auto: as the teacher is run (--dtype)."),
     ] = "auto"
+    importance: Annotated[
+        int | None,
+        Ge(1),
+        Le(MOST),
+        typer.Option(metavar="ROWS"),
+        Doc(
+            "Also keep, once, how much the loss on this many first rows depends on each of the teacher's attention "
+            "heads, feed-forward neurons and residual dimensions, for students that are cut out of it. The loss is the "
+            "task's own and needs gold labels, except for encoder, where it is a random projection of the outputs."
+        ),
+    ] = None

@@ -1,8 +1,8 @@
 """The plan of a dump, made once corpus and teacher are known: the signals to record, and the manifest."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, cast, get_args
@@ -47,6 +47,20 @@ class Plan:
         filled = [(number, example) for number, example in sample if example.text or example.pair]
         rows = self.task.tokenize(self.how, [example for _, example in filled], 0) if filled else []
         return [number for number, _ in filled], list(rows)
+
+    @property
+    def loss_layout(self) -> Layout:
+        """The layout of `loss_rows`."""
+        return self.task.layout(self.task.loss_positions or self.how.positions)
+
+    def loss_rows(self, count: int) -> Iterator[tuple[int, TokenizedRow]]:
+        """The first rows of the corpus with their numbers, tokenized for a training loss."""
+        how = replace(self.how, positions=self.task.loss_positions or self.how.positions)
+        for _, first_row, parse in self.corpus.blocks(self.request.shard_rows):
+            if first_row >= count:
+                return
+            examples = parse()[: count - first_row]
+            yield from enumerate(self.task.tokenize(how, examples, first_row), first_row)
 
     @property
     def sampled_tokens(self) -> int:

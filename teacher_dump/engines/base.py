@@ -190,6 +190,25 @@ class Engine(ABC):
             "made; leave the option out."
         )
 
+    def importance(
+        self, batches: Iterable[Batch], loss: Callable[[Tensor | None, Tensor, Batch], Tensor]
+    ) -> dict[str, Tensor]:
+        """First-order importance of the teacher's parts on these batches, which are padded and on the host.
+
+        Args:
+            loss: (logits or None, last hidden states [B, L, D], batch) -> the sum of the losses of the batch's rows.
+
+        Returns:
+            float32 `heads` [layers, heads], `neurons` [layers, neurons] and `residual` [D], on the host.
+
+        Raises:
+            TeacherError: if heads and neurons are not found, or for NaN or infinity.
+        """
+        raise TeacherError(
+            f"--importance: {self.architecture} is no model of transformers, whose heads and neurons could be found; "
+            "leave the option out."
+        )
+
     def check(self, key: SignalKey) -> None:
         """Check that the teacher can give the vectors of a signal.
 

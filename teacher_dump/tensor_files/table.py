@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 
-from shared.dump.weights.tensor_file import EMBEDDINGS, TEACHER, TensorFile
+from shared.dump.weights.tensor_file import EMBEDDINGS, IMPORTANCE, TEACHER, TensorFile
 from shared.registry import Registry
 from teacher_dump.engines.base import Engine
 from teacher_dump.request import Request
 from teacher_dump.tensor_files.embeddings import embeddings
+from teacher_dump.tensor_files.importance import importance
 from teacher_dump.tensor_files.weights import weights
 
-# Each returns the file that a command asks for; None if it does not ask for it.
+# Each returns the file that a command asks for; None if it does not ask for it. One that is measured on rows of the
+# corpus has no tensors yet.
 Maker = Callable[[Request, Engine], TensorFile | None]
 
 # By name in the table `TENSOR_FILES` of shared/dump/weights/tensor_file.py.
-MAKERS: Registry[Maker] = Registry("tensor file", {EMBEDDINGS: embeddings, TEACHER: weights})
+MAKERS: Registry[Maker] = Registry("tensor file", {EMBEDDINGS: embeddings, TEACHER: weights, IMPORTANCE: importance})
 
 
 def tensor_files(request: Request, engine: Engine) -> dict[str, TensorFile]:

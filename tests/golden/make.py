@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "hidden_codec": "int8",
     },
     "embeddings": {"top_k": 4, "embeddings": True},
+    "weights": {"top_k": 4, "teacher_weights": "2", "teacher_weights_dtype": "bf16", "importance": 8},
     "questions": {"task": "question-answering", "max_length": 14, "stride": 4},
 }
 # Of the dump of questions: a context of several windows, one without an answer, one whose answers nobody knows.

@@ -31,10 +31,13 @@ class TensorFileKind:
     Attributes:
         words: what it is, for messages: "the dump has no <words>".
         option: the option of `dump` that keeps it.
+        is_measured: whether its values are measured on rows of the corpus, so that their last digits would differ on
+            other hardware. A dump that has been begun keeps them.
     """
 
     words: str
     option: str
+    is_measured: bool = False
 
 
 # To keep another file, add a line here, and one to the table of teacher_dump/tensor_files/ that says what is in it.
@@ -43,7 +46,7 @@ TENSOR_FILES: Registry[TensorFileKind] = Registry(
     {
         EMBEDDINGS: TensorFileKind("word embeddings", "--embeddings"),
         TEACHER: TensorFileKind("weights", "--teacher-weights"),
-        IMPORTANCE: TensorFileKind("importance of heads, neurons and residual dimensions", "--importance"),
+        IMPORTANCE: TensorFileKind("importance of heads, neurons and residual dimensions", "--importance", True),
     },
 )
 

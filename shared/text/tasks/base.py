@@ -47,6 +47,8 @@ class Task(ABC):
         needs_examples: whether its metrics need the example from which each row was made.
         scoring_columns: names of `TokenizedRow.columns` that its metrics need for each recorded position.
         reads_chats: whether its rows may be lists of messages.
+        loss_positions: the choice of positions at which gold labels give a training loss, where not every choice does;
+            None for any.
         chain_positions: the choice of positions at which a row has a tag for each word, so that its tags are a chain.
         splits_examples: whether an example of the files may become several rows, windows that overlap by `stride`.
         is_causal: whether its models must not see the tokens after a position.
@@ -66,6 +68,7 @@ class Task(ABC):
     needs_examples: ClassVar[bool] = False
     scoring_columns: ClassVar[tuple[str, ...]] = ()
     reads_chats: ClassVar[bool] = False
+    loss_positions: ClassVar[str | None] = None
     chain_positions: ClassVar[str | None] = None
     splits_examples: ClassVar[bool] = False
     is_causal: ClassVar[bool] = False

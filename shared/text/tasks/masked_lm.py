@@ -27,6 +27,8 @@ class MaskedLM(Task):
     architectures = ("ForMaskedLM",)
     layouts = {"masked": "listed", "all": "listed"}  # noqa: RUF012
     predicts_vocabulary = True
+    # To predict a token that is there to be seen teaches nothing.
+    loss_positions = "masked"
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().check_tokenizer(tokenizer)

@@ -1,7 +1,7 @@
 """The engine that runs models of the transformers library."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
 from teacher_dump.engines.fingerprint import fingerprint_of
 from teacher_dump.engines.transformers.forward import run
+from teacher_dump.engines.transformers.importance import importance_of
 from teacher_dump.engines.transformers.packing import packed_inputs
 from teacher_dump.engines.transformers.signals import SOURCES, widths_of
 from teacher_dump.engines.transformers.teacher import Teacher
@@ -73,6 +74,11 @@ class TransformersEngine(Engine):
 
     def weights(self, layers: Sequence[int] | None) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         return config_of(self.teacher.model), weights_of(self.teacher.model, layers)
+
+    def importance(
+        self, batches: Iterable[Batch], loss: Callable[[Tensor | None, Tensor, Batch], Tensor]
+    ) -> dict[str, Tensor]:
+        return importance_of(self.teacher, batches, loss)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
