@@ -14,7 +14,7 @@ from student_train.losses.specs import LOSSES
 from student_train.recipe.columns import DataSection, EvalSection
 from student_train.recipe.recipe import Recipe
 from student_train.recipe.sections import StageSection, TrainingSection, ValidationSection
-from student_train.students.table import STUDENTS
+from student_train.students import STARTS, STUDENTS
 from student_train.sweep.plan import SweepSpec, Variant
 from teacher_dump.cli import app as dump
 
@@ -57,6 +57,7 @@ def recipe_keys() -> list[str]:
         ("stage.1.", StageSection),
     ]
     sections += [("student.", kind) for kind in STUDENTS.values()]
+    sections += [("student.start.", kind) for kind in STARTS.values()]
     sections += [(prefix, kind) for kind in LOSSES.values() for prefix in ("loss.0.", "stage.0.loss.0.")]
     return sorted({f"{prefix}{key}" for prefix, section in sections for key in keys_of(section)})
 

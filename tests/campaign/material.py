@@ -18,7 +18,7 @@ TASKS = {
 CORPORA = {"classifier": "rows.jsonl", "tagger": "words.jsonl", "reader": "questions.jsonl", "masked": "texts.txt"}
 # Dump -> (teacher, options). Together they have every kind of column and of file.
 DUMPS: dict[str, tuple[str, str]] = {
-    "dense": ("classifier", "--hidden last --hidden-codec int8 --embeddings"),
+    "dense": ("classifier", "--hidden last --hidden-codec int8 --embeddings --teacher-weights all"),
     "tags": ("tagger", "--hidden 1 --hidden-codec int4 --relations last --compression none"),
     "answers": ("reader", "--stride 4 --compression lz4"),
     "threshold": ("lm", "--threshold 0.02 --temperatures 2 --hidden last --hidden-rank 8 --hidden-codec int8"),
@@ -33,6 +33,7 @@ STUDENT = {
     "bilstm": 'kind = "bilstm"\nembedding_size = 8\nhidden_size = 8',
     "transformer": 'kind = "transformer"\nlayers = 1\nhidden_size = 16\nheads = 2',
 }
+EXTRACTED = STUDENT["transformer"] + '\nstart = {kind = "squeeze", by = "random"}'
 SCORED = '[eval]\ndata = ["labelled.jsonl"]\ndump = "dense"\n'
 TRAINING = "[training]\nbatch_size = 4\nlearning_rate = 1e-3\ndevice = 'cpu'\nsave_steps = 3\n"
 KL, GOLD, HIDDEN = '{kind = "kl"}', '{kind = "gold"}', '{kind = "hidden", teacher_layer = 2, student_layer = -1}'
@@ -68,6 +69,20 @@ name = "second"
 rows = "labelled"
 unfreeze = "gradual"
 loss = [{GOLD}]
+{TRAINING}
+max_steps = 5
+""",
+    "started": f"""output = "out"
+dump = "dense"
+[student]
+{EXTRACTED}
+[[stage]]
+name = "first"
+loss = [{KL}]
+[[stage]]
+name = "second"
+loss = [{GOLD}]
+unfreeze = "gradual"
 {TRAINING}
 max_steps = 5
 """,

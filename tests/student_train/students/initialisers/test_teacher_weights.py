@@ -61,6 +61,13 @@ def test_the_student_has_the_teachers_configuration_but_for_its_shape_labels_and
     assert student.config.max_position_embeddings == teacher.config.max_position_embeddings
 
 
+def test_what_the_configuration_says_of_each_layer_goes_with_it() -> None:
+    kinds = ["full_attention", "sliding_attention"] * 2
+    teacher = teacher_of("qwen3", layer_types=kinds, sliding_window=3, use_sliding_window=True)
+    student = student_of(teacher, {"kind": "layers", "numbers": [2, 4]}, layers=2, intermediate_size=NEURONS)
+    assert student.config.layer_types == ["sliding_attention"] * 2
+
+
 def test_the_inner_width_is_by_default_in_the_teachers_ratio() -> None:
     student = student_of(teacher_of("llama"), AT_RANDOM, layers=1, hidden_size=12, heads=2)
     assert student.config.intermediate_size == NEURONS // 2
@@ -250,14 +257,18 @@ def test_by_importance_dimensions_within_heads_are_those_of_the_largest_weights(
         ("esm", {"hidden_size": 12}, r"student\.heads = 4: heads with rotary positions .* choose heads = 2"),
         ("albert", {}, r"a model of type 'albert' \(it has no plain stack of layers\)"),
         ("gpt2", {}, r"a model of type 'gpt2' \(its layers have attn\.c_attn \(Conv1D\), whose axes are not known"),
+        ("bert-decoder", {}, r"layer 1 has 2 matrices of the kind 'query'"),
         ("electra", {"hidden_size": 16}, r"embeddings_project\.\w+ has no place in a student of this shape"),
     ],
 )
 def test_a_student_that_the_teacher_cannot_begin_is_refused_by_its_key(
     model_type: str, keys: dict[str, Any], message: str
 ) -> None:
-    config = {"esm": {"position_embedding_type": "rotary", "mask_token_id": 1}}.get(model_type, {})
-    teacher = teacher_of(model_type, "AutoModel", **config)
+    config: dict[str, Any] = {
+        "esm": {"position_embedding_type": "rotary", "mask_token_id": 1},
+        "bert-decoder": {"is_decoder": True, "add_cross_attention": True},
+    }.get(model_type, {})
+    teacher = teacher_of(model_type.removesuffix("-decoder"), "AutoModel", **config)
     with pytest.raises(RecipeError, match=message):
         student_of(teacher, AT_RANDOM, "AutoModel", **keys)
 
