@@ -229,6 +229,8 @@ class DistillationTrainer(Trainer):
     def release(self) -> PreTrainedModel:
         """Return the student without its projections and the wrappers that the training put around it."""
         student: PreTrainedModel = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+        # Undoing mixed precision leaves a forward pass without the decorators of transformers beside the class's own.
+        vars(student).pop("forward", None)
         delattr(student, PROJECTIONS)
         return student
 

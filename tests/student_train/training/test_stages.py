@@ -417,6 +417,11 @@ def test_a_stage_ends_when_patience_does(dump: Path, tmp_path: Path, monkeypatch
     assert [(stage["steps"], stage["best_step"]) for stage in results(made)] == [(8, 4), (4, 0)]
 
 
+def test_a_transformer_goes_from_stage_to_stage_in_mixed_precision(dump: Path, tmp_path: Path) -> None:
+    made = recipe(tmp_path / "out", dump, LOGITS, GOLD, student=TRANSFORMER, training={"precision": "bf16"})
+    assert distill.run(made, resume=False).steps == 6
+
+
 # ---------------------------------------------------------------- killed runs
 
 STAGED = (REPRESENTATION, {**LOGITS, "unfreeze": "gradual", "max_steps": 5}, GOLD)
