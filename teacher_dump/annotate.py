@@ -23,6 +23,7 @@ from shared.errors import CorpusError, DumpError, UsageError
 from shared.progress import Progress
 from shared.text.tasks import task_named
 from teacher_dump.batching.memory import Budget, extract_within_memory
+from teacher_dump.batching.mixing import mixed
 from teacher_dump.batching.rows import ShardRows, batches_of, row_groups
 from teacher_dump.calibrate import as_begun, calibrate
 from teacher_dump.claims import Claims, Shares, claims_in
@@ -192,7 +193,7 @@ def _read(plan: Plan, mine: "_Mine", budget: Budget) -> Iterator[_Piece]:
             rows = plan.task.tokenize(plan.how, parse(), first_row)
             if len(rows) != len(plan.manifest.rows_of_shard(index)):
                 break
-            shard = ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index)
+            shard = mixed(plan.manifest, ShardRows.in_order(rows, range(first_row, first_row + len(rows)), index))
             for batch in batches_of(plan.engine, plan.manifest.layout, shard, budget):
                 yield _Piece(shard, batch)
         if index >= mine.last:  # reading to the end of the corpus may take hours

@@ -23,6 +23,7 @@ from shared.dump.weights.tensor_file import TENSOR_FILES, TensorFile
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tokenized import TokenizedRow
+from teacher_dump.batching.mixing import mixed
 from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
 from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
@@ -139,8 +140,9 @@ class _Sample:
     def bytes_by_signal(self, manifest: Manifest) -> dict[str, float]:
         """The bytes of each signal in a shard of this sample, per token, position or row."""
         with Progress("calibrate", "tokens", self.rows.tokens) as progress:
-            batches = batches_of(self.engine, self.layout, self.rows, self.batch_tokens)
-            groups = annotate_rows(self.engine, manifest, self.rows, batches, progress)
+            rows = mixed(manifest, self.rows)
+            batches = batches_of(self.engine, self.layout, rows, self.batch_tokens)
+            groups = annotate_rows(self.engine, manifest, rows, batches, progress)
             facts, sizes, _ = weigh(manifest, groups)
         return {
             signal.name: sum(sizes[column.name] for column in signal.columns) / max(1, facts[f"{signal.per}s"])
@@ -180,7 +182,8 @@ def _fit(sample: _Sample, draft: Manifest, signal: Signal, vectors: Mapping[str,
     codec, budget = signal.codec, draft.options.bytes_per_token
     if isinstance(codec, VectorCodec):
         return codec.fitted(vectors[signal.name]) if len(vectors[signal.name]) else codec
-    assert isinstance(codec, DistributionCodec)
+    if not isinstance(codec, DistributionCodec):
+        return codec
     fitted = codec.fitted(taken)
     if budget is None:
         return fitted
@@ -201,5 +204,4 @@ def _losses(signal: Signal, vectors: Mapping[str, Tensor], taken: Sample) -> dic
     codec = signal.codec
     if isinstance(codec, VectorCodec):
         return codec.measured(vectors[signal.name]) if len(vectors[signal.name]) else {}
-    assert isinstance(codec, DistributionCodec)
-    return codec.measured(taken)
+    return codec.measured(taken) if isinstance(codec, DistributionCodec) else {}

@@ -68,6 +68,8 @@ def _estimate(plan: "Plan", found: "Estimate") -> str:
         ("reading", human_seconds(found.reading_seconds), "for each epoch, if a student reads the dump"),
         ("pays off", f"{found.epochs_to_break_even:.1f}", "epochs until the dump has cost less than the teacher"),
     ]
+    if found.mixed_rows:
+        lines.insert(4, ("mixtures", f"{found.mixed_rows:,}", "rows that the teacher reads besides, in this time"))
     if found.truncated_share and plan.manifest.corpus.questions is None:
         lines.append(("cut", f"{found.truncated_share:.1%}", f"of rows reach --max-length {plan.request.max_length}"))
     return "\n".join(

@@ -16,6 +16,7 @@ from shared.dump.shards import column_sizes, read_row_group, write_groups
 from shared.progress import Progress
 from shared.storage import Folder
 from teacher_dump.batching.memory import Budget
+from teacher_dump.batching.mixing import mixed
 from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
 from teacher_dump.engines.base import Engine, Wanted
 from teacher_dump.extract import distributions, extract
@@ -34,6 +35,7 @@ class Estimate:
         reading_seconds: duration of reading and decoding the dump once: the cost of every epoch with a dump.
         signal_bytes: bytes per token of each signal, and of all other columns (`text`).
         free_bytes: free space on the disk of the dump; None for a remote location.
+        mixed_rows: the number of mixtures of rows, which the teacher reads besides (`seconds` includes them).
         truncated_share: the share of rows that have the most tokens allowed, and so may have been truncated.
     """
 
@@ -46,6 +48,7 @@ class Estimate:
     tokens_per_second: float
     signal_bytes: dict[str, float]
     free_bytes: int | None
+    mixed_rows: int
     truncated_share: float
     sampled_rows: int
 
@@ -63,7 +66,7 @@ def estimate(plan: Plan) -> Estimate:
     """Annotate the survey's sample in memory, and extrapolate to the corpus."""
     engine, manifest = plan.engine, plan.manifest
     numbers, rows = plan.sampled_rows
-    shard = ShardRows.in_order(rows, numbers)
+    shard = mixed(manifest, ShardRows.in_order(rows, numbers))
     budget = Budget(plan.request.batch_tokens, engine)
     sink = BytesIO()
     with Progress("dry run", "tokens", 2 * shard.tokens) as progress:
@@ -91,6 +94,7 @@ def estimate(plan: Plan) -> Estimate:
         tokens_per_second=shard.tokens / seconds,
         signal_bytes=_by_signal(manifest, columns, max(1, shard.tokens)),
         free_bytes=_free_bytes(plan.request.folder),
+        mixed_rows=plan.survey.rows * (manifest.mixtures.draws if manifest.mixtures else 0),
         truncated_share=sum(length >= plan.how.max_length for length in shard.lengths) / len(rows),
         sampled_rows=len(rows),
     )

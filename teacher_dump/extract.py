@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.dump.codecs import NotFiniteError, position_keys
+from shared.dump.codecs import Mixtures, NotFiniteError, position_keys
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import Values, from_flat
 from shared.errors import TeacherError
@@ -74,7 +74,25 @@ def extract(engine: Engine, manifest: Manifest, batch: Batch) -> Encoded:
             tensors |= vectors.encode(outputs.vectors[signal.key])
         except NotFiniteError as error:
             raise broken(batch.owners(signal.per)[error.position], signal.name) from None
+    if manifest.mixtures is not None and batch.mixtures:
+        tensors |= _mixtures(engine, manifest.mixtures, batch)
     return _to_host(tensors)
+
+
+def _mixtures(engine: Engine, codec: Mixtures, batch: Batch) -> dict[str, Tensor]:
+    """The columns of a batch's mixtures, for which the teacher runs again."""
+    shape = len(batch.rows), codec.draws
+    logits_PC = torch.empty(shape[0] * shape[1], codec.classes, device=engine.device)
+    for part in batch.mixed:
+        found_MC = engine.mixed_logits(part.inputs)
+        logits_PC[torch.from_numpy(part.places).to(engine.device)] = found_MC.to(logits_PC)
+    drawn = [mixture for of_row in batch.mixtures for mixture in of_row]
+    partners_BD = torch.tensor([mixture.number for mixture in drawn]).reshape(shape)
+    weights_BD = torch.tensor([mixture.weight for mixture in drawn], dtype=torch.float16).reshape(shape)
+    try:
+        return codec.encode(partners_BD, weights_BD, logits_PC.reshape(*shape, codec.classes))
+    except NotFiniteError as error:
+        raise broken(batch.numbers[error.position], "logits for mixtures of the row with others") from None
 
 
 def distributions(manifest: Manifest, batch: Batch, outputs: TeacherOutputs) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -20,6 +20,7 @@ from shared.text.corpus import Corpus, Survey
 from shared.text.tasks import Task
 from shared.text.tokenized import TokenizedRow, Tokenizing
 from teacher_dump.engines.base import Engine, TeacherDescription
+from teacher_dump.mixup import mixtures
 from teacher_dump.request import Request
 from teacher_dump.signals import distribution, requested, vectors
 from teacher_dump.tensor_files import tensor_files
@@ -182,7 +183,8 @@ def _signals(
     for signal, width in zip(asked, widths, strict=True):
         if signal.site == HIDDEN and request.hidden_rank is not None and request.hidden_rank > width:
             raise UsageError(f"--hidden-rank {request.hidden_rank}: hidden states are {width} wide; use 1 to {width}.")
-    return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)))
+    mixed = mixtures(request, layout, engine, teacher)
+    return (*distributions, *(vectors(signal, width) for signal, width in zip(asked, widths, strict=True)), *mixed)
 
 
 def _teacher_facts(engine: Engine, signals: Iterable[Signal]) -> TeacherFacts:

@@ -8,6 +8,7 @@ import typer
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
+from shared.dump.facts import ALPHAS, MOST_DRAWS
 from shared.errors import UsageError
 from shared.options import MOST, AsText, NoOption
 from shared.storage import Folder
@@ -16,6 +17,8 @@ from shared.text.lengths import Lengths, Positions
 from teacher_dump.kept import Kept
 
 MOST_TOP_P_IDS = 256
+# That of MixKD's experiments.
+DEFAULT_ALPHA = 0.4
 # Below it, there are more numbers of classes than vocabularies have.
 LEAST_THRESHOLD = 1e-9
 
@@ -188,6 +191,28 @@ class Vectors:
     signals: Annotated[tuple[SignalRequest, ...], NoOption] = ()
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """Rows that the teacher reads a second time, mixed with others (MixKD, Liang et al. 2021, arXiv 2011.00593)."""
+
+    mixup: Annotated[
+        int | None,
+        Ge(1),
+        Le(MOST_DRAWS),
+        Doc(
+            "Also keep the teacher's logits for each row mixed with this many others: lambda times its word embeddings "
+            "plus 1 - lambda times those of a random row of the same row group. Each mixture costs a forward pass. For "
+            "sequence-classification and the loss 'mixup'."
+        ),
+    ] = None
+    mixup_alpha: Annotated[
+        float | None,
+        Ge(ALPHAS[0]),
+        Le(ALPHAS[1]),
+        Doc(f"Lambda is drawn from Beta(A, A); --mixup alone uses {DEFAULT_ALPHA}."),
+    ] = None
+
+
 def _tokens_or_auto(text: str) -> int | None:
     if text == "auto":
         return None
@@ -240,7 +265,7 @@ class Storage:
 
 # A dataclass starts with the fields of its last base, so the options are in the order of the bases from right to left.
 @dataclass(frozen=True)
-class Request(Storage, Running, Lengths, Kept, Vectors, Positions, Distributions, ColumnNames, Source):
+class Request(Storage, Running, Lengths, Kept, Mixing, Vectors, Positions, Distributions, ColumnNames, Source):
     """One `dump` command; `dump --help` explains each option.
 
     Gold labels are optional here, unlike in the other commands: a column that has not been named may be missing.

@@ -21,8 +21,8 @@ def write_card(folder: Folder) -> None:
     labels = f"Labels, in order: {names}.\n\n" if names else ""
     rows = manifest.corpus.in_words() if manifest.label_names else f"{manifest.corpus.rows:,}"
     options, teacher = manifest.options, manifest.teacher
-    codec = manifest.distribution
-    explained = f"\n{codec.explain()}\n" if codec is not None and codec.explain() else ""
+    codecs = [codec for codec in (manifest.distribution, manifest.mixtures) if codec is not None]
+    explained = "".join(f"\n{codec.explain()}\n" for codec in codecs if codec.explain())
     files = [f"the teacher's {file.describe(name)}" for name, file in manifest.tensor_files.items()]
     kept = f"| weights | {on_one_line('; '.join(files))} |\n" if files else ""
     text = f"""---

@@ -134,6 +134,19 @@ class Dump:
         """
         return self.manifest.layout.positions(self)
 
+    def mixtures(self) -> pl.LazyFrame:
+        """Return one row per mixture of rows (`dump --mixup`): row, draw, partner, lambda and logits.
+
+        In draw `draw` (from 0) the teacher read `lambda` times the word embeddings of `row` and 1 - `lambda` times
+        those of the row `partner`; `logits` is a list of float32, one for each class.
+
+        Raises:
+            DumpError: if no mixtures are recorded.
+        """
+        if self.manifest.mixtures is None:
+            raise DumpError(f"{self.path}: this dump has no mixtures of rows; dump again with --mixup.")
+        return self.manifest.mixtures.per_draw(self.scan())
+
     def vectors(self, name: str) -> pl.LazyFrame:
         """Return the vectors of signal `name` ("hidden.6") as columns row, position and vector (list of float32).
 

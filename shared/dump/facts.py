@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Numbers above these are no facts about a dump: rows (and what is counted in as many bits), heads of attention, and
 # entries of a vocabulary that the tokenizer lacks (padding of a head).
 MOST_ROWS, MOST_HEADS, MOST_PADDING = 2**40, 10_000, 2**20
+# Of the mixtures of a row: their largest number, and bounds of A in Beta(A, A), beyond which every lambda is 0 or 1, or
+# one half.
+MOST_DRAWS, ALPHAS = 255, (0.01, 100.0)
 
 
 class Frozen(BaseModel):

@@ -106,12 +106,16 @@ def plot(dump: Dump, file: Path) -> None:
 
 
 def _quantities(dump: Dump) -> list[pl.LazyFrame]:
-    """Return a frame with one row per row of the corpus and, if there is a distribution, one with one row per
-    distribution."""
-    lengths = dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))
-    if dump.manifest.distribution is None:
-        return [lengths]
-    return [lengths, dump.manifest.layout.certainty(dump)]
+    """Return a frame with one row per row of the corpus, one with one row per distribution, and one with one row per
+    mixture of rows; the latter two if there are any."""
+    found = [dump.scan().select(pl.col("input_ids").list.len().alias("tokens a row"))]
+    if dump.manifest.distribution is not None:
+        found.append(dump.manifest.layout.certainty(dump))
+    if dump.manifest.mixtures is not None:
+        exponentials = pl.col("logits").list.eval((pl.element() - pl.element().max()).exp())
+        top_1 = 1 / exponentials.list.sum()
+        found.append(dump.mixtures().select(pl.col("lambda").alias("mixed: lambda"), top_1.alias("mixed: top-1")))
+    return found
 
 
 def _spreads(frame: pl.LazyFrame) -> list[Spread]:

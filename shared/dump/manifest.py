@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from shared.dump.codecs import DistributionCodec, VectorCodec
+from shared.dump.codecs import DistributionCodec, Mixtures, VectorCodec
 from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Options, Pooling, Teacher, TokenizerFacts
 from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
 from shared.dump.integrity.checksums import check, write_checksums
@@ -108,10 +108,12 @@ class Manifest(Frozen):
             raise ValueError("a signal occurs twice")
         if (self.pooling is None) == any(signal.site == EMBEDDING for signal in self.signals):
             raise ValueError("the pooling and the signal of embeddings belong together, but only one of them is there")
-        outcomes = None if self.distribution is None else self.distribution.outcomes
-        if outcomes is not None and outcomes != (vocabulary if names is None else len(names)):
-            what = f"a vocabulary of {vocabulary:,}" if names is None else f"{len(names):,} label names"
-            raise ValueError(f"the distributions are over {outcomes:,} classes, but there are {what}")
+        for outcomes in {signal.codec.outcomes for signal in self.signals} - {None}:
+            if outcomes != (vocabulary if names is None else len(names)):
+                what = f"a vocabulary of {vocabulary:,}" if names is None else f"{len(names):,} label names"
+                raise ValueError(f"the distributions are over {outcomes:,} classes, but there are {what}")
+        if any(isinstance(signal.codec, Mixtures) and signal.per != "row" for signal in self.signals):
+            raise ValueError("mixtures of rows are recorded for each row")
         return self
 
     @property
@@ -133,7 +135,12 @@ class Manifest(Frozen):
     @property
     def vector_signals(self) -> tuple[Signal, ...]:
         """The signals that are vectors."""
-        return tuple(signal for signal in self.signals if not signal.is_distribution)
+        return tuple(signal for signal in self.signals if isinstance(signal.codec, VectorCodec))
+
+    @property
+    def mixtures(self) -> Mixtures | None:
+        """The codec of mixtures of rows, if they are recorded."""
+        return next((signal.codec for signal in self.signals if isinstance(signal.codec, Mixtures)), None)
 
     @property
     def per_column(self) -> dict[str, Per]:

@@ -18,7 +18,7 @@ Per = Literal["token", "position", "row"]
 # More layers than any model has.
 MOST_LAYERS = 10_000
 
-DISTRIBUTION, HIDDEN = "distribution", "hidden"
+DISTRIBUTION, HIDDEN, MIXTURES = "distribution", "hidden", "mixtures"
 # The embedding of a row; the manifest's `pooling` says how it is made.
 EMBEDDING = "embedding"
 # The inputs of a layer's attention, from which attention relations are computed (MiniLMv2).
@@ -31,14 +31,14 @@ class Site:
 
     Attributes:
         words: what it is, as text for messages and reports.
-        holds: whether it gives distributions or vectors.
+        holds: whether it gives distributions, vectors, or logits for mixtures of rows.
         per: whether it has one entry per token, position or row.
         first_layer: number of the lowest layer that has it, counted like transformers' `hidden_states` (0 is the output
             of the embeddings, n that of the n-th layer); None if it does not belong to a layer.
     """
 
     words: str
-    holds: Literal["distributions", "vectors"] = "vectors"
+    holds: Literal["distributions", "vectors", "mixtures"] = "vectors"
     per: Per = "token"
     first_layer: int | None = None
 
@@ -52,6 +52,7 @@ SITES: Registry[Site] = Registry(
         "queries": Site("queries of attention", first_layer=1),
         "keys": Site("keys of attention", first_layer=1),
         "values": Site("values of attention", first_layer=1),
+        MIXTURES: Site("logits for rows mixed with other rows", "mixtures", "row"),
     },
 )
 

@@ -11,6 +11,24 @@ import torch
 from torch import Tensor
 
 from shared.dump.layouts import BatchIndex
+from shared.models.mixing import MixedInputs
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Some of a batch's rows, each mixed with another row of the source as the teacher read them (M mixtures).
+
+    Attributes:
+        rows: int64 [M], the rows' indices in the batch.
+        draws: int64 [M], which of the row's stored draws it is.
+        labels: int64 [M, 2], the gold labels of the row and of its partner, -100 if missing.
+        inputs: the inputs of a model.
+    """
+
+    rows: Tensor
+    draws: Tensor
+    labels: Tensor
+    inputs: MixedInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +41,7 @@ class Batch:
         rows: int64 [B], the rows' numbers in their source.
         token_type_ids: int64 [B, L], for pairs only.
         columns: column name -> the stored values, which the codecs decode.
+        mixed: rows mixed with others, if the columns of mixtures were read.
         is_spare: whether another rank has these rows too, so that they have no weight (training only).
         shares: float32 [P], the batch's share of the optimizer step, for each loss (training only).
     """
@@ -33,6 +52,7 @@ class Batch:
     rows: Tensor
     token_type_ids: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
+    mixed: Mixed | None = None
     is_spare: bool = False
     shares: Tensor | None = None
 
@@ -80,6 +100,6 @@ def _with_each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {name: _with_each(each, change) for name, each in value.items()}
-    if isinstance(value, Batch | BatchIndex):
+    if isinstance(value, Batch | BatchIndex | Mixed | MixedInputs):
         return replace(value, **{each.name: _with_each(getattr(value, each.name), change) for each in fields(value)})
     return value

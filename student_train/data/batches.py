@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from shared.ahead import ahead
+from shared.dump.codecs import Mixtures
 from shared.dump.rowgroup import RowGroup, to_flat
-from student_train.data.batch import Batch
-from student_train.data.gather import Rows
+from shared.models.mixing import MixedInputs
+from student_train.data.batch import Batch, Mixed
+from student_train.data.gather import Int64, Rows
 from student_train.data.order import Order, Window
 from student_train.data.sources import Source
 
@@ -57,16 +59,17 @@ class TrainingBatches(IterableDataset):
             yield from batches
 
     def _batches(self) -> Iterator[Batch]:
-        for rows, is_spare in self._taken():
-            batch = replace(padded(rows, self.source), is_spare=is_spare)
+        for rows, chosen_B, epoch, is_spare in self._taken():
+            batch = replace(batch_of(rows, chosen_B, self.source, epoch), is_spare=is_spare)
             yield batch.pin_memory() if self.pinned else batch
 
     def gathered(self) -> Iterator[RowGroup]:
         """Yield the batches' rows, flat and without padding; they are made in the calling thread."""
-        return (rows for rows, _ in self._taken())
+        return (rows.take(chosen_B) for rows, chosen_B, *_ in self._taken())
 
-    def _taken(self) -> Iterator[tuple[RowGroup, bool]]:
-        """Yield (this rank's rows of a batch, whether another rank has them too) for each batch."""
+    def _taken(self) -> Iterator[tuple[Rows, Int64, int, bool]]:
+        """Yield (the rows of a window, this rank's rows of a batch among them, the epoch, whether another rank has them
+        too) for each batch."""
         epoch, first_window, skip = self.order.seek(self.first_batch)
         windows = self._windows(epoch, first_window)
         following = next(windows)
@@ -82,7 +85,8 @@ class TrainingBatches(IterableDataset):
             for number, batch in enumerate(batches):
                 # If a batch has no row for a rank, the rank repeats one, because every rank must take the step.
                 is_spare = self.rank >= len(batch)
-                yield rows.take(batch[:1] if is_spare else batch[self.rank :: self.ranks]), is_spare
+                mine = batch[:1] if is_spare else batch[self.rank :: self.ranks]
+                yield rows, mine, window.epoch, is_spare
                 self._load(loaded, needed[: len(needed) * (number + 1) // len(batches)])
             skip = 0
 
@@ -101,7 +105,7 @@ def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length:
         rows = Rows([source.load(group, columns)], source.per_column)
         order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
         for start in range(0, number, batch_size):
-            yield padded(rows.take(order[start : start + batch_size]), source)
+            yield batch_of(rows, order[start : start + batch_size], source)
 
 
 def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
@@ -109,7 +113,44 @@ def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], sourc
     rows = Rows(list(loaded.values()), source.per_column)
     sizes = [len(group.rows) for group in loaded.values()]
     first = dict(zip(loaded, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-    return padded(rows.take(np.asarray([first[group] + row for group, row in references.tolist()])), source)
+    return batch_of(rows, np.asarray([first[group] + row for group, row in references.tolist()]), source)
+
+
+def batch_of(rows: Rows, chosen_B: Int64, source: Source, epoch: int = 0) -> Batch:
+    """Put some of the rows into one batch, with their mixtures for this epoch if their columns were read."""
+    taken = rows.take(chosen_B)
+    batch, mixtures = padded(taken, source), source.mixtures
+    if mixtures is None or mixtures.partner_column not in taken.columns:
+        return batch
+    return replace(batch, mixed=mixed_with(rows, taken, batch, mixtures, source, epoch))
+
+
+def mixed_with(rows: Rows, taken: RowGroup, batch: Batch, codec: Mixtures, source: Source, epoch: int) -> Mixed:
+    """The mixtures of a batch's rows: in each epoch another draw of each row, from draw 0 on.
+
+    A draw whose partner is not among the source's rows (it is held out, say) is passed over for the next one, and a row
+    without any other is not mixed.
+    """
+    partners_BD = codec.partners(to_flat(taken.columns))
+    places_BD = rows.places(partners_BD)
+    turns_D = (epoch + np.arange(codec.draws)) % codec.draws
+    is_there_BD = places_BD[:, turns_D] >= 0
+    mixed_M = np.flatnonzero(is_there_BD.any(1))
+    draws_M = turns_D[is_there_BD[mixed_M].argmax(1)]
+    partners = rows.take(places_BD[mixed_M, draws_M])
+    of_rows, of_partners = torch.from_numpy(mixed_M), padded(partners, source)
+    weights_BD = codec.weights(to_flat(taken.columns))
+    return Mixed(
+        rows=of_rows,
+        draws=torch.from_numpy(draws_M),
+        labels=torch.stack([batch.labels[of_rows], of_partners.labels], 1),
+        inputs=MixedInputs.of(
+            {name: tensor[of_rows] for name, tensor in batch.inputs.items()},
+            of_partners.inputs,
+            torch.from_numpy(weights_BD[mixed_M, draws_M]),
+            source.tokenizer.pad_token_id or 0,
+        ),
+    )
 
 
 def padded(rows: RowGroup, source: Source) -> Batch:

@@ -4,6 +4,7 @@ Shapes: R rows of all groups, B wanted rows, U units (tokens, positions or value
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ class Rows:
             for name in groups[0].columns
         }
         self.lengths = self._input_ids.counts
+
+    @cached_property
+    def _by_number(self) -> Int64:
+        return np.argsort(self._rows, kind="stable")
+
+    def places(self, numbers: Int64) -> Int64:
+        """The places among these rows of the rows with these numbers in the corpus, of any shape; -1 for others."""
+        order = self._by_number
+        found = order[np.searchsorted(self._rows, numbers, sorter=order).clip(max=len(order) - 1)]
+        return np.where(self._rows[found] == numbers, found, -1)
 
     def take(self, rows_B: Int64) -> RowGroup:
         """The rows with these numbers, in this order, as one row group."""

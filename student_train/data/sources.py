@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shared.dump.codecs import DistributionCodec, VectorCodec
+from shared.dump.codecs import DistributionCodec, Mixtures, VectorCodec
 from shared.dump.dump import Dump
 from shared.dump.layouts import Layout
 from shared.dump.manifest import FILE_NAME
@@ -131,6 +131,12 @@ class Source(ABC):
         """The codec of the teacher's distributions, if there are any."""
         codecs = (signal.codec for signal in self.signals.values())
         return next((codec for codec in codecs if isinstance(codec, DistributionCodec)), None)
+
+    @property
+    def mixtures(self) -> Mixtures | None:
+        """The codec of mixtures of rows, if there are any."""
+        codecs = (signal.codec for signal in self.signals.values())
+        return next((codec for codec in codecs if isinstance(codec, Mixtures)), None)
 
     @property
     def vectors(self) -> dict[SignalKey, VectorCodec]:

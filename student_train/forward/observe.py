@@ -6,15 +6,16 @@ Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without 
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from shared.models.mixing import run_mixed
 from student_train.chains.batch import Chains, legal_transitions
 from student_train.chains.transitions import transitions_of
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.attention import Attended, capture
 from student_train.forward.head import StudentHead
-from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.forward.outputs import BatchTargets, MixedTargets, Outputs
 from student_train.forward.teacher_vectors import TeacherVectors
 
 
@@ -25,9 +26,11 @@ def outputs_of(
     wants_hidden: bool,
     head: StudentHead | None = None,
     attention_layers: Collection[int] = (),
+    wants_mixed: bool = False,
 ) -> Outputs:
     """Return a student's outputs for a batch: logits at the recorded positions, and at all tokens its hidden states
-    (`wants_hidden`) and the queries, keys and values of `attention_layers`.
+    (`wants_hidden`) and the queries, keys and values of `attention_layers`; with `wants_mixed`, from a second forward
+    pass, logits for the batch's mixtures of rows.
 
     With the student's `head` (of a vocabulary) the logits come in slices.
     """
@@ -45,7 +48,22 @@ def outputs_of(
     hidden_TD = tuple(layer[is_token_BL] for layer in output.hidden_states) if wants_hidden else ()
     attended = {layer: Attended.at_tokens(found, is_token_BL) for layer, found in captured.items()}
     lengths = tuple(is_token_BL.sum(dim=1).tolist()) if wants_hidden else ()
-    return Outputs(logits, hidden_TD, sliced, attended=attended, lengths=lengths, transitions=transitions_of(model))
+    return Outputs(
+        logits,
+        hidden_TD,
+        sliced,
+        attended=attended,
+        lengths=lengths,
+        transitions=transitions_of(model),
+        mixed_MC=_mixed_logits(model, batch, source) if wants_mixed else None,
+    )
+
+
+def _mixed_logits(model: nn.Module, batch: Batch, source: Source) -> Tensor | None:
+    """Return the logits [M, C] for the batch's mixtures; None if no row has a partner among the source's rows."""
+    if batch.mixed is None or not len(batch.mixed.rows):
+        return None
+    return source.task.logits_of(run_mixed(model, batch.mixed.inputs))
 
 
 def targets_of(batch: Batch, source: Source) -> BatchTargets:
@@ -60,9 +78,17 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
         key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
     }
     chains, is_ragged = chains_of(batch, source), source.layout.is_ragged
-    return BatchTargets(distributions, vectors, batch.labels, is_ragged, chains, is_spare=batch.is_spare)
+    mixed = _mixed_targets(batch, source)
+    return BatchTargets(distributions, vectors, batch.labels, is_ragged, chains, batch.is_spare, mixed)
 
 
 def chains_of(batch: Batch, source: Source) -> Chains | None:
     """Return the chains of tags of a batch's rows; None if the source's rows are not chains."""
     return Chains(batch.index.counts, legal_transitions(source.label_names or ())) if source.has_chains else None
+
+
+def _mixed_targets(batch: Batch, source: Source) -> MixedTargets | None:
+    if batch.mixed is None or source.mixtures is None:
+        return None
+    mixed, stored = batch.mixed, source.mixtures.decode(batch.columns)
+    return MixedTargets(stored.logits_RDC[mixed.rows, mixed.draws], mixed.inputs.weights, mixed.labels)

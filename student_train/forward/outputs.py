@@ -1,6 +1,6 @@
 """What losses compare: a student's outputs for a batch, and the batch's targets.
 
-Shapes: N recorded positions, T tokens without padding, V vocabulary or classes, D width.
+Shapes: N recorded positions, T tokens without padding, V vocabulary or classes, D width, M mixtures, C classes.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ class Outputs:
         sliced: logits of a vocabulary, computed for some positions at a time.
         overwrite: whether a loss may overwrite logits_NV, because nothing reads them afterwards.
         attended: layer number as a loss gives it -> queries, keys and values of that layer.
+        mixed_MC: logits for mixtures of rows; None if no loss needs them, or the batch has none.
         lengths: tokens of each row; rows lie one after the other in the T tokens. Empty if no loss needs hidden states.
         transitions: a tagger's learnt scores of transitions between tags; None if it has none.
     """
@@ -39,6 +40,7 @@ class Outputs:
     attended: dict[int, Attended] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     transitions: Transitions | None = None
+    mixed_MC: Tensor | None = None
 
     @property
     def has_logits(self) -> bool:
@@ -66,6 +68,21 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class MixedTargets:
+    """The targets for M mixtures of rows.
+
+    Attributes:
+        logits_MC: the teacher's logits.
+        weights_M: lambda, the weight of the first row.
+        labels_M2: the gold labels of both rows, -100 where missing.
+    """
+
+    logits_MC: Tensor
+    weights_M: Tensor
+    labels_M2: Tensor
+
+
+@dataclass(frozen=True)
 class BatchTargets:
     """The targets that a student's outputs for a batch are compared with.
 
@@ -76,6 +93,7 @@ class BatchTargets:
         is_ragged: whether distributions have different numbers of classes, padded with -inf.
         chains: which positions are the tags of a row's words; None if they are not.
         is_spare: whether another rank has the batch's rows too, so that they have no weight.
+        mixed: the targets for mixtures of rows, if their columns were read.
     """
 
     distributions: Targets | None
@@ -84,6 +102,7 @@ class BatchTargets:
     is_ragged: bool = False
     chains: Chains | None = None
     is_spare: bool = False
+    mixed: MixedTargets | None = None
 
     def part(self, positions: slice) -> "BatchTargets":
         """Return the distributions and labels of a slice of positions, without vectors and chains."""

@@ -40,6 +40,9 @@ class Loss(BaseModel, ABC):
     # Whether it compares the student with a teacher. (A dump may hold gold labels as well.)
     has_teacher: ClassVar[bool] = True
 
+    # Whether it compares logits for mixtures of rows, which take a forward pass of their own.
+    needs_mixtures: ClassVar[bool] = False
+
     weight: Factor = 1.0
     kind: str
 
@@ -125,7 +128,8 @@ def can_slice(losses: Sequence[Loss], source: Source) -> bool:
 def outputs_for(
     losses: Sequence[Loss], model: nn.Module, batch: Batch, source: Source, head: StudentHead | None = None
 ) -> Outputs:
-    """Return a student's outputs for a batch, with the hidden states and attention layers that some losses need."""
+    """Return a student's outputs for a batch, with the hidden states, attention layers and mixtures that are needed."""
     wants_hidden = any(spec.student_layers for spec in losses)
     attention_layers = {layer for spec in losses for layer in spec.attention_layers}
-    return outputs_of(model, batch, source, wants_hidden, head, attention_layers)
+    wants_mixed = any(spec.needs_mixtures for spec in losses)
+    return outputs_of(model, batch, source, wants_hidden, head, attention_layers, wants_mixed)

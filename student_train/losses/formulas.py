@@ -173,6 +173,21 @@ def cross_entropy(student_logits_NV: Tensor, labels_N: Tensor, overwrite: bool =
     return _mean(-log_q_NC[:, :1], has_label_N1)
 
 
+def mixed_cross_entropy(logits_MC: Tensor, labels_M2: Tensor, weights_M: Tensor) -> Tensor:
+    """Cross-entropy of M mixtures of rows with their mixed labels: `weights_M` times that with the first row's label,
+    plus 1 - `weights_M` times that with the second's. Mixtures that lack a label do not count.
+
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization" (arXiv 1710.09412), section 2.
+
+    >>> round(mixed_cross_entropy(torch.zeros(1, 2), torch.tensor([[0, 1]]), torch.tensor([0.3])).item(), 6)
+    0.693147
+    """
+    is_known_M = (labels_M2 != MISSING).all(1)
+    log_probs_M2 = _at_least_float32(logits_MC).log_softmax(-1).gather(1, labels_M2.clamp(min=0))
+    losses_M = -(torch.stack([weights_M, 1 - weights_M], 1) * log_probs_M2).sum(1)
+    return losses_M.where(is_known_M, 0.0).sum() / is_known_M.sum().clamp(min=1)
+
+
 def hidden_mse(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Mean squared difference of hidden vectors, over positions and width.
 

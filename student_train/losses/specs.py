@@ -7,6 +7,7 @@ from student_train.losses.base import Loss
 from student_train.losses.emd import EMDLoss
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
+from student_train.losses.mixup import MixupLoss
 from student_train.losses.relations import RelationLoss
 from student_train.losses.structure import CRFGoldLoss, KBestLoss, StructureLoss
 
@@ -17,6 +18,7 @@ LOSSES: Registry[type[Loss]] = Registry(
         "logits-mse": LogitsMSELoss,
         "teacher-label": TeacherLabelLoss,
         "gold": GoldLoss,
+        "mixup": MixupLoss,
         "hidden": HiddenLoss,
         "relations": RelationLoss,
         "structure": StructureLoss,

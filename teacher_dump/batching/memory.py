@@ -87,7 +87,7 @@ def extract_within_memory(
     say(f"memory ran out at {batch.tokens:,} tokens a batch; continuing with {budget.tokens:,}")
     half = len(batch.rows) // 2
     for part in (slice(half), slice(half, None)):
-        smaller = batch_of(engine, manifest.layout, batch.rows[part], batch.numbers[part])
+        smaller = batch_of(engine, manifest.layout, batch.rows[part], batch.numbers[part], batch.mixtures[part])
         yield from extract_within_memory(engine, manifest, smaller, budget, say)
 
 

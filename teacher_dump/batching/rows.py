@@ -6,25 +6,30 @@ What is written does not depend on the batches: row groups are cut by the length
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+
 from shared.dump.layouts import Layout
 from shared.dump.manifest import Manifest
 from shared.dump.rowgroup import RowGroup, join
 from shared.dump.shards import row_group_sizes
+from shared.models.mixing import MixedInputs
 from shared.progress import Progress
 from shared.text.rows import row_group
 from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.base import Engine
-from teacher_dump.engines.batch import Batch
+from teacher_dump.engines.batch import Batch, MixedRows, Mixture, pad
 from teacher_dump.extract import Columns, extract
 
 
 @dataclass(frozen=True, eq=False)
 class ShardRows:
-    """The rows of a shard in the order of the file, and their numbers in the corpus."""
+    """The rows of a shard in the order of the file, their numbers in the corpus, and what each is mixed with."""
 
     rows: Sequence[TokenizedRow]
     numbers: Sequence[int]
     index: int = 0
+    mixtures: Sequence[Sequence[Mixture]] = ()
 
     @classmethod
     def in_order(cls, rows: Sequence[TokenizedRow], numbers: Sequence[int], index: int = 0) -> "ShardRows":
@@ -66,17 +71,42 @@ def cut_batches(
 def batches_of(engine: Engine, layout: Layout, shard: ShardRows, batch_tokens: Callable[[], int]) -> Iterator[Batch]:
     """Yield the shard's batches, on the host."""
     for part in cut_batches(shard.lengths, batch_tokens, most_rows=1 if engine.one_row_a_batch else None):
-        yield batch_of(engine, layout, shard.rows[part], shard.numbers[part])
+        yield batch_of(engine, layout, shard.rows[part], shard.numbers[part], shard.mixtures[part])
 
 
-def batch_of(engine: Engine, layout: Layout, rows: Sequence[TokenizedRow], numbers: Sequence[int]) -> Batch:
-    """Rows (`numbers` in the corpus) as one batch on the host, with the inputs that the layout adds."""
+def batch_of(
+    engine: Engine,
+    layout: Layout,
+    rows: Sequence[TokenizedRow],
+    numbers: Sequence[int],
+    mixtures: Sequence[Sequence[Mixture]] = (),
+) -> Batch:
+    """Rows (`numbers` in the corpus) as one batch on the host, with the inputs that the layout and mixtures add."""
     batch = engine.batch(rows, numbers)
+    if mixtures:
+        batch = engine.on_host(replace(batch, mixtures=mixtures, mixed=tuple(_mixed_rows(engine, batch, mixtures))))
     if not layout.columns:
         return batch
     index = layout.index(row_group(rows, numbers), batch.width)
     inputs = {**batch.inputs, **index.inputs}
     return engine.on_host(replace(batch, inputs=inputs, positions=index.positions.numpy()))
+
+
+def _mixed_rows(engine: Engine, batch: Batch, mixtures: Sequence[Sequence[Mixture]]) -> Iterator[MixedRows]:
+    """Yield the inputs for a batch's mixtures, in parts with at most as many tokens as the batch has, longest first."""
+    rows = [row for row, drawn in zip(batch.rows, mixtures, strict=True) for _ in drawn]
+    drawn = [mixture for of_row in mixtures for mixture in of_row]
+    lengths = [max(len(row.input_ids), len(each.partner.input_ids)) for row, each in zip(rows, drawn, strict=True)]
+    order = sorted(range(len(rows)), key=lambda at: -lengths[at])
+    budget = batch.inputs["input_ids"].numel()
+    for part in cut_batches([lengths[at] for at in order], lambda: budget):
+        places = order[part]
+        first, second = (
+            pad(each, places, engine.pad_token_id).inputs
+            for each in ([rows[at] for at in places], [drawn[at].partner for at in places])
+        )
+        weights_M = torch.tensor([drawn[at].weight for at in places])
+        yield MixedRows(np.asarray(places), MixedInputs.of(first, second, weights_M, engine.pad_token_id))
 
 
 def annotate_rows(

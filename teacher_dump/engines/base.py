@@ -22,6 +22,7 @@ from shared.dump.facts import Pooling
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SITES, Signal, SignalKey
 from shared.errors import TeacherError, UsageError
+from shared.models.mixing import MixedInputs
 from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.batch import Batch, pad
 from teacher_dump.engines.devices import DeviceMemory
@@ -208,6 +209,16 @@ class Engine(ABC):
             f"--importance: {self.architecture} is no model of transformers, whose heads and neurons could be found; "
             "leave the option out."
         )
+
+    def check_mixing(self) -> None:
+        """Check that `mixed_logits` works. Raises TeacherError if the teacher does not take embeddings."""
+        raise TeacherError(
+            f"--mixup: {self.architecture} takes token ids, and no embeddings in their place; leave the option out."
+        )
+
+    def mixed_logits(self, inputs: MixedInputs) -> Tensor:
+        """The logits [M, C] of a classifier for mixtures of rows, which are on its device."""
+        raise NotImplementedError
 
     def check(self, key: SignalKey) -> None:
         """Check that the teacher can give the vectors of a signal.

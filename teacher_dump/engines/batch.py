@@ -3,7 +3,7 @@
 Shapes: B rows, L tokens of the longest, T tokens of all rows, N recorded positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.dump.signals import Per
+from shared.models.mixing import MixedInputs
 from shared.text.tokenized import TokenizedRow
 
 Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A row to mix another row with: `number` is its number in the corpus, and `weight` that of the other row."""
+
+    partner: TokenizedRow
+    number: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Some mixtures of a batch as one forward pass: their places, int64 [M], in the batch's [B * draws], and inputs."""
+
+    places: Int64
+    inputs: MixedInputs
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,8 @@ class Batch:
         packed: whether the inputs are packed.
         positions: the indices of the recorded positions in the model's flattened outputs, int64 [N], if the layout
             gives them; None if the recorded positions are tokens of the inputs.
+        mixtures: what each row is mixed with, the same number of draws for each; empty if nothing is mixed.
+        mixed: the inputs for these mixtures.
     """
 
     rows: Sequence[TokenizedRow]
@@ -36,6 +56,8 @@ class Batch:
     inputs: dict[str, Tensor]
     packed: bool = False
     positions: Int64 | None = None
+    mixtures: Sequence[Sequence[Mixture]] = ()
+    mixed: tuple[MixedRows, ...] = ()
 
     @property
     def lengths(self) -> list[int]:
@@ -76,13 +98,15 @@ class Batch:
 
     def pinned(self) -> "Batch":
         """The batch in pinned memory, from which a CUDA device copies without the host."""
-        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
+        return self._with_each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device. The host does not wait for a copy from pinned memory."""
-        return replace(
-            self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        )
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, mixed=tuple(replace(m, inputs=m.inputs.each(change)) for m in self.mixed))
 
 
 def pad(rows: Sequence[TokenizedRow], numbers: Sequence[int], pad_token_id: int) -> Batch:

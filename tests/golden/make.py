@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from shared import Dump
 from teacher_dump.annotate import annotate, prepare
@@ -62,7 +68,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "embeddings": {"top_k": 4, "embeddings": True},
     "weights": {"top_k": 4, "teacher_weights": "2", "teacher_weights_dtype": "bf16", "importance": 8},
     "questions": {"task": "question-answering", "max_length": 14, "stride": 4},
+    "mixtures": {"task": "sequence-classification", "mixup": 2, "mixup_alpha": 0.5},
 }
+# The models of the kinds that are not of language models.
+MODELS = {"questions": AutoModelForQuestionAnswering, "mixtures": AutoModelForSequenceClassification}
 # Of the dump of questions: a context of several windows, one without an answer, one whose answers nobody knows.
 QUESTIONS = (
     {
@@ -80,21 +89,21 @@ VECTOR_ROWS = 2
 
 def make(folder: Path, kind: str) -> None:
     """A dump of a tiny teacher with random weights, and what `Dump` sees in it."""
-    asks = kind == "questions"
+    is_bert = kind in MODELS
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        GOLDEN / ("first-masked" if asks else "first-top-k") / "tokenizer"
+        GOLDEN / ("first-masked" if is_bert else "first-top-k") / "tokenizer"
     )
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "bert" if asks else "llama",
-        vocab_size=len(tokenizer) if asks else 320,
+        "bert" if is_bert else "llama",
+        vocab_size=len(tokenizer) if is_bert else 320,
         max_position_embeddings=64,
         initializer_range=0.25,
         bos_token_id=None,
         **sizes,
     )
-    model = (AutoModelForQuestionAnswering if asks else AutoModelForCausalLM).from_config(config)
+    model = MODELS.get(kind, AutoModelForCausalLM).from_config(config)
     # The manifest names the teacher as the command does: by a path that is the same everywhere.
     with tempfile.TemporaryDirectory() as work, chdir(work):
         model.save_pretrained("tiny-teacher")
@@ -102,8 +111,10 @@ def make(folder: Path, kind: str) -> None:
         if kind == "chats":
             tokenizer.chat_template = TEMPLATE
             rows = [{"messages": [{"role": role, "content": content} for role, content in chat]} for chat in CHATS]
-        if asks:
+        if kind == "questions":
             rows = list(QUESTIONS)
+        if kind == "mixtures":
+            rows = [{"text": text, "label": f"LABEL_{len(text) % 2}"} for text in TEXTS if text]
         tokenizer.save_pretrained("tiny-teacher")
         Path("corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         options: dict[str, Any] = {"task": "causal-lm", "max_length": 64, "shard_rows": 4}
@@ -125,6 +136,7 @@ def contents(dump: Dump) -> dict[str, Any]:
             ]
             for name in dump.manifest.vectors
         },
+        "mixtures": dump.mixtures().sort("row", "draw").collect().to_dicts() if dump.manifest.mixtures else [],
         **{name: _shown(dump, name) for name in dump.manifest.tensor_files},
     }
 

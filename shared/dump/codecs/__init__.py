@@ -4,6 +4,7 @@ from shared.dump.codecs.base import Codec, DistributionCodec, NotFiniteError, Ve
 from shared.dump.codecs.columns import Column, counts_of
 from shared.dump.codecs.dense import Dense
 from shared.dump.codecs.exact import Exact, LogitStep
+from shared.dump.codecs.mixtures import DecodedMixtures, Mixtures
 from shared.dump.codecs.selection.rules import RULES, Draws, Selection, Threshold, TopK, TopP
 from shared.dump.codecs.selection.uniforms import position_keys
 from shared.dump.codecs.sparse import Sparse
@@ -21,6 +22,7 @@ __all__ = [
     "AnyCodec",
     "Codec",
     "Column",
+    "DecodedMixtures",
     "Dense",
     "DenseTargets",
     "DistributionCodec",
@@ -31,6 +33,7 @@ __all__ = [
     "Int8Vectors",
     "LogitStep",
     "LowRankVectors",
+    "Mixtures",
     "NotFiniteError",
     "Selection",
     "Sparse",

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
@@ -79,6 +80,18 @@ class Codec(BaseModel, ABC):
             ValueError: for such a value, with the name of its column.
         """
 
+    def check_rows(self, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> None:
+        """Check values of a row group that name rows; `rows` are the numbers of all rows of the group.
+
+        Raises:
+            ValueError: for a row that is not among them.
+        """
+
+    @property
+    def outcomes(self) -> int | None:
+        """The number of classes or ids of what it stores; None if it stores vectors, or does not know it."""
+        return None
+
     @property
     def bytes_per_position(self) -> int:
         """Bytes per position before compression, which decide the size of row groups; an estimate if sizes vary."""
@@ -135,11 +148,6 @@ class DistributionCodec(Codec):
     takes: ClassVar[Literal["logits", "states"]] = "logits"
     # Whether decoding gives every logit, up to rounding.
     keeps_all_logits: ClassVar[bool] = False
-
-    @property
-    def outcomes(self) -> int | None:
-        """The number of classes or ids of a distribution; None if the codec does not know it."""
-        return None
 
     @property
     def samples(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated
 from shared.dump.codecs.base import Codec
 from shared.dump.codecs.dense import Dense
 from shared.dump.codecs.exact import Exact
+from shared.dump.codecs.mixtures import Mixtures
 from shared.dump.codecs.sparse import Sparse
 from shared.dump.codecs.top_k_float16 import TopKFloat16
 from shared.dump.codecs.vectors.low_rank import LowRankVectors
@@ -22,6 +23,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "int8": Int8Vectors,
         "int4": Int4Vectors,
         "low-rank": LowRankVectors,
+        "mixtures": Mixtures,
     },
 )
 

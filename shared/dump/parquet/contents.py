@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from shared.dump.codecs.bounds import require_within
 from shared.dump.manifest import Manifest
-from shared.dump.parquet.tables import INPUT_IDS, TOKEN_TYPES
+from shared.dump.parquet.tables import INPUT_IDS, ROW, TOKEN_TYPES
 from shared.dump.parquet.unpack import flat_columns
 from shared.dump.rowgroup import Flat, check_lengths, offsets_per, to_flat
 from shared.dump.signals import Per
@@ -53,4 +53,7 @@ def check_contents(manifest: Manifest, flat: Mapping[str, Flat]) -> None:
                 offsets[per] = column.list_offsets()
             else:
                 check_lengths(name, flat, expected)
-        signal.codec.check(to_flat({name: column.values for name, column in found.items()}))
+        values = to_flat({name: column.values for name, column in found.items()})
+        signal.codec.check(values)
+        if ROW.name in flat:
+            signal.codec.check_rows(values, flat[ROW.name].numbers())

@@ -16,7 +16,7 @@ from shared.dump.rowgroup import MISSING, Flat, Lists, RowGroup, Values
 from shared.errors import DumpError
 from shared.parsing import parse_json
 
-_ROW = Field("row", "int64", "row number in the corpus, from 0", is_list=False)
+ROW = Field("row", "int64", "row number in the corpus, from 0", is_list=False)
 INPUT_IDS = Field("input_ids", "int32", "token ids as the teacher saw them")
 TOKEN_TYPES = Field("token_type_ids", "uint8", "0 for the first text of a pair, 1 for the second")
 
@@ -27,7 +27,7 @@ _FACTS, _DESCRIBED = "lectern", ("task", "layout", "signals")
 def plain_fields(manifest: Manifest) -> tuple[Field, ...]:
     """Return the columns of a dump that are not a codec's."""
     pairs = (TOKEN_TYPES,) if manifest.pairs else ()
-    return (_ROW, INPUT_IDS, *pairs, *manifest.layout.fields(manifest.labelled))
+    return (ROW, INPUT_IDS, *pairs, *manifest.layout.fields(manifest.labelled))
 
 
 def training_columns(manifest: Manifest) -> list[str]:
@@ -72,7 +72,7 @@ def is_described(manifest: Manifest, schema: pa.Schema) -> bool:
 def to_table(manifest: Manifest, schema: pa.Schema, group: RowGroup) -> pa.Table:
     """Return a row group as a table with this schema."""
     plain = {
-        _ROW.name: Flat(group.rows),
+        ROW.name: Flat(group.rows),
         INPUT_IDS.name: Flat(group.input_ids, group.token_offsets),
         **manifest.layout.pack(group, manifest.labelled),
     }

@@ -12,6 +12,7 @@ from shared.dump.codecs import Exact
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SignalKey
 from shared.errors import TeacherError
+from shared.models.mixing import MixedInputs, run_mixed, takes_embeddings
 from shared.text.tokenized import TokenizedRow
 from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
@@ -67,6 +68,20 @@ class TransformersEngine(Engine):
         if self.teacher.head is None:
             raise TeacherError(f"--exact: {self.architecture} has no head over its vocabulary; choose another rule.")
         return self.teacher.head.exact(name, states)
+
+    def check_mixing(self) -> None:
+        if not takes_embeddings(self.teacher.model):
+            raise TeacherError(
+                f"--mixup: {self.architecture} does not give a row's logits for the row's word embeddings in place of "
+                "its token ids (encoder-decoders, and models that classify by a row's last token, do not); leave the "
+                "option out, or use another teacher."
+            )
+
+    def mixed_logits(self, inputs: MixedInputs) -> Tensor:
+        teacher = self.teacher
+        logits = teacher.task.logits_of(run_mixed(teacher.model, inputs, teacher.token_types))
+        assert logits is not None
+        return logits
 
     def word_embeddings(self) -> Tensor:
         weight_VD: Tensor = self.teacher.model.get_input_embeddings().weight

@@ -95,6 +95,15 @@ CASES: dict[str, tuple[str, str, Callable[[Rows], object], str]] = {
     "an infinite scale": ("second-mass", "hidden.0.scale", put(math.inf), "scale' holds inf"),
     "a scale that overflows": ("second-mass", "hidden.0.scale", put(1e38), "scale' holds"),
     "a negative scale": ("sixth-top-k", "hidden.2.scale", put(-1.0), "scale' holds -1.0"),
+    "a partner below 0": ("seventh-mixtures", "mixtures.partner", put([-1, 1]), "partner' holds -1"),
+    "a partner of elsewhere": ("seventh-mixtures", "mixtures.partner", put([7, 1]), "names row 7, which is not in"),
+    "a partner too few": ("seventh-mixtures", "mixtures.partner", put([1]), "lists of other lengths than 2"),
+    "a lambda above 1": ("seventh-mixtures", "mixtures.lambda", put([1.5, 0.5]), "lambda' holds 1.5"),
+    "a negative lambda": ("seventh-mixtures", "mixtures.lambda", put([0.5, -0.5]), "lambda' holds -0.5"),
+    "NaN in lambda": ("seventh-mixtures", "mixtures.lambda", put([math.nan, 0.5]), "NaN or infinity"),
+    "infinite logits of a mixture": ("seventh-mixtures", "mixtures.logits", put([math.inf] * 4), "NaN or infinity"),
+    "a logit too many": ("seventh-mixtures", "mixtures.logits", put([0.0] * 5), "lists of other lengths than 4"),
+    "mixtures for no row": ("seventh-mixtures", "mixtures.lambda", lambda rows: rows[0].pop(), "do not fit"),
     "vectors of fewer tokens": ("second-threshold", "hidden.2.scale", lambda rows: rows[0].pop(), "do not fit"),
 }
 
@@ -117,6 +126,8 @@ def test_values_that_make_no_sense_are_named_and_never_learnt_from(case: str, tm
     ]
     if column.startswith(("hidden", "queries")):
         ways.append(lambda: dump.vectors(column[:8]).collect())
+    elif column.startswith("mixtures"):
+        ways.append(lambda: dump.mixtures().collect())
     elif column not in ("token_type_ids",):
         ways.append(lambda: dump.positions().collect())
     for way in ways:

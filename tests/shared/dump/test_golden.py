@@ -43,6 +43,7 @@ def check_reads_as_expected(folder: Path) -> None:
     # Later versions may see more columns than there were then.
     columns = wanted["positions"][0].keys()
     assert [{name: row[name] for name in columns} for row in found["positions"]] == close(wanted["positions"])
+    assert found["mixtures"] == close(wanted.get("mixtures", []))
     for name in dump.manifest.tensor_files:
         assert found[name] == close(wanted[name])
     assert found["vectors"].keys() == wanted["vectors"].keys()
