@@ -51,11 +51,13 @@ class Marginals(NamedTuple):
     """Expectations under a chain's distribution over paths.
 
     Attributes:
+        log_z_B: log Z.
         nodes_BLC: the probability of each class at each position; 0 at padding.
         edges_BCC: the expected number of each transition [from, to] in a chain, the sum of its edge marginals.
         lasts_BC: the probability of each class at a chain's last position.
     """
 
+    log_z_B: Tensor
     nodes_BLC: Tensor
     edges_BCC: Tensor
     lasts_BC: Tensor
@@ -109,7 +111,8 @@ class CRF:
         """Node and edge marginals by the forward-backward algorithm, without gradients."""
         between_CC, _, last_C = self.transitions
         alphas_BLC = torch.stack(self._forward(), 1)
-        log_z_B11 = (alphas_BLC[:, -1] + last_C).logsumexp(-1)[:, None, None]
+        log_z_B = (alphas_BLC[:, -1] + last_C).logsumexp(-1)
+        log_z_B11 = log_z_B[:, None, None]
         beta_BC = last_C.expand_as(alphas_BLC[:, 0])
         betas = [beta_BC]
         edges_BCC = torch.zeros_like(between_CC).expand(len(self.lengths_B), -1, -1)
@@ -124,7 +127,7 @@ class CRF:
         nodes_BLC = (alphas_BLC + torch.stack(betas[::-1], 1) - log_z_B11).exp()
         nodes_BLC = nodes_BLC.where(self.is_position_BL[..., None], 0)
         lasts_BC = nodes_BLC[torch.arange(len(self.lengths_B)), self.lengths_B - 1]
-        return Marginals(nodes_BLC, edges_BCC, lasts_BC)
+        return Marginals(log_z_B, nodes_BLC, edges_BCC, lasts_BC)
 
     def expected_scores(self, other: Marginals) -> Tensor:
         """The expectation [B] of a path's score here, if paths are drawn from another distribution over them."""

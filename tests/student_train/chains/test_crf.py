@@ -82,6 +82,7 @@ def test_marginals_are_sums_over_all_paths(seed: int, lengths: list[int], classe
                 nodes_LC[at, tag] += probability
             for before, after in itertools.pairwise(path):
                 edges_CC[before, after] += probability
+        torch.testing.assert_close(found.log_z_B[chain], scores_P.logsumexp(0))
         torch.testing.assert_close(found.nodes_BLC[chain], nodes_LC)
         torch.testing.assert_close(found.edges_BCC[chain], edges_CC)
         torch.testing.assert_close(found.lasts_BC[chain], nodes_LC[length - 1])

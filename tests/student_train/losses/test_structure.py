@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -109,7 +109,8 @@ def check_equal(mine: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
 
 
 @given(seeds, names, st.booleans(), st.sampled_from([0.5, 1.0, 2.0]))
-@settings(max_examples=6)
+@example(0, BIO, True, 2.0)
+@settings(max_examples=5)
 def test_structure_is_the_kl_of_the_distributions_over_all_paths(
     seed: int, names: tuple[str, ...], learnt: bool, temperature: float
 ) -> None:
@@ -131,7 +132,8 @@ def test_structure_is_kl_where_no_transition_matters() -> None:
 
 
 @given(seeds, names, st.booleans(), st.integers(1, 12), st.booleans())
-@settings(max_examples=8)
+@example(0, BIO, True, 12, True)
+@settings(max_examples=6)
 def test_k_best_is_the_likelihood_of_the_teachers_best_paths(
     seed: int, names: tuple[str, ...], learnt: bool, k: int, fuzzy: bool
 ) -> None:
