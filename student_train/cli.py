@@ -11,6 +11,7 @@ from shared.options import MOST, grouped
 from shared.text.columns import ColumnNames, ScoredColumns
 from shared.text.lengths import Positions
 from student_train.recipe.decoding import Decoding
+from student_train.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from shared.text.groups import GroupScores
@@ -137,6 +138,52 @@ def run_sweep(
     outcome = sweeps.run(plan, jobs)
     typer.echo("\n".join(outcome.lines))
     sweeps.check_outcome(outcome)
+
+
+@app.command("search-mapping")
+@grouped
+def search_mapping(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help='A recipe (TOML file) with a loss that has a layer map (kind "hidden" or "relations").'),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="The folder of the search; by default OUTPUT-search beside the recipe's output."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the recipe, as in `run`. Repeatable.")
+    ] = None,
+    options: SearchOptions,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a search that was interrupted, or make a finished one longer."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much there is to do; train nothing.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="The plot (.png); by default search.png in the folder.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="All results; by default results.json in the folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Search which layer of the teacher each layer of a student should imitate, with a genetic algorithm.
+
+    Candidates are students of the recipe that are trained for a few steps and compared on held-out rows of the dump by
+    what does not depend on the map: the recipe's validation.metric; else the loss against the teacher's distributions;
+    else how much of the teacher's topmost hidden states the student's do not explain. The usual maps are controls. The
+    best map becomes best.toml, and the table says whether maps differ by more than seeds.
+    """
+    from student_train.recipe.recipe import read_recipe
+    from student_train.search import mapping
+
+    prepared = mapping.prepare(read_recipe(recipe, set_ or []), out, options, resume, plot, json)
+    typer.echo("\n".join(prepared.describe()))
+    if not dry_run:
+        typer.echo("\n".join(mapping.report(prepared, mapping.run(prepared))))
 
 
 @app.command("export")

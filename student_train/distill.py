@@ -63,7 +63,7 @@ def run(recipe: Recipe, resume: bool) -> Result:
     """
     ranks.join(recipe.training.device)
     with ranks.agreed():
-        source, student, runs = _prepare(recipe)
+        source, student, runs = prepare(recipe)
     journal = Journal(recipe)
     with ExitStack() as held:
         ranks.first_does(lambda: _make_and_lock(recipe.output, held))
@@ -85,12 +85,12 @@ def check(recipe: Recipe) -> int:
 
     Raises what `run` would raise before its first step.
     """
-    student = _prepare(recipe)[1]
+    student = prepare(recipe)[1]
     fold(student)
     return int(student.num_parameters())
 
 
-def _prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
+def prepare(recipe: Recipe) -> tuple[Source, PreTrainedModel, list[StageRun]]:
     """Return the source, the untrained student and its stage runs, after every check that needs no training."""
     check_output(recipe)
     if is_finished(recipe.output):

@@ -150,19 +150,25 @@ def _steps(training: TrainingSection, batches: float) -> int:
     return max(1, round(batches / training.gradient_accumulation))
 
 
+def steps_of(stage_run: StageRun) -> int:
+    """Return the number of optimizer steps of a stage. Raises RecipeError for more than anybody can take."""
+    training = stage_run.stage.training
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.epochs is not None
+    steps = _steps(training, order_of(stage_run.stage, stage_run.rows)[0].batches(training.epochs))
+    if steps > MOST:
+        where = stage_run.stage.where or "training."
+        raise RecipeError(f"{where}epochs = {training.epochs:g}: this would be {steps:,} steps; give fewer.")
+    return steps
+
+
 def _arguments(stage_run: StageRun, recipe: Recipe, journal: Journal) -> TrainingArguments:
     stage, validation = stage_run.stage, stage_run.validation
-    training, order = stage.training, order_of(stage, stage_run.rows)[0]
-    steps = training.max_steps
-    if steps is None:
-        assert training.epochs is not None
-        steps = _steps(training, order.batches(training.epochs))
-        if steps > MOST:
-            raise RecipeError(
-                f"{stage.where or 'training.'}epochs = {training.epochs:g}: this would be {steps:,} steps; give fewer."
-            )
+    training, steps = stage.training, steps_of(stage_run)
     scoring: dict[str, Any] = {}
     if validation is not None:
+        order, _ = order_of(stage, stage_run.rows)
         scoring = {
             # `Scoring` decides when to evaluate: the Trainer's own schedule would require an evaluation data set.
             "eval_steps": validation.every_steps or _steps(training, order.batches(validation.every)),

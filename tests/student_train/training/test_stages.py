@@ -278,7 +278,7 @@ def test_stages_train_what_they_say_and_leave_no_projection(dump: Path, tmp_path
 def weights_at_start(dump: Path, folder: Path) -> dict[str, torch.Tensor]:
     """What the seed gives a student before its first step."""
     made = recipe(folder / "start", dump, LOGITS)
-    return dict(distill._prepare(made)[1].state_dict())
+    return dict(distill.prepare(made)[1].state_dict())
 
 
 def test_a_recipe_without_stages_is_a_single_one(dump: Path, tmp_path: Path) -> None:
