@@ -47,6 +47,7 @@ bench: setup bench-dump
     python benchmarks/codec.py
     python benchmarks/positions.py
     python benchmarks/vectors.py
+    python benchmarks/attention_inputs.py
     python benchmarks/fused_kl.py
 
 # Bytes, errors, gradients and speeds of the codecs of distributions, on SOURCE.safetensors files or one that it makes.

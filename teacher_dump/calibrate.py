@@ -18,8 +18,9 @@ from shared.dump.codecs.base import Sample
 from shared.dump.layouts import Layout
 from shared.dump.manifest import Manifest
 from shared.dump.shards import weigh
-from shared.dump.signals import Signal
-from shared.dump.weights.tensor_file import TENSOR_FILES, TensorFile
+from shared.dump.signals import ATTENTION_INPUTS, Signal
+from shared.dump.weights.projections import from_file
+from shared.dump.weights.tensor_file import ATTENTION, TENSOR_FILES, TensorFile
 from shared.errors import UsageError
 from shared.progress import Progress
 from shared.text.tokenized import TokenizedRow
@@ -28,6 +29,7 @@ from teacher_dump.batching.rows import ShardRows, annotate_rows, batches_of
 from teacher_dump.engines.base import Engine, TeacherOutputs, Wanted
 from teacher_dump.engines.batch import Batch
 from teacher_dump.extract import broken, distributions
+from teacher_dump.tensor_files.relations_error import relations_kl
 
 SAMPLE_TOKENS = 4096
 
@@ -60,7 +62,9 @@ def calibrate(
     manifest = draft.model_copy(update={"signals": tuple(fitted)})
     sizes = sample.bytes_by_signal(manifest)
     measured = {
-        signal.name: {"bytes_per_position": sizes[signal.name]} | _losses(signal, vectors, taken)
+        signal.name: {"bytes_per_position": sizes[signal.name]}
+        | _losses(signal, vectors, taken)
+        | _relations_loss(manifest, signal, vectors, sample.lengths)
         for signal in manifest.signals
     }
     rounded = {name: {key: float(f"{value:.4g}") for key, value in facts.items()} for name, facts in measured.items()}
@@ -94,6 +98,8 @@ class _Sample:
 
     def __init__(self, engine: Engine, layout: Layout, rows: ShardRows, batch_tokens: Callable[[], int]) -> None:
         self.engine, self.layout, self.rows, self.batch_tokens = engine, layout, rows, batch_tokens
+        # The number of tokens of each row, in the order of the vectors.
+        self.lengths: list[int] = []
 
     def outputs(self, wanted: Wanted) -> Iterator[tuple[Batch, TeacherOutputs]]:
         """The teacher's outputs for the sample, batch by batch."""
@@ -105,6 +111,7 @@ class _Sample:
         """The vectors [M, D] of each signal, on the host. Raises TeacherError for NaN or infinity, naming the row."""
         parts: dict[str, list[Tensor]] = {signal.name: [] for signal in signals}
         for batch, outputs in self.outputs(Wanted.of(None, signals)) if signals else ():
+            self.lengths += batch.lengths
             for signal in signals:
                 vectors_ND = outputs.vectors[signal.key]
                 is_broken_N = ~vectors_ND.isfinite().all(-1)
@@ -205,3 +212,16 @@ def _losses(signal: Signal, vectors: Mapping[str, Tensor], taken: Sample) -> dic
     if isinstance(codec, VectorCodec):
         return codec.measured(vectors[signal.name]) if len(vectors[signal.name]) else {}
     return codec.measured(taken) if isinstance(codec, DistributionCodec) else {}
+
+
+@torch.inference_mode()
+def _relations_loss(
+    manifest: Manifest, signal: Signal, vectors: Mapping[str, Tensor], lengths: Sequence[int]
+) -> dict[str, float]:
+    """What the codec does to the attention relations that are computed from a signal; empty for other signals."""
+    codec = signal.codec
+    if signal.site != ATTENTION_INPUTS or signal.layer is None or not isinstance(codec, VectorCodec):
+        return {}
+    file, exact_MD = manifest.tensor_files[ATTENTION], vectors[signal.name]
+    projections = from_file(file.unwritten(), file.facts)[signal.layer]
+    return {"relations_kl": relations_kl(projections, exact_MD, codec.decode(codec.encode(exact_MD)), lengths)}

@@ -13,7 +13,7 @@ from shared.dump.facts import CorpusFacts, OffsetsFact, Options, TokenizerFacts
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.layouts import Layout
 from shared.dump.manifest import Compression, Manifest
-from shared.dump.signals import HIDDEN, RELATIONS, Signal, SignalKey
+from shared.dump.signals import ATTENTION_INPUTS, HIDDEN, RELATIONS, Signal, SignalKey
 from shared.dump.versions import FORMAT_VERSION
 from shared.errors import UsageError
 from shared.text.corpus import Corpus, Survey
@@ -188,8 +188,9 @@ def _signals(
 
 
 def _teacher_facts(engine: Engine, signals: Iterable[Signal]) -> TeacherFacts:
-    """The facts about the teacher. The number of attention heads is among them only if queries are recorded."""
+    """The facts about the teacher. The number of attention heads is among them only if queries are recorded,
+    or the inputs that they are computed from."""
     facts = engine.facts()
-    if any(signal.site in RELATIONS for signal in signals):
+    if any(signal.site in (*RELATIONS, ATTENTION_INPUTS) for signal in signals):
         return facts
     return facts.model_copy(update={"attention_heads": None})

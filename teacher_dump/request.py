@@ -188,6 +188,10 @@ class Vectors:
     relations: Annotated[
         str, Doc("Layers whose queries, keys and values are kept, for attention relations: none, last, all, or 5,6.")
     ] = "none"
+    attention_inputs: Annotated[
+        str, Doc("Layers whose inputs are kept, and once their projections: as --relations, from a third of the bytes.")
+    ] = "none"
+    attention_inputs_codec: Annotated[str, Doc("How --attention-inputs are kept: float16, int8 or int4.")] = "int8"
     signals: Annotated[tuple[SignalRequest, ...], NoOption] = ()
 
 

@@ -24,12 +24,13 @@ from shared.dump.codecs import (
 )
 from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
-from shared.dump.signals import DISTRIBUTION, EMBEDDING, HIDDEN, RELATIONS, SITES, Signal, SignalKey
+from shared.dump.signals import ATTENTION_INPUTS, DISTRIBUTION, EMBEDDING, HIDDEN, RELATIONS, SITES, Signal, SignalKey
 from shared.errors import UsageError
 from shared.options import flag_of
 from shared.validation import in_words, message_of
 from teacher_dump.engines.base import Engine
 from teacher_dump.request import MOST_TOP_P_IDS, Request, SignalRequest
+from teacher_dump.tensor_files.attention import attention_input_layers, layers_named
 
 Made = TypeVar("Made")
 # (name of the signal, codec of its states) -> its codec
@@ -121,7 +122,8 @@ def hidden_layers(request: Request, has_others: bool, layers: int) -> list[int]:
     if request.hidden_codec not in VECTOR_KINDS:
         raise UsageError(f"--hidden-codec {request.hidden_codec!r}: use {', '.join(VECTOR_KINDS)}.")
     if request.hidden == "none":
-        if not has_others and request.relations == "none" and not request.signals:
+        vectors = {request.relations, request.attention_inputs} != {"none"} or request.signals
+        if not has_others and not vectors:
             raise UsageError(f"the task {request.task} records vectors only; say which, for instance --hidden last.")
         if request.hidden_rank is not None:
             raise UsageError("--hidden-rank needs hidden states; say which, as in --hidden last.")
@@ -143,28 +145,13 @@ def hidden_layers(request: Request, has_others: bool, layers: int) -> list[int]:
 
 
 def relation_layers(request: Request, layers: int) -> list[int]:
-    """The layers of --relations none | last | all | 5,6, whose queries, keys and values are kept; 1 is the first.
-
-    Raises:
-        UsageError: for a layer that the teacher lacks.
-    """
-    if request.relations == "none":
-        return []
-    if request.relations == "last":
-        return [layers]
-    if request.relations == "all":
-        return list(range(1, layers + 1))
-    named = request.relations.split(",")
-    if not all(part.isdecimal() and len(part) < 10 and 1 <= int(part) <= layers for part in named):
-        raise UsageError(
-            f"--relations {request.relations!r}: use none, last, all, or layers from 1 to {layers} such as "
-            f"{max(1, layers - 1)},{layers}."
-        )
-    return sorted({int(part) for part in named})
+    """The layers of --relations none | last | all | 5,6, numbered from 1. Raises UsageError for layers that the teacher
+    lacks."""
+    return layers_named("relations", request.relations, layers)
 
 
 def requested(request: Request, has_distribution: bool, engine: Engine) -> list[SignalRequest]:
-    """The requested vectors: those of --hidden and --relations, and those of `request.signals`.
+    """The requested vectors: those of --hidden, --relations and --attention-inputs, and those of `request.signals`.
 
     Raises:
         UsageError: for an unknown signal, a layer that the teacher lacks, or a signal that is requested twice.
@@ -185,6 +172,14 @@ def requested(request: Request, has_distribution: bool, engine: Engine) -> list[
         SignalRequest(site, layer, request.hidden_codec)
         for layer in relation_layers(request, _last_layer(engine, RELATIONS[0], request.relations))
         for site in RELATIONS
+    ]
+    if request.attention_inputs_codec not in VECTOR_KINDS:
+        raise UsageError(f"--attention-inputs-codec {request.attention_inputs_codec!r}: use {', '.join(VECTOR_KINDS)}.")
+    if request.attention_inputs_codec != "int8" and request.attention_inputs == "none":
+        raise UsageError("--attention-inputs-codec needs --attention-inputs; say which, as in --attention-inputs last.")
+    asked += [
+        SignalRequest(ATTENTION_INPUTS, layer, request.attention_inputs_codec)
+        for layer in attention_input_layers(request, engine)
     ]
     asked += [signal for signal in request.signals if SITES.named(signal.site).holds == "vectors"]
     names = [str(SignalKey(signal.site, signal.layer)) for signal in asked]

@@ -19,7 +19,8 @@ from shared.dump.parquet.scan import scan_shards
 from shared.dump.parquet.tables import shard_schema
 from shared.dump.signals import Per
 from shared.dump.weights.files import load_tensors, load_weights
-from shared.dump.weights.tensor_file import EMBEDDINGS, IMPORTANCE, TEACHER
+from shared.dump.weights.projections import Projections, from_file
+from shared.dump.weights.tensor_file import ATTENTION, EMBEDDINGS, IMPORTANCE, TEACHER
 from shared.errors import DumpError
 from shared.storage import Folder, Place
 
@@ -213,6 +214,17 @@ class Dump:
             DumpError: if the dump has none (`dump --importance`), or if their file is missing or damaged.
         """
         return self.tensors(IMPORTANCE)
+
+    def attention_projections(self) -> dict[int, Projections]:
+        """Return, by layer, how queries, keys and values are computed from the vectors `attention_inputs` of the layer.
+
+        Each call reads them from the disk.
+
+        Raises:
+            DumpError: if the dump has none (`dump --attention-inputs`), or if their file is missing or damaged.
+        """
+        tensors = self.tensors(ATTENTION)
+        return from_file(tensors, self.manifest.tensor_files[ATTENTION].facts)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of the file in `weights/` of this name, an entry of the table `TENSOR_FILES`.

@@ -30,7 +30,7 @@ class Teacher(Frozen):
         architecture: name of the model's class.
         parameters: number of parameters.
         fingerprint: hash of the configuration and all weights, by which teachers are compared.
-        attention_heads: number of heads, if queries, keys and values are recorded.
+        attention_heads: number of heads, if queries, keys and values are recorded, or the inputs of attention.
     """
 
     name: str

@@ -11,9 +11,9 @@ from shared.dump.facts import MOST_PADDING, MOST_ROWS, CorpusFacts, Frozen, Opti
 from shared.dump.integrity.checksums import MANIFEST as FILE_NAME
 from shared.dump.integrity.checksums import check, write_checksums
 from shared.dump.layouts import LAYOUTS, Layout
-from shared.dump.signals import EMBEDDING, Per, Signal
+from shared.dump.signals import ATTENTION_INPUTS, EMBEDDING, Per, Signal
 from shared.dump.versions import FIRST_IDENTIFIED, FORMAT_VERSION, READABLE_VERSIONS, upgraded
-from shared.dump.weights.tensor_file import TEACHER, TensorFile, TensorFileName
+from shared.dump.weights.tensor_file import ATTENTION, TEACHER, TensorFile, TensorFileName
 from shared.errors import DumpError
 from shared.parsing import NotParsed, parse_json
 from shared.storage import Folder
@@ -40,6 +40,7 @@ _WORDS = {
     "rounding_kl": "KL of rounding",
     "relative_error": "relative squared error",
     "channel_error": "median channel's error",
+    "relations_kl": "KL of relations",
 }
 
 # Compression of the shards' pages.
@@ -114,6 +115,8 @@ class Manifest(Frozen):
                 raise ValueError(f"the distributions are over {outcomes:,} classes, but there are {what}")
         if any(isinstance(signal.codec, Mixtures) and signal.per != "row" for signal in self.signals):
             raise ValueError("mixtures of rows are recorded for each row")
+        if any(signal.site == ATTENTION_INPUTS for signal in self.signals) and ATTENTION not in self.tensor_files:
+            raise ValueError("it has inputs of attention, but not the projections of attention")
         return self
 
     @property

@@ -21,8 +21,11 @@ MOST_LAYERS = 10_000
 DISTRIBUTION, HIDDEN, MIXTURES = "distribution", "hidden", "mixtures"
 # The embedding of a row; the manifest's `pooling` says how it is made.
 EMBEDDING = "embedding"
-# The inputs of a layer's attention, from which attention relations are computed (MiniLMv2).
+# What a layer's attention works on, from which attention relations are computed (MiniLMv2).
 RELATIONS = ("queries", "keys", "values")
+# The input of a layer, from which its queries, keys and values are computed (dump/weights/projections.py). It is the
+# hidden state of the layer below.
+ATTENTION_INPUTS = "attention_inputs"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ SITES: Registry[Site] = Registry(
         "keys": Site("keys of attention", first_layer=1),
         "values": Site("values of attention", first_layer=1),
         MIXTURES: Site("logits for rows mixed with other rows", "mixtures", "row"),
+        ATTENTION_INPUTS: Site("inputs of attention", first_layer=1),
     },
 )
 

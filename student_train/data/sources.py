@@ -30,6 +30,7 @@ from shared.text.predictions import LostWords
 from shared.text.rows import row_group
 from shared.text.tasks import Task, task_named
 from shared.text.tokenized import Tokenizing
+from student_train.data.projected import ProjectedSignal, computed_widths, signals_of
 
 TEXT_GROUP_ROWS = 1024
 
@@ -46,7 +47,7 @@ class Source(ABC):
         has_gold: whether any row has a gold label.
         layout: where in a row distributions and gold labels are.
         positions: the choice of recorded positions.
-        signals: the teacher's signals, by key; empty for files with gold labels.
+        signals: the teacher's signals, stored or computed, by key; empty for files with gold labels.
         attention_heads: the teacher's number of attention heads, if the source knows it.
         has_misplaced_gold: whether an earlier version placed the gold labels beside the tokens that they belong to.
     """
@@ -62,7 +63,7 @@ class Source(ABC):
     has_gold: bool
     layout: Layout
     positions: str | None
-    signals: dict[SignalKey, Signal] = field(default_factory=dict)
+    signals: dict[SignalKey, Signal | ProjectedSignal] = field(default_factory=dict)
     attention_heads: int | None = None
     has_misplaced_gold: bool = False
 
@@ -117,9 +118,10 @@ class Source(ABC):
         return numbers, np.diff(labelled[loaded.position_offsets]) > 0
 
     def columns_of(self, keys: Collection[SignalKey]) -> list[str]:
-        """The names of the columns of the signals with these keys, vectors first."""
-        signals = sorted(self.signals.values(), key=lambda signal: signal.is_distribution)
-        return [column.name for signal in signals if signal.key in keys for column in signal.columns]
+        """The names of the columns of the signals with these keys, each once, vectors first."""
+        wanted = [signal for key, signal in self.signals.items() if key in keys]
+        signals = sorted(wanted, key=lambda signal: signal.is_distribution)
+        return list(dict.fromkeys(column.name for signal in signals for column in signal.columns))
 
     @property
     def per_column(self) -> dict[str, Per]:
@@ -140,14 +142,14 @@ class Source(ABC):
 
     @property
     def vectors(self) -> dict[SignalKey, VectorCodec]:
-        """The codecs of the teacher's vectors."""
+        """The codecs of the teacher's vectors, or of what they are computed from."""
         codecs = ((key, signal.codec) for key, signal in self.signals.items())
         return {key: codec for key, codec in codecs if isinstance(codec, VectorCodec)}
 
     @property
     def widths(self) -> dict[SignalKey, int]:
         """The width of each of the teacher's vectors."""
-        return {key: codec.width for key, codec in self.vectors.items()}
+        return {key: codec.width for key, codec in self.vectors.items()} | computed_widths(self.signals)
 
     @property
     def has_chains(self) -> bool:
@@ -184,7 +186,7 @@ class DumpSource(Source):
             has_gold=manifest.labelled,
             layout=manifest.layout,
             positions=manifest.options.positions,
-            signals={signal.key: signal for signal in manifest.signals},
+            signals=signals_of(dump),
             attention_heads=manifest.teacher.attention_heads,
             has_misplaced_gold=manifest.labelled and manifest.tokenizer.offsets != offsets,
         )

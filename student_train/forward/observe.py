@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from shared.dump.codecs import VectorCodec
+from shared.dump.signals import Signal
 from shared.models.mixing import run_mixed
 from student_train.chains.batch import Chains, legal_transitions
 from student_train.chains.transitions import transitions_of
 from student_train.data.batch import Batch
+from student_train.data.projected import ProjectedSignal
 from student_train.data.sources import Source
 from student_train.forward.attention import Attended, capture
 from student_train.forward.head import StudentHead
 from student_train.forward.outputs import BatchTargets, MixedTargets, Outputs
-from student_train.forward.teacher_vectors import TeacherVectors
+from student_train.forward.teacher_vectors import ProjectedVectors, TeacherVectors
 
 
 def outputs_of(
@@ -75,7 +78,9 @@ def targets_of(batch: Batch, source: Source) -> BatchTargets:
     if distributions is not None:
         distributions = source.layout.targets(distributions, batch.index)
     vectors = {
-        key: TeacherVectors(codec, columns) for key, codec in source.vectors.items() if codec.columns[0].name in columns
+        key: _vectors(source.signals[key], codec, batch)
+        for key, codec in source.vectors.items()
+        if codec.columns[0].name in columns
     }
     chains, is_ragged = chains_of(batch, source), source.layout.is_ragged
     mixed = _mixed_targets(batch, source)
@@ -92,3 +97,12 @@ def _mixed_targets(batch: Batch, source: Source) -> MixedTargets | None:
         return None
     mixed, stored = batch.mixed, source.mixtures.decode(batch.columns)
     return MixedTargets(stored.logits_RDC[mixed.rows, mixed.draws], mixed.inputs.weights, mixed.labels)
+
+
+def _vectors(signal: Signal | ProjectedSignal, codec: VectorCodec, batch: Batch) -> TeacherVectors:
+    if not isinstance(signal, ProjectedSignal):
+        return TeacherVectors(codec, batch.columns)
+    is_token_BL = batch.is_token_BL
+    projections = signal.projections.of(signal.layer, is_token_BL.device)
+    places_T = (is_token_BL.cumsum(1) - 1)[is_token_BL]
+    return ProjectedVectors(codec, batch.columns, signal.part, projections, places_T)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from shared.dump.codecs import VectorCodec
+from shared.dump.weights.projections import Projections
 
 # Size of a slice of vectors, in numbers.
 SLICE_NUMBERS = 2**20
@@ -52,6 +53,26 @@ class TeacherVectors:
     def decode(self, tokens: slice | Tensor) -> Tensor:
         """Return the float32 vectors [N, D] of some tokens, given as a slice or as indices [N]."""
         return self.codec.decode({column.name: self.columns[column.name][tokens] for column in self.codec.columns})
+
+
+@dataclass(frozen=True)
+class ProjectedVectors(TeacherVectors):
+    """The queries, keys or values (`part`) [T, D] of a layer for a batch, computed from the layer's encoded inputs.
+
+    Attributes:
+        places_T: each token's place in its row, from 0.
+    """
+
+    part: str
+    projections: Projections
+    places_T: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.projections.facts.part(self.part).width
+
+    def decode(self, tokens: slice | Tensor) -> Tensor:
+        return self.projections.part(self.part, super().decode(tokens), self.places_T[tokens])
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def relations_loss(
     """
     parts = parts_of(pairs)
     if heads is None:
-        heads = default_heads([teacher[part].codec.width for part in parts] + [student.widths[part] for part in parts])
+        heads = default_heads([teacher[part].width for part in parts] + [student.widths[part] for part in parts])
     total = torch.zeros(())
     for pair in pairs:
         left, right = _SIDES[pair]
@@ -145,12 +145,14 @@ class _Relation(torch.autograd.Function):
         grads_TW: tuple[Tensor, ...] = ()
         if any(ctx.needs_input_grad):
             grads_TW = torch.zeros_like(left_TW, dtype=dtype), torch.zeros_like(right_TW, dtype=dtype)
-        widest = max(left_TW.shape[1], *(vectors.codec.width for vectors in teacher))
+        widest = max(left_TW.shape[1], *(vectors.width for vectors in teacher))
         with torch.autocast(left_TW.device.type, enabled=False):
             for index_RL in runs(lengths, heads, widest):
                 index_RL = index_RL.to(left_TW.device)
                 student = [split_heads(side_TW[index_RL].to(dtype), heads) for side_TW in (left_TW, right_TW)]
-                target = [split_heads(decoded(vectors, index_RL).to(dtype), heads) for vectors in teacher]
+                # Both are the same vectors if the pair is queries, keys or values, and may be costly to compute.
+                own = {id(vectors): decoded(vectors, index_RL).to(dtype) for vectors in teacher}
+                target = [split_heads(own[id(vectors)], heads) for vectors in teacher]
                 grads = [torch.zeros_like(side) for side in student] if grads_TW else []
                 for matrices, tokens in slices(*student[0].shape[:2]):
                     total += _slice_of_relation(student, target, matrices, tokens, is_causal, metric, grads)

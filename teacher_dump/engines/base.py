@@ -21,6 +21,7 @@ from shared.dump.codecs import Exact
 from shared.dump.facts import Pooling
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SITES, Signal, SignalKey
+from shared.dump.weights.projections import Projections
 from shared.errors import TeacherError, UsageError
 from shared.models.mixing import MixedInputs
 from shared.text.tokenized import TokenizedRow
@@ -167,6 +168,20 @@ class Engine(ABC):
         raise TeacherError(
             f"--exact: {self.architecture} gives logits, but not the states and the output projection from which they "
             "are computed; choose another rule, such as --preset near-lossless."
+        )
+
+    def attention_projections(self, layers: Sequence[int], longest_row: int) -> dict[int, Projections]:
+        """The projections with which the queries, keys and values of layers are computed from `attention_inputs`.
+
+        Args:
+            longest_row: the number of tokens of the longest row.
+
+        Raises:
+            TeacherError: if they cannot be computed so.
+        """
+        raise TeacherError(
+            f"--attention-inputs: {self.architecture} does not give the projections of its attention; leave the option "
+            "out."
         )
 
     def word_embeddings(self) -> Tensor:

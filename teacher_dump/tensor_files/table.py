@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from shared.dump.weights.tensor_file import EMBEDDINGS, IMPORTANCE, TEACHER, TensorFile
+from shared.dump.weights.tensor_file import ATTENTION, EMBEDDINGS, IMPORTANCE, TEACHER, TensorFile
 from shared.registry import Registry
 from teacher_dump.engines.base import Engine
 from teacher_dump.request import Request
+from teacher_dump.tensor_files.attention import attention
 from teacher_dump.tensor_files.embeddings import embeddings
 from teacher_dump.tensor_files.importance import importance
 from teacher_dump.tensor_files.weights import weights
@@ -15,7 +16,9 @@ from teacher_dump.tensor_files.weights import weights
 Maker = Callable[[Request, Engine], TensorFile | None]
 
 # By name in the table `TENSOR_FILES` of shared/dump/weights/tensor_file.py.
-MAKERS: Registry[Maker] = Registry("tensor file", {EMBEDDINGS: embeddings, TEACHER: weights, IMPORTANCE: importance})
+MAKERS: Registry[Maker] = Registry(
+    "tensor file", {EMBEDDINGS: embeddings, TEACHER: weights, ATTENTION: attention, IMPORTANCE: importance}
+)
 
 
 def tensor_files(request: Request, engine: Engine) -> dict[str, TensorFile]:

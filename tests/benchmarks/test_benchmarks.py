@@ -17,9 +17,12 @@ NOT_RUN = {
     "codec_plot", "codec_speed", "dump_cases", "gradient", "rates", "report", "settings", "shard_of", "sources",
     "text_batches", "tiny_teacher", "latency", "selection", "ten_students",
 }  # fmt: skip
-NEED_MINILM = {"dump_memory", "dump_script", "dump_selection", "dump_speed", "dump_stages", "dump_workers", "vectors"}
+NEED_MINILM = {
+    "attention_inputs", "dump_memory", "dump_script", "dump_selection", "dump_speed",
+    "dump_stages", "dump_workers", "vectors",
+}  # fmt: skip
 # Those that take more than ten CPU seconds even so: `just test -m slow`.
-SLOW = {"dump_memory", "loaders", "memory", "online", "reader", "two_ranks", "vectors"}
+SLOW = {"attention_inputs", "dump_memory", "loaders", "memory", "online", "reader", "two_ranks", "vectors"}
 NAMES = [
     pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
     for path in sorted(BENCHMARKS.glob("*.py"))

@@ -18,7 +18,7 @@ from shared.errors import DumpError
 from shared.progress import human_bytes
 from shared.registry import Registry
 
-EMBEDDINGS, TEACHER, IMPORTANCE = "embeddings", "teacher", "importance"
+EMBEDDINGS, TEACHER, IMPORTANCE, ATTENTION = "embeddings", "teacher", "importance", "attention"
 
 # Numbers above these are no facts about a file.
 MOST_TENSORS, MOST_BYTES = 2**24, 2**50
@@ -46,6 +46,7 @@ TENSOR_FILES: Registry[TensorFileKind] = Registry(
     {
         EMBEDDINGS: TensorFileKind("word embeddings", "--embeddings"),
         TEACHER: TensorFileKind("weights", "--teacher-weights"),
+        ATTENTION: TensorFileKind("projections of attention", "--attention-inputs"),
         IMPORTANCE: TensorFileKind("importance of heads, neurons and residual dimensions", "--importance", True),
     },
 )

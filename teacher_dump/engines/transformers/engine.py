@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from shared.dump.codecs import Exact
 from shared.dump.facts import Teacher as TeacherFacts
 from shared.dump.signals import SignalKey
+from shared.dump.weights.projections import Projections
 from shared.errors import TeacherError
 from shared.models.mixing import MixedInputs, run_mixed, takes_embeddings
 from shared.text.tokenized import TokenizedRow
@@ -20,6 +21,7 @@ from teacher_dump.engines.fingerprint import fingerprint_of
 from teacher_dump.engines.transformers.forward import run
 from teacher_dump.engines.transformers.importance import importance_of
 from teacher_dump.engines.transformers.packing import packed_inputs
+from teacher_dump.engines.transformers.projections import projections_of
 from teacher_dump.engines.transformers.signals import SOURCES, widths_of
 from teacher_dump.engines.transformers.teacher import Teacher
 from teacher_dump.engines.transformers.weights import config_of, weights_of
@@ -82,6 +84,9 @@ class TransformersEngine(Engine):
         logits = teacher.task.logits_of(run_mixed(teacher.model, inputs, teacher.token_types))
         assert logits is not None
         return logits
+
+    def attention_projections(self, layers: Sequence[int], longest_row: int) -> dict[int, Projections]:
+        return projections_of(self.teacher, layers, longest_row)
 
     def word_embeddings(self) -> Tensor:
         weight_VD: Tensor = self.teacher.model.get_input_embeddings().weight

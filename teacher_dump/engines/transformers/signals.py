@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.dump.signals import EMBEDDING, HIDDEN, RELATIONS, SignalKey
+from shared.dump.signals import ATTENTION_INPUTS, EMBEDDING, HIDDEN, RELATIONS, SignalKey
 from shared.errors import TeacherError
 from shared.models.attention import Captured
 from shared.models.pooling import pooled
@@ -109,9 +109,29 @@ class Embeddings(Source):
         return pooled(passed.tokens(passed.hidden[teacher.layers]), passed.lengths, teacher.pooling)
 
 
+class AttentionInputs(Source):
+    """The inputs of a layer, which are the hidden states of the layer below.
+
+    Whether queries, keys and values can be computed from them is found out by `projections_of`, which observes them.
+    """
+
+    def layers(self, teacher: Teacher) -> Sequence[int | None]:
+        is_seen = teacher.attention is not None and len(teacher.trunk.modules) > 0 and teacher.trunk.gives_states
+        return range(1, teacher.layers + 1) if is_seen else ()
+
+    def hidden_layer(self, teacher: Teacher, layer: int | None) -> int | None:
+        assert layer is not None
+        return layer - 1
+
+    def take(self, passed: ForwardPass, teacher: Teacher, layer: int | None) -> Tensor:
+        assert layer is not None
+        return passed.tokens(passed.hidden[layer - 1])
+
+
 SOURCES: Registry[Source] = Registry(
     "signal of this teacher",
-    {HIDDEN: HiddenStates(), EMBEDDING: Embeddings()} | {site: PartOfAttention(site) for site in RELATIONS},
+    {HIDDEN: HiddenStates(), EMBEDDING: Embeddings(), ATTENTION_INPUTS: AttentionInputs()}
+    | {site: PartOfAttention(site) for site in RELATIONS},
 )
 
 
