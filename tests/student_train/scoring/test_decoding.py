@@ -157,6 +157,15 @@ def test_a_killed_run_goes_on_with_its_transitions(dump: Path, tmp_path: Path, m
     assert one == other
 
 
+def test_a_crf_learns_from_gold_tags_of_files(
+    teachers: dict[str, Path], corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    files = {"task": TASK, "train": [str(corpora[TASK])], "tokenizer": str(teachers[TASK]), "max_length": 64}
+    made = recipe(tmp_path / "gold", {**BILSTM, "crf": True}, {"kind": "crf-gold"}, data={**files, "labels": TAGS})
+    content = json.loads((distill.run(made, resume=False).output / FILE_NAME).read_text())
+    assert any(score != 0 for scores in content["between"] for score in scores)
+
+
 def test_a_trained_crf_goes_on_from_its_own_transitions(crf: Path, dump: Path, tmp_path: Path) -> None:
     training = {"max_steps": 1, "learning_rate": 1e-9}
     student = {"kind": "pretrained", "path": str(crf), "crf": True}
