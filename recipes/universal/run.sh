@@ -2,11 +2,11 @@
 # Universal students: one dump of general text, students of two shapes distilled from it in several ways, each fine-tuned
 # on seven tasks. Run it in the repository's folder, with .venv/bin on the PATH:
 #
-#     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table]
+#     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table] [structure]
 #
 # DATA_DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec. Without names all
-# parts are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some students and
-# tasks. All files are written to out/; after an interruption, the same command continues.
+# parts but the last are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some
+# students and tasks. All files are written to out/; after an interruption, the same command continues.
 set -euo pipefail
 here=$(dirname "$0")
 data=${1:-}
@@ -111,9 +111,22 @@ table() {
     distill compare "$out"/tasks/*
 }
 
+# Taggers: distributions over whole paths of tags against those of single words. Needs DATA_DIR/ner_wnut17 alone.
+structure() {
+    local out=out/structure
+    mkdir -p "$out/data"
+    cp "$data"/ner_wnut17/{train,dev,test}.parquet "$out/data"
+    distill run "$here/../xtremedistil/teacher-ner.toml" --resume --set output="$out/teacher" \
+        --set student.path="$minilm" --set data.train='["'"$out"'/data/train.parquet"]' --set data.max_length=64 \
+        --set eval.data='["'"$out"'/data/test.parquet"]' --set eval.group_column=
+    dump --teacher "$out/teacher" --task token-classification --max-length 64 --embeddings --tags-column none \
+        --data "$out/data/train.parquet" --data "$out/data/dev.parquet" --out "$out/dump"
+    distill sweep "$here/sweep-structure.toml"
+}
+
 for part in ${*:-text students assistant source_task tasks table}; do
     case $part in
-        text | students | assistant | source_task | tasks | table) "$part" ;;
-        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table" >&2; exit 2 ;;
+        text | students | assistant | source_task | tasks | table | structure) "$part" ;;
+        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table, structure" >&2; exit 2 ;;
     esac
 done
