@@ -19,6 +19,7 @@ from pydantic import BeforeValidator
 
 from shared.dump.signals import MOST_LAYERS
 from shared.errors import RecipeError
+from shared.validation import shortened
 
 NAMED_MAPS = ("uniform", "last")
 
@@ -113,7 +114,7 @@ def _checked(value: Any) -> Any:
         raise ValueError(_FORMS)
     for entry in value:
         if type(entry) is not int or not 0 <= entry <= MOST_LAYERS:
-            raise ValueError(f"the entry {entry!r} is not the number of a layer of the teacher, or 0 for none")
+            raise ValueError(f"the entry {shortened(entry)} is not the number of a layer of the teacher, or 0 for none")
     if not any(value):
         raise ValueError(
             "it has zeros only, so no layer has a loss; name a layer of the teacher, or leave the loss out"

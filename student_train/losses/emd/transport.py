@@ -1,6 +1,7 @@
 """The flow between the layers of two models: an exact solution of the transport problem, by scipy's linear programming.
 
-It took 10 to 20 ms for up to 12 x 24 layers (one CPU, most of it in the checks of scipy), whatever the batch.
+Its time does not depend on the batch, and for a dozen layers most of it is the checks of scipy. A step waits for it:
+the costs are copied to the host.
 
 Shapes: M layers of the student, N of the teacher.
 """

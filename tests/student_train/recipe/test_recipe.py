@@ -213,7 +213,12 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             FROM_DUMP,
             "metric =",
             "metrics =",
-            ["'loss.1.metrics'", "'cosine'", "at, kind, last, metric, student_layer, teacher_layer"],
+            [
+                "'loss.1.metrics'",
+                "'cosine'",
+                "at, embeddings, kind, last, map, metric",
+                "shared_projection, student_layer, teacher_layer",
+            ],
         ),
         (FROM_DUMP, "data = [", "file = [", ["'eval.file'", "group_column, impossible_column, label_column"]),
         (
