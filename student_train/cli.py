@@ -21,6 +21,8 @@ TaskOption = Annotated[
     typer.Option(help="The model's task; by default determined by its architecture.", show_default=False),
 ]
 
+PLOTS = (".png", ".pdf", ".svg")
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -184,6 +186,65 @@ def search_mapping(
     typer.echo("\n".join(prepared.describe()))
     if not dry_run:
         typer.echo("\n".join(mapping.report(prepared, mapping.run(prepared))))
+
+
+@app.command("compare")
+def compare_models(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders of models, students or teachers, each with a folder for each task: TASK/metrics.json, or "
+            "TASK/SEED/metrics.json.",
+        ),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare this task only. Repeatable; by default all that are found.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=METRIC",
+            help="Compare another metric of a task than its main one, such as mrpc=macro_f1. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.", show_default=False)] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Also write all scores to this file, those of each seed too.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw the mean against the parameters into this file (.png, .pdf or .svg).", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Compare models on several tasks: their scores in one table, with means over seeds and over tasks.
+
+    The scores are those that `distill run` and `distill eval --json` have written; nothing is scored again.
+    """
+    from shared.plotting import figure_type
+    from shared.storage.files import check_file
+    from student_train.comparison import output
+    from student_train.comparison.scores import compare
+
+    for file, option, endings in ((csv, "--csv", (".csv",)), (json, "--json", ()), (plot, "--plot", PLOTS)):
+        if file is not None:
+            check_file(file, option, endings)
+    if plot is not None:
+        figure_type()
+    found = compare(folders, task or [], metric or [])
+    typer.echo("\n".join(output.lines(found)))
+    for file, write in (
+        (csv, output.write_csv),
+        (json, output.write_json),
+        (plot, output.plot),
+    ):
+        if file is not None:
+            write(found, file)
 
 
 @app.command("export")

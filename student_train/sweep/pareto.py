@@ -65,13 +65,13 @@ def _panel(axes: Any, found: Sequence[Summary], on_front: Sequence[int], cost: C
         else:
             text = {"color": "white" if is_on_front else colour, "fontsize": 7.5, "ha": "center", "va": "center"}
             axes.annotate(str(number), (cost(one), one.score), zorder=layer + 0.5 / len(found), **text)
-    _widen(axes, [cost(one) for one in found])
+    widen(axes, [cost(one) for one in found])
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(color="#eeeeee")
 
 
-def _widen(axes: Any, costs: list[float]) -> None:
+def widen(axes: Any, costs: list[float]) -> None:
     """Add space around the outermost marks, and label the axis with a few round numbers for any range of costs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 

@@ -1,6 +1,6 @@
 """The table that a sweep prints: all models, the best first, and which of them are on a front."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from student_train.sweep.front import fronts
 from student_train.sweep.results import Summary
@@ -21,7 +21,7 @@ def table(found: Sequence[Summary]) -> list[str]:
                 str(number),
                 one.name,
                 LEARNT_FROM[one.kind],
-                _score(one),
+                score_text(one.score, one.deviation),
                 str(one.seeds) if one.kind != "baseline" else "",
                 f"{one.parameters:,}",
                 _number(one.agreement, 4),
@@ -32,8 +32,13 @@ def table(found: Sequence[Summary]) -> list[str]:
                 ", ".join(name for name, members in panels.items() if number - 1 in members),
             ]
         )
+    return aligned(rows, texts={1, 2, len(header) - 1})
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
+    """Return the lines of a table, a header and rows; the columns `texts` are aligned to the left, numbers to the
+    right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = {1, 2, len(header) - 1}  # aligned to the left; numbers to the right
     lines = [
         "  ".join(cell.ljust(width) if at in texts else cell.rjust(width) for at, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
@@ -41,9 +46,10 @@ def table(found: Sequence[Summary]) -> list[str]:
     return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
 
 
-def _score(one: Summary) -> str:
-    digits = 4 if abs(one.score) < 10 else 2
-    return f"{one.score:.{digits}f}" + (f" ± {one.deviation:.{digits}f}" if one.deviation is not None else "")
+def score_text(score: float, deviation: float | None) -> str:
+    """Return a score as text, with its standard deviation if there is one."""
+    digits = 4 if abs(score) < 10 else 2
+    return f"{score:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,0 +1,1 @@
+"""`distill compare`: models that were scored on several tasks, in one table."""
