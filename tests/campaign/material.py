@@ -18,7 +18,7 @@ TASKS = {
 CORPORA = {"classifier": "rows.jsonl", "tagger": "words.jsonl", "reader": "questions.jsonl", "masked": "texts.txt"}
 # Dump -> (teacher, options). Together they have every kind of column and of file.
 DUMPS: dict[str, tuple[str, str]] = {
-    "dense": ("classifier", "--hidden last --hidden-codec int8 --embeddings --teacher-weights all"),
+    "dense": ("classifier", "--hidden last --hidden-codec int8 --embeddings --teacher-weights all --importance 6"),
     "tags": ("tagger", "--hidden 1 --hidden-codec int4 --relations last --compression none"),
     "answers": ("reader", "--stride 4 --compression lz4"),
     "threshold": ("lm", "--threshold 0.02 --temperatures 2 --hidden last --hidden-rank 8 --hidden-codec int8"),

@@ -38,8 +38,17 @@ def ways(folder: Path) -> Iterator[Way]:
     yield "some", lambda: Dump(folder).scan().filter(pl.col("row") == 3).select("row", "input_ids").collect()
     yield "vectors", lambda: [Dump(folder).vectors(name).collect() for name in Dump(folder).manifest.vectors]
     yield "embeddings", lambda: Dump(folder).word_embeddings().numpy().tobytes()
+    yield "weights", lambda: kept_once(Dump(folder))
     for words in ("info", "head", "stats", "verify"):
         yield f"shards {words}", lambda words=words: printed([words, str(folder)])  # type: ignore[misc]
+
+
+def kept_once(dump: Dump) -> list[Any]:
+    """Return the tensors that are kept once, and the teacher's configuration."""
+    found: list[Any] = [dump.teacher_weights()[0]] if "teacher" in dump.manifest.tensor_files else []
+    for name in dump.manifest.tensor_files:
+        found += [(name, key, each.tolist()) for key, each in sorted(dump.tensors(name).items())]
+    return found
 
 
 def trained(dump: Dump) -> list[Any]:

@@ -104,7 +104,7 @@ def _terms(teacher: Teacher, networks: list[_Network], batch: Batch, loss: Loss)
     return {
         "heads": torch.stack([_of_rows(term_BLHD.sum(-1)) for term_BLHD in heads]),
         "neurons": torch.stack(neurons),
-        "residual": sum((term_BLD.abs().sum((0, 1)).double().cpu() for term_BLD in states), torch.zeros(())),
+        "residual": sum((term_BLD.abs().sum((0, 1)).cpu().double() for term_BLD in states), torch.zeros(())),
     }
 
 
@@ -118,8 +118,8 @@ def _product(tensor: Tensor, gradient: Tensor | None, is_token_BL: Tensor) -> Te
 
 
 def _of_rows(term_BL: Tensor) -> Tensor:
-    """The absolute sums over each row's tokens, summed over rows; float64 on the host."""
-    return term_BL.sum(1).abs().sum(0).double().cpu()
+    """The absolute sums over each row's tokens, summed over rows; float64 on the host (some devices have none)."""
+    return term_BL.sum(1).abs().sum(0).cpu().double()
 
 
 @contextmanager
