@@ -20,6 +20,7 @@ from student_train.data.sources import DumpSource
 from teacher_dump import annotate as annotate_module
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.engines.callable import CallableTeacher
+from teacher_dump.engines.transformers.importance import _product
 from teacher_dump.estimate import estimate
 from teacher_dump.plan import Plan
 from teacher_dump.request import Request
@@ -216,6 +217,15 @@ def test_it_does_not_matter_how_rows_are_batched(tokens: int, request_for: Any) 
     other = prepare(request_for(batch_tokens=tokens)).manifest.tensor_files["importance"].unwritten()
     for name, values in whole.items():
         torch.testing.assert_close(other[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_counts_for_nothing_whatever_is_there() -> None:
+    tensor_BLD = torch.ones(2, 3, 4)
+    tensor_BLD[1, 2] = torch.nan
+    is_token_BL = torch.tensor([[True, True, True], [True, True, False]])
+    found = _product(tensor_BLD, torch.full((2, 3, 4), 2.0), is_token_BL)
+    assert found.sum() == 2 * 4 * 5
+    assert not _product(tensor_BLD, None, is_token_BL).any()
 
 
 def test_masks_are_drawn_whatever_positions_the_dump_records(request_for: Any) -> None:

@@ -231,17 +231,42 @@ def test_values_that_the_type_cannot_hold_are_refused(value: float, base: dict[s
         prepare(Request(**base, teacher_weights="all", teacher_weights_dtype="fp16"))
 
 
-def test_quantized_models_and_those_with_their_own_code_are_refused(teacher: Path) -> None:
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(teacher)
+@pytest.fixture
+def model(teacher: Path) -> Any:
+    return transformers.AutoModelForSequenceClassification.from_pretrained(teacher)
 
+
+def test_a_model_with_its_own_code_is_refused(model: Any) -> None:
     class Own(type(model)):  # type: ignore[misc]
         """A model that transformers does not have."""
 
     model.__class__ = Own
     with pytest.raises(TeacherError, match="--teacher-weights: Own comes with Python code of its own"):
         weights_of(model, None)
-    model.__class__ = transformers.BertForSequenceClassification
-    model.requires_grad_(False)
-    model.classifier.weight.data = model.classifier.weight.data.to(torch.int8)
+
+
+def test_a_quantized_model_is_refused(model: Any) -> None:
+    weight = model.requires_grad_(False).classifier.weight
+    weight.data = weight.data.to(torch.int8)
     with pytest.raises(TeacherError, match="BertForSequenceClassification is quantized"):
         weights_of(model, None)
+    weight.data = weight.data.float()
+    model.config.quantization_config = {"quant_method": "any"}
+    with pytest.raises(TeacherError, match="BertForSequenceClassification is quantized"):
+        weights_of(model, None)
+
+
+def test_weights_that_save_pretrained_leaves_out_are_left_out(model: Any) -> None:
+    model._keys_to_ignore_on_save = {"classifier.bias"}
+    assert "classifier.bias" not in weights_of(model, None)
+    assert "classifier.weight" in weights_of(model, None)
+
+
+def test_of_tied_weights_the_one_stays_to_which_others_are_tied(model: Any) -> None:
+    """Whichever comes first in the state dict."""
+    model.classifier.bias = model.bert.pooler.dense.bias
+    for tied, kept in (("classifier", "bert.pooler.dense"), ("bert.pooler.dense", "classifier")):
+        model.all_tied_weights_keys = {f"{tied}.bias": f"{kept}.bias"}
+        found = weights_of(model, None)
+        assert f"{tied}.bias" not in found
+        assert f"{kept}.bias" in found
