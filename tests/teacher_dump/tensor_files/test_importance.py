@@ -50,6 +50,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": (TASK, "roberta", {"max_position_embeddings": 70, "pad_token_id": 0}),
     "distilbert": (TASK, "distilbert", {}),
     "gpt2": ("causal-lm", "gpt2", {}),
+    "gpt2, one row at a time": (TASK, "gpt2", {}),
     "llama, grouped": ("causal-lm", "llama", {"num_key_value_heads": 2}),
     "llama, biased": ("causal-lm", "llama", {"mlp_bias": True, "intermediate_size": 32}),
     "gpt-neox, parallel": ("causal-lm", "gpt_neox", {}),
