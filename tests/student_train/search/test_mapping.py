@@ -156,6 +156,17 @@ def test_a_recipe_is_the_same_after_it_was_written(folder: Path, tmp_path: Path)
         assert (tmp_path / "recipe.toml").read_text().startswith("# one line\n# another\noutput = ")
 
 
+def test_candidates_have_no_trackers_and_other_seeds_the_section_eval(folder: Path, tmp_path: Path) -> None:
+    maps = prepared(folder, tmp_path / "out").maps
+    overrides = ['training.report_to=["tensorboard"]', f'eval={{data=["{folder}/rows.jsonl"]}}']
+    maps = replace(maps, recipe=read_recipe(folder / "recipe.toml", overrides))
+    short = maps.candidate((1, 3), 8, 0).recipe(maps.recipe, tmp_path)
+    assert (short.training.report_to, short.eval) == ((), None)
+    assert maps.candidate((1, 3), 8, 1, with_eval=True).recipe(maps.recipe, tmp_path).eval == maps.recipe.eval
+    assert maps.best((1, 3)).training == maps.recipe.training
+    assert maps.seeds(3) == [1, 2, 3]
+
+
 # ---------------------------------------------------------------- killed and gone on with
 
 
@@ -271,3 +282,21 @@ def test_another_search_or_damage_in_the_folder_is_refused(
     mapping.run(prepared(folder, tmp_path / "out", resume=True))
     assert again.trained == [file.stem]
     assert not left_over.exists()
+
+
+def test_candidates_that_fail_are_named_and_tried_again(
+    pretend: Callable[..., Pretended], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = pretend()
+
+    def fail_once(jobs: Sequence[Job], output: Path, *_: Any, **__: Any) -> dict[str, str]:
+        pretended.work_through(jobs[1:], output)
+        return {jobs[0].name: "the loss is NaN."}
+
+    monkeypatch.setattr(candidates, "work_through", fail_once)
+    with pytest.raises(LecternError, match=r"1 candidates failed: 2-4_steps=8_seed=0 \(the loss is NaN\)\. Their logs"):
+        mapping.run(prepared(folder, tmp_path / "out"))
+    again = pretend()
+    mapping.run(prepared(folder, tmp_path / "out", resume=True))
+    assert again.trained[0] == "2-4_steps=8_seed=0"
+    assert not {*pretended.trained} & {*again.trained}
