@@ -91,8 +91,8 @@ def _confirmed(axes: Any, results: Results) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.05)
     seeds = len(results.seeds)
-    what = f"of {seeds} other seeds, and their mean" if seeds else "with the search's seed"
-    axes.set_xlabel(f"{results.fitness.name} {what}; 0: the mean of these maps at the same seed")
+    which = f"{seeds} other seeds and their mean" if seeds else "the search's seed"
+    axes.set_xlabel(f"{results.fitness.name} minus the mean at the same seed: {which}")
     axes.grid(axis="x", color="#eeeeee")
 
 
