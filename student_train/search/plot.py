@@ -92,7 +92,7 @@ def _confirmed(axes: Any, results: Results) -> None:
     axes.margins(y=0.05)
     seeds = len(results.seeds)
     which = f"{seeds} other seeds and their mean" if seeds else "the search's seed"
-    axes.set_xlabel(f"{results.fitness.name} minus the mean at the same seed: {which}")
+    axes.set_xlabel(f"{results.fitness.name} minus the mean at the same seed\n({which})")
     axes.grid(axis="x", color="#eeeeee")
 
 
