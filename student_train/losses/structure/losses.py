@@ -6,6 +6,8 @@ student's transitions are its own (`crf = true`), or those that are legal, too.
 Every value is a sum over rows divided by the number of recorded positions, so that weights compare with those of losses
 on single positions. (If all transitions score 0, "structure" is the loss "kl".)
 
+Such students are to be decoded by Viterbi: their distributions of single words alone are no longer the teacher's.
+
 Shapes: N recorded positions, R rows, L positions of the longest, C classes, K paths.
 """
 
