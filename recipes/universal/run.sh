@@ -2,10 +2,10 @@
 # Universal students: one dump of general text, students of two shapes distilled from it in several ways, each fine-tuned
 # on seven tasks. Run it in the repository's folder, with .venv/bin on the PATH:
 #
-#     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table] [structure]
+#     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table] [structure] [mixup]
 #
 # DATA_DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec. Without names all
-# parts but the last are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some
+# parts but the last two are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some
 # students and tasks. All files are written to out/; after an interruption, the same command continues.
 set -euo pipefail
 here=$(dirname "$0")
@@ -54,6 +54,18 @@ source_task() {
         --limit "${ROWS:-40000}" --max-length 128 --hidden 0,4,5,6 --hidden-codec int8 --attention-inputs 4,5,6 \
         --embeddings --out "$out/dump-source-task"
     student xtremedistil-3x384 xtremedistil-transformers.toml
+}
+
+# MixKD on few labelled phrases of SST-2 (LABELLED, 500), after source_task, and plain distillation from the same dump.
+mixup() {
+    dump --teacher "$out/source-teacher" --task sequence-classification --data "$out/data/sst2/train.parquet" \
+        --limit "${LABELLED:-500}" --max-length 64 --mixup 4 --teacher-weights all --out "$out/dump-mixup"
+    local seed
+    for seed in ${SEEDS:-0}; do
+        distill run "$here/mixkd.toml" --resume --set output="$out/students/mixkd-3x384-seed$seed" --set training.seed="$seed"
+        distill run "$here/mixkd.toml" --resume --set output="$out/students/plain-3x384-seed$seed" \
+            --set training.seed="$seed" --set loss='[{kind = "gold"}, {kind = "logits-mse"}]'
+    done
 }
 
 # Teacher -> assistant -> student (MiniLM, arXiv 2002.10957), against the student straight from the teacher.
@@ -126,7 +138,7 @@ structure() {
 
 for part in ${*:-text students assistant source_task tasks table}; do
     case $part in
-        text | students | assistant | source_task | tasks | table | structure) "$part" ;;
-        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table, structure" >&2; exit 2 ;;
+        text | students | assistant | source_task | tasks | table | structure | mixup) "$part" ;;
+        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table, structure, mixup" >&2; exit 2 ;;
     esac
 done

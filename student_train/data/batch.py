@@ -41,7 +41,7 @@ class Batch:
         rows: int64 [B], the rows' numbers in their source.
         token_type_ids: int64 [B, L], for pairs only.
         columns: column name -> the stored values, which the codecs decode.
-        mixed: rows mixed with others, if the columns of mixtures were read.
+        mixed: rows mixed with others; None if the columns of mixtures were not read, or no row has a partner.
         is_spare: whether another rank has these rows too, so that they have no weight (training only).
         shares: float32 [P], the batch's share of the optimizer step, for each loss (training only).
     """

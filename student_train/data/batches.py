@@ -6,7 +6,7 @@ window, so that no batch has to wait for a whole window.
 Shapes: B rows, L tokens of the longest, N recorded positions, T tokens without padding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -103,9 +103,10 @@ def in_order(source: Source, columns: Sequence[str], batch_size: int, by_length:
     """Yield every row once, in the order of the source, for scoring; `by_length` sorts each row group to pad less."""
     for group, number in enumerate(source.group_rows):
         rows = Rows([source.load(group, columns)], source.per_column)
+        partners = Rows([source.partners(group)], {}) if _has_mixtures(source, columns) else None
         order = np.argsort(rows.lengths, kind="stable") if by_length else np.arange(number)
         for start in range(0, number, batch_size):
-            yield batch_of(rows, order[start : start + batch_size], source)
+            yield batch_of(rows, order[start : start + batch_size], source, partners=partners)
 
 
 def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], source: Source) -> Batch:
@@ -116,26 +117,33 @@ def collate(loaded: Mapping[int, RowGroup], references: NDArray[np.int64], sourc
     return batch_of(rows, np.asarray([first[group] + row for group, row in references.tolist()]), source)
 
 
-def batch_of(rows: Rows, chosen_B: Int64, source: Source, epoch: int = 0) -> Batch:
-    """Put some of the rows into one batch, with their mixtures for this epoch if their columns were read."""
+def batch_of(rows: Rows, chosen_B: Int64, source: Source, epoch: int = 0, partners: Rows | None = None) -> Batch:
+    """Put some of the rows into one batch, with their mixtures for this epoch if their columns were read; `partners`
+    are the rows with which they may be mixed, by default these."""
     taken = rows.take(chosen_B)
-    batch, mixtures = padded(taken, source), source.mixtures
-    if mixtures is None or mixtures.partner_column not in taken.columns:
+    batch = padded(taken, source)
+    if source.mixtures is None or not _has_mixtures(source, taken.columns):
         return batch
-    return replace(batch, mixed=mixed_with(rows, taken, batch, mixtures, source, epoch))
+    return replace(batch, mixed=_mixed(batch, taken, partners or rows, source, source.mixtures, epoch))
 
 
-def mixed_with(rows: Rows, taken: RowGroup, batch: Batch, codec: Mixtures, source: Source, epoch: int) -> Mixed:
-    """The mixtures of a batch's rows: in each epoch another draw of each row, from draw 0 on.
+def _has_mixtures(source: Source, columns: Container[str]) -> bool:
+    return source.mixtures is not None and source.mixtures.partner_column in columns
 
-    A draw whose partner is not among the source's rows (it is held out, say) is passed over for the next one, and a row
-    without any other is not mixed.
+
+def _mixed(batch: Batch, taken: RowGroup, rows: Rows, source: Source, codec: Mixtures, epoch: int) -> Mixed | None:
+    """The mixtures of a batch's rows with some of `rows`: in each epoch another draw of each row, from draw 0 on.
+
+    A draw whose partner is not among these rows (it is held out, say) is passed over for the next one, and a row whose
+    draws are all passed over is not mixed. None if no row is.
     """
     partners_BD = codec.partners(to_flat(taken.columns))
     places_BD = rows.places(partners_BD)
     turns_D = (epoch + np.arange(codec.draws)) % codec.draws
     is_there_BD = places_BD[:, turns_D] >= 0
     mixed_M = np.flatnonzero(is_there_BD.any(1))
+    if not len(mixed_M):
+        return None
     draws_M = turns_D[is_there_BD[mixed_M].argmax(1)]
     partners = rows.take(places_BD[mixed_M, draws_M])
     of_rows, of_partners = torch.from_numpy(mixed_M), padded(partners, source)

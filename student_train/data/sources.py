@@ -71,6 +71,10 @@ class Source(ABC):
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
         """One row group, with these columns of codecs."""
 
+    def partners(self, group: int) -> RowGroup:
+        """The rows with which those of a row group may be mixed, without columns of codecs; by default these rows."""
+        return self.load(group, [])
+
     @abstractmethod
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
         """The sizes of all row groups, with these columns of codecs."""
@@ -131,20 +135,17 @@ class Source(ABC):
     @property
     def distribution(self) -> DistributionCodec | None:
         """The codec of the teacher's distributions, if there are any."""
-        codecs = (signal.codec for signal in self.signals.values())
-        return next((codec for codec in codecs if isinstance(codec, DistributionCodec)), None)
+        return next((each.codec for each in self.signals.values() if isinstance(each.codec, DistributionCodec)), None)
 
     @property
     def mixtures(self) -> Mixtures | None:
         """The codec of mixtures of rows, if there are any."""
-        codecs = (signal.codec for signal in self.signals.values())
-        return next((codec for codec in codecs if isinstance(codec, Mixtures)), None)
+        return next((each.codec for each in self.signals.values() if isinstance(each.codec, Mixtures)), None)
 
     @property
     def vectors(self) -> dict[SignalKey, VectorCodec]:
         """The codecs of the teacher's vectors, or of what they are computed from."""
-        codecs = ((key, signal.codec) for key, signal in self.signals.items())
-        return {key: codec for key, codec in codecs if isinstance(codec, VectorCodec)}
+        return {key: each.codec for key, each in self.signals.items() if isinstance(each.codec, VectorCodec)}
 
     @property
     def widths(self) -> dict[SignalKey, int]:
@@ -168,8 +169,7 @@ class DumpSource(Source):
     def __init__(self, path: Place) -> None:
         dump = Dump(path)
         dump.require_complete()
-        manifest = dump.manifest
-        self._dump = dump
+        self._dump, manifest = dump, dump.manifest
         self._reader = GroupReader(dump.path, manifest, dump.receipts)
         task, tokenizer = task_named(manifest.task), _tokenizer_of(dump.path / "tokenizer")
         offsets = task.offsets_fact(Tokenizing(tokenizer, manifest.options.max_length))

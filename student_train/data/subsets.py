@@ -27,18 +27,35 @@ _NO_POSITION = -1
 
 
 class Selected(Source):
-    """The chosen rows of a source, by one array of bools per row group. Row groups without any are never read."""
+    """The chosen rows of a source, by one array of bools per row group. Row groups without any are never read.
 
-    def __init__(self, whole: Source, name: str, is_taken: Sequence[Bools], has_gold: bool) -> None:
+    `may_be_partners` says in the same way with which rows they may be mixed; by default with one another.
+    """
+
+    def __init__(
+        self,
+        whole: Source,
+        name: str,
+        is_taken: Sequence[Bools],
+        has_gold: bool,
+        may_be_partners: Sequence[Bools] | None = None,
+    ) -> None:
         self._whole = whole
         self._groups = [group for group, taken in enumerate(is_taken) if taken.any()]
         self._kept = [np.flatnonzero(is_taken[group]) for group in self._groups]
+        self._partners = [np.flatnonzero((may_be_partners or is_taken)[group]) for group in self._groups]
         values = {field.name: getattr(whole, field.name) for field in fields(Source)}
         rows = tuple(len(kept) for kept in self._kept)
         super().__init__(**values | {"name": name, "group_rows": rows, "has_gold": has_gold})
 
     def load(self, group: int, columns: Sequence[str]) -> RowGroup:
-        loaded, kept = self._whole.load(self._groups[group], columns), self._kept[group]
+        return self._some(group, columns, self._kept[group])
+
+    def partners(self, group: int) -> RowGroup:
+        return self._some(group, [], self._partners[group])
+
+    def _some(self, group: int, columns: Sequence[str], kept: NDArray[np.int64]) -> RowGroup:
+        loaded = self._whole.load(self._groups[group], columns)
         return loaded if len(kept) == len(loaded.rows) else Rows([loaded], self.per_column).take(kept)
 
     def sizes(self, columns: Sequence[str]) -> GroupSizes:
@@ -74,17 +91,21 @@ class Split:
         return self._selected(kind, [~held_out & fits for held_out, fits in self._by_kind(kind)])
 
     def held_out(self, kind: Kind, rank: int = 0, ranks: int = 1) -> Source:
-        """This rank's part of the rows of a kind that are held out."""
-        taken = [held_out & fits for held_out, fits in self._by_kind(kind)]
+        """This rank's part of the rows of a kind that are held out; they may be mixed with those of all ranks."""
+        of_all = [held_out & fits for held_out, fits in self._by_kind(kind)]
+        taken = [each.copy() for each in of_all]
         turns = np.cumsum([0, *(int(each.sum()) for each in taken)])
         for each, first in zip(taken, turns.tolist(), strict=False):
             places = np.flatnonzero(each)
             each[places[(first + np.arange(len(places))) % ranks != rank]] = False
-        return self._selected(kind, taken)
+        return self._selected(kind, taken, of_all)
 
-    def _selected(self, kind: Kind, is_taken: Sequence[Bools]) -> Source:
+    def _selected(
+        self, kind: Kind, is_taken: Sequence[Bools], may_be_partners: Sequence[Bools] | None = None
+    ) -> Source:
         name = self.source.name if kind == "all" else f"the {kind} rows of {self.source.name}"
-        return Selected(self.source, name, is_taken, self.source.has_gold and kind != "unlabelled")
+        has_gold = self.source.has_gold and kind != "unlabelled"
+        return Selected(self.source, name, is_taken, has_gold, may_be_partners)
 
     def _by_kind(self, kind: Kind) -> list[tuple[Bools, Bools]]:
         """For each row group, (whether each row is held out, whether it is of the kind)."""

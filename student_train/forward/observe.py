@@ -63,10 +63,8 @@ def outputs_of(
 
 
 def _mixed_logits(model: nn.Module, batch: Batch, source: Source) -> Tensor | None:
-    """Return the logits [M, C] for the batch's mixtures; None if no row has a partner among the source's rows."""
-    if batch.mixed is None or not len(batch.mixed.rows):
-        return None
-    return source.task.logits_of(run_mixed(model, batch.mixed.inputs))
+    """Return the logits [M, C] for the batch's mixtures of rows; None if it has none."""
+    return None if batch.mixed is None else source.task.logits_of(run_mixed(model, batch.mixed.inputs))
 
 
 def targets_of(batch: Batch, source: Source) -> BatchTargets:

@@ -93,7 +93,7 @@ class BatchTargets:
         is_ragged: whether distributions have different numbers of classes, padded with -inf.
         chains: which positions are the tags of a row's words; None if they are not.
         is_spare: whether another rank has the batch's rows too, so that they have no weight.
-        mixed: the targets for mixtures of rows, if their columns were read.
+        mixed: the targets for mixtures of rows, if the batch has any.
     """
 
     distributions: Targets | None

@@ -87,9 +87,8 @@ class MixupLoss(Loss):
         return int(_is_compared(self.target, batch.mixed.labels).sum())
 
     def value(self, outputs: Outputs, targets: BatchTargets, projection: nn.Module | None) -> Tensor:
-        assert targets.mixed is not None
         logits_MC, mixed = outputs.mixed_MC, targets.mixed
-        if logits_MC is None:  # no row of the batch has a partner among the rows of this stage
+        if logits_MC is None or mixed is None:  # no row of the batch has a partner among the rows of the stage
             assert outputs.logits_NV is not None
             return 0 * outputs.logits_NV.sum()
         if self.target == "gold":

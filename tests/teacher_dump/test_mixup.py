@@ -22,8 +22,9 @@ from shared.models.mixing import MixedInputs, run_mixed, takes_embeddings
 from teacher_dump.annotate import prepare
 from teacher_dump.batching.mixing import draws_of, partners_of
 from teacher_dump.engines.callable import CallableTeacher
+from teacher_dump.engines.transformers.engine import TransformersEngine
 from teacher_dump.estimate import estimate
-from teacher_dump.request import Request
+from teacher_dump.request import Request, SignalRequest
 from tests.conftest import MAX_LENGTH
 
 TASK = "sequence-classification"
@@ -208,6 +209,7 @@ def test_partners_are_in_the_same_row_group(
         ("token-classification", {"mixup": 2}, "the logits of token-classification are not those of a row"),
         ("question-answering", {"mixup": 2}, "the logits of question-answering are not those of a row"),
         ("encoder", {"mixup": 2}, "the logits of encoder are not those of a row"),
+        (TASK, {"signals": (SignalRequest("mixtures"),)}, r"signal 'mixtures': request it by --mixup DRAWS"),
         (TASK, {"mixup_alpha": 0.4}, r"--mixup-alpha says how --mixup draws lambda; give --mixup DRAWS too"),
     ],
 )
@@ -229,6 +231,25 @@ def test_teachers_that_cannot_read_embeddings_are_refused(
     )
     with pytest.raises(TeacherError, match=r"--mixup: mine takes token ids, and no embeddings in their place"):
         make_dump(TASK, teacher=made, mixup=2, data=["a fox"])
+
+
+def test_a_teacher_with_another_padding_token_than_its_tokenizer_is_refused(
+    make_dump: Callable[..., Path], make_teacher: Callable[..., Path]
+) -> None:
+    teacher = make_teacher(TASK, pad_token_id=5)
+    with pytest.raises(TeacherError, match=r"that of the tokenizer \(0\) is not that of the model \(5\)"):
+        make_dump(TASK, teacher=teacher, mixup=2)
+
+
+def test_logits_that_are_not_finite_are_refused_with_their_row(
+    make_dump: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(engine: Any, inputs: MixedInputs) -> Tensor:
+        return torch.where(inputs.weights[:, None] == inputs.weights[0], torch.inf, torch.zeros(1, 3))
+
+    monkeypatch.setattr(TransformersEngine, "mixed_logits", broken)
+    with pytest.raises(TeacherError, match=r"row \d: NaN or infinity in the teacher's logits for mixtures of the row"):
+        make_dump(TASK, mixup=2, data=["a fox", "a dog", "the lazy dog"])
 
 
 def test_a_model_without_embeddings_is_found_out(make_teacher: Callable[..., Path]) -> None:

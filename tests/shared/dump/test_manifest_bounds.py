@@ -14,6 +14,7 @@ from tests.hand_edits import sign
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CLASSES, TOP_K, THRESHOLD, EXACT = "first-dense", "sixth-top-k", "second-threshold", "third-exact"
+MIXTURES = "seventh-mixtures"
 HUGE = 10**12
 
 # The dump, the path of the key in its manifest, the bad value, and words of the refusal.
@@ -49,6 +50,11 @@ CLAIMS: dict[str, tuple[str, str, Any, str]] = {
     "temperature, infinite": (THRESHOLD, "signals.0.temperatures", [float("inf")], "temperatures"),
     "step of logits, NaN": (EXACT, "signals.0.after", {"step": "scale", "value": float("nan")}, "value"),
     "step of logits, 0": (EXACT, "signals.0.after", {"step": "divisor", "value": 0.0}, "value"),
+    "draws, none": (MIXTURES, "signals.1.codec.draws", 0, "draws = 0"),
+    "draws, endless": (MIXTURES, "signals.1.codec.draws", HUGE, "draws"),
+    "alpha, NaN": (MIXTURES, "signals.1.codec.alpha", float("nan"), "alpha"),
+    "classes of mixtures": (MIXTURES, "signals.1.codec.classes", 3, "3 classes, but there are 2 label names"),
+    "mixtures of tokens": (MIXTURES, "signals.1.per", "token", "mixtures of rows are recorded for each row"),
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Numbers:
 
     per_column: dict[str, Any] = {}  # noqa: RUF012
     layout = LAYOUTS["listed"]
+    mixtures = None
 
     class tokenizer:
         pad_token_id = 0

@@ -21,9 +21,8 @@ from student_train.data.batches import TrainingBatches, batch_of, in_order
 from student_train.data.gather import Rows
 from student_train.data.order import Order
 from student_train.data.sources import DumpSource
-from student_train.data.subsets import Split, is_held_out
+from student_train.data.subsets import Split, first_rows, is_held_out
 from student_train.forward.observe import outputs_of, targets_of
-from student_train.forward.outputs import BatchTargets, MixedTargets, Outputs
 from student_train.losses.base import columns_of, outputs_for
 from student_train.losses.mixup import MixupLoss
 from student_train.losses.total import total_loss
@@ -138,14 +137,16 @@ def test_several_losses_share_one_forward_pass(source: DumpSource, student: PreT
     assert list(parts) == ["mixup", "mixup.gold", "mixup#2"]
 
 
-def test_a_batch_without_mixtures_trains_nothing() -> None:
-    logits = torch.ones(2, 3, requires_grad=True)
-    nothing = MixedTargets(torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, 2, dtype=torch.int64))
-    value = MixupLoss().value(Outputs(logits, ()), BatchTargets(None, {}, torch.zeros(2), mixed=nothing), None)
-    value.backward()
-    assert value.item() == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
+def test_a_batch_without_mixtures_trains_nothing(source: DumpSource, student: PreTrainedModel) -> None:
+    """The partners of its rows are all held out."""
+    batch = next(in_order(first_rows(source, 1), COLUMNS, 8))
+    assert batch.mixed is None
+    for spec in (MixupLoss(), MixupLoss(target="gold")):
+        assert spec.count(batch) == 0
+        value = loss_of(spec, student, batch, source)
+        value.backward()
+        assert value.item() == 0
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in student.parameters())
 
 
 def test_a_batch_on_another_device_has_its_mixtures_there(source: DumpSource) -> None:
@@ -206,6 +207,27 @@ def test_rows_that_are_held_out_are_nobodys_partners(source: DumpSource) -> None
                 assert chosen.get(at) == (able[0] if able else None)
                 unmixed += not able
     assert unmixed > 0
+
+
+def test_held_out_rows_are_mixed_alike_however_many_ranks_score_them(source: DumpSource) -> None:
+    split = Split(source, 0.6, seed=0)
+
+    def mixtures(rank: int, ranks: int) -> dict[int, tuple[int, list[int]]]:
+        rows = split.held_out("all", rank, ranks)
+        found = {}
+        for batch in in_order(rows, COLUMNS, 4):
+            if batch.mixed is None:
+                continue
+            numbers = batch.rows[batch.mixed.rows].tolist()
+            for number, draw, ids in zip(
+                numbers, batch.mixed.draws.tolist(), batch.mixed.inputs.second_ids.tolist(), strict=True
+            ):
+                found[number] = draw, [index for index in ids if index]
+        return found
+
+    alone = mixtures(0, 1)
+    assert len(alone) > 15
+    assert mixtures(0, 3) | mixtures(1, 3) | mixtures(2, 3) == alone
 
 
 def _stored(source: DumpSource) -> list[tuple[int, int, list[int]]]:
