@@ -24,15 +24,16 @@ TASK = "sequence-classification"
 WHOLE = {"kind": "transformer", "layers": 2, "hidden_size": 32, "heads": 4, "intermediate_size": 64}
 SMALL = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
 LAYERS = {**WHOLE, "layers": 1, "start": {"kind": "layers", "numbers": [2]}}
+EXTRACT = {**SMALL, "start": {"kind": "extract", "by": "importance"}}
 AT_RANDOM = {**SMALL, "start": {"kind": "extract", "by": "random"}}
 FACTORISE = {**WHOLE, "start": {"kind": "factorise", "rank": 6}}
-SQUEEZE = {**SMALL, "start": {"kind": "squeeze", "by": "random"}}
-STARTS = {"layers": LAYERS, "extract": AT_RANDOM, "factorise": FACTORISE, "squeeze": SQUEEZE}
+SQUEEZE = {**SMALL, "start": {"kind": "squeeze", "by": "importance"}}
+STARTS = {"layers": LAYERS, "extract": EXTRACT, "at random": AT_RANDOM, "factorise": FACTORISE, "squeeze": SQUEEZE}
 
 
 @pytest.fixture(scope="module")
 def dump(make_dump: Callable[..., Path]) -> Path:
-    return make_dump(TASK, hidden="2", teacher_weights="all")
+    return make_dump(TASK, hidden="2", teacher_weights="all", importance=16)
 
 
 @pytest.mark.parametrize("student", STARTS.values(), ids=STARTS)
@@ -63,8 +64,8 @@ def _value(model: torch.nn.Module, path: str) -> torch.Tensor:
 
 
 def test_a_decoder_is_extracted_from_a_dump_too(make_dump: Callable[..., Path], tmp_path: Path) -> None:
-    dump = make_dump("causal-lm", teacher_weights="all")
-    result = distill.run(recipe(tmp_path / "student", AT_RANDOM, KL, dump=dump), resume=False)
+    dump = make_dump("causal-lm", teacher_weights="all", importance=16)
+    result = distill.run(recipe(tmp_path / "student", EXTRACT, KL, dump=dump), resume=False)
     model = AutoModelForCausalLM.from_pretrained(result.output)
     assert (model.config.model_type, model.config.head_dim, model.config.hidden_size) == ("llama", 8, 16)
 
@@ -159,7 +160,7 @@ def test_a_source_without_what_it_starts_from_is_refused(
     only_weights = make_dump(TASK, teacher_weights="all")
     for source, student, message in (
         ({"dump": make_dump(TASK)}, AT_RANDOM, "--teacher-weights"),
-        ({"dump": only_weights}, {**SMALL, "start": {"kind": "extract", "by": "importance"}}, "--importance"),
+        ({"dump": only_weights}, EXTRACT, "--importance"),
         ({"data": data}, AT_RANDOM, "--teacher-weights"),
     ):
         made = recipe(tmp_path / "student", student, KL if "dump" in source else {"kind": "gold"}, **source)
