@@ -75,7 +75,8 @@ def test_the_inner_width_is_by_default_in_the_teachers_ratio() -> None:
 
 def test_a_teacher_in_bfloat16_gives_a_student_in_float32() -> None:
     teacher = teacher_of("llama").bfloat16()
-    student = student_of(teacher, AT_RANDOM, intermediate_size=NEURONS)
+    config = {**teacher.config.to_dict(), "dtype": "bfloat16"}
+    student = student_of(teacher, AT_RANDOM, intermediate_size=NEURONS, config=config)
     assert {value.dtype for value in student.parameters()} == {torch.float32}
     assert torch.equal(student.model.norm.weight, teacher.model.norm.weight.float())
 
