@@ -66,6 +66,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "hidden_codec": "int8",
     },
     "embeddings": {"top_k": 4, "embeddings": True},
+    "attention-inputs": {"top_k": 4, "attention_inputs": "2"},
     "weights": {"top_k": 4, "teacher_weights": "2", "teacher_weights_dtype": "bf16", "importance": 8},
     "questions": {"task": "question-answering", "max_length": 14, "stride": 4},
     "mixtures": {"task": "sequence-classification", "mixup": 2, "mixup_alpha": 0.5},

@@ -15,11 +15,13 @@ from shared.dump.signals import RELATIONS
 from shared.dump.weights.projections import from_file, to_file
 from shared.errors import TeacherError, UsageError
 from teacher_dump.engines.batch import pad
+from teacher_dump.engines.callable import CallableTeacher
 from teacher_dump.engines.transformers.attention import Attention
 from teacher_dump.engines.transformers.layers import Layers
 from teacher_dump.engines.transformers.projections import projections_of
 from teacher_dump.engines.transformers.projections.layer_calls import block_of, columns_of
 from teacher_dump.engines.transformers.teacher import Teacher
+from teacher_dump.request import SignalRequest
 from tests.shared.models.architectures import DOES_NOT_PACK, PACKS, PAD, make, make_rows
 
 # ALBERT has one module for all layers, so that its layers cannot be told apart.
@@ -205,3 +207,34 @@ def test_a_dump_has_the_inputs_and_their_projections(make_dump: MakeDump, make_t
     assert list(projections) == [1, 2]
     assert projections[2].facts.heads == 4
     assert dump.manifest.tensor_files["attention"].bytes == 2 * 3 * (32 * 32 + 32) * 4
+
+
+def test_a_dump_that_was_cut_off_is_finished_by_the_same_command(
+    make_dump: MakeDump, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The projections are found again, and must be those that the dump was begun with."""
+    teacher, out = make_teacher("causal-lm", "opt", ffn_dim=64, word_embed_proj_dim=32), tmp_path / "dump"
+    make_dump("causal-lm", teacher=teacher, out=out, top_k=2, attention_inputs="2")
+    kept = (out / "shards" / "00001.parquet").read_bytes()
+    for name in ("00001.parquet", "00001.json"):
+        (out / "shards" / name).unlink()
+    make_dump("causal-lm", teacher=teacher, out=out, top_k=2, attention_inputs="2")
+    assert (out / "shards" / "00001.parquet").read_bytes() == kept
+    assert Dump(out).verify() == []
+    with pytest.raises(UsageError, match=r"attention_inputs.1"):
+        make_dump("causal-lm", teacher=teacher, out=out, top_k=2, attention_inputs="all")
+
+
+def test_python_code_may_ask_for_inputs_with_any_codec(make_dump: MakeDump) -> None:
+    asked = (SignalRequest("attention_inputs", 2, "low-rank", {"rank": 8, "coefficients": "int8"}),)
+    dump = Dump(make_dump("encoder", hidden="none", signals=asked))
+    assert list(dump.attention_projections()) == [2]
+    assert dump.manifest.measured["attention_inputs.2"]["relations_kl"] > 1e-3
+
+
+def test_a_teacher_given_as_a_function_is_refused(make_dump: MakeDump, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    asked = {"attention_inputs": "last"}
+    teacher = CallableTeacher(make("bert"), tiny_tokenizer)
+    with pytest.raises(TeacherError, match=r"BertForMaskedLM does not give its inputs of attention"):
+        make_dump("encoder", teacher=teacher, out=tmp_path / "d", hidden="none", pooling="none", **asked)
+    assert not (tmp_path / "d").exists()
