@@ -109,7 +109,7 @@ class EMDLoss(Loss):
 
     def check(self, source: Source) -> None:
         layers = {part: self._layers(part, source.signals) for part in self.parts}
-        options = {"hidden": "--hidden all", "attention": "--relations all"}
+        options = {"hidden": "--hidden all", "attention": "--relations all or --attention-inputs all"}
         for part, found in layers.items():
             if not found:
                 raise RecipeError(
@@ -126,7 +126,8 @@ class EMDLoss(Loss):
             raise RecipeError(
                 f"the loss 'emd': {source.name} has hidden states of the layers {_listed(layers['hidden'])}, but "
                 f"attention of {_listed(layers['attention'])}, which cannot have the same masses; dump again with "
-                "--hidden all --relations all, or give separate_masses = true."
+                "--hidden all --relations all (or --hidden last --attention-inputs all), or give separate_masses = "
+                "true."
             )
 
     def for_student(self, source: Source, student: PreTrainedModel) -> "EMDLoss":

@@ -96,6 +96,15 @@ def test_a_map_is_made_for_the_layers_that_the_dump_has() -> None:
         refuse_missing((), [], "x", "--hidden all")
 
 
+def test_the_layers_of_a_named_map_must_be_there(dump: Path) -> None:
+    few, model = DumpSource(dump), student_of(width=32)
+    few.signals = {key: signal for key, signal in few.signals.items() if key.layer != 2}
+    for kind in (HiddenLoss, RelationLoss):
+        assert kind(map="last").for_student(few, model) == kind(map=(3, 4))
+        with pytest.raises(RecipeError, match=r"lacks the teacher's layers 2 \(it has"):
+            kind(map="uniform").for_student(few, model)
+
+
 # ---------------------------------------------------------------- what they compare
 
 

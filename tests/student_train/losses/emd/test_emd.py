@@ -17,11 +17,13 @@ from shared.dump.signals import SignalKey
 from shared.errors import RecipeError
 from student_train import distill
 from student_train.data.batch import Batch
+from student_train.data.batches import collate
 from student_train.data.sources import DumpSource
 from student_train.forward import teacher_vectors
 from student_train.forward.observe import outputs_of, targets_of
 from student_train.forward.teacher_vectors import TeacherVectors
 from student_train.losses import relation_formulas
+from student_train.losses.base import columns_of
 from student_train.losses.emd import EMDLoss
 from student_train.losses.emd.loss import EMDState
 from student_train.losses.emd.terms import Sample
@@ -227,6 +229,22 @@ def test_no_layer_is_decoded_for_more_tokens_than_a_slice_has(
     longest = int(batch.attention_mask.sum(1).max())
     assert max(sizes["hidden"]) == most // 3 < longest * 32
     assert max(sizes["queries"] + sizes["keys"]) <= longest * 32 < batch.tokens * 32
+
+
+def test_inputs_of_attention_and_the_last_hidden_state_serve_as_well(
+    source: DumpSource, teacher: Path, make_dump: Callable[..., Path]
+) -> None:
+    """From a column for each layer and one more, all others are computed."""
+    stored = {"hidden": "last", "attention_inputs": "all", "attention_inputs_codec": "float16"}
+    computed = DumpSource(make_dump("encoder", teacher=teacher, **stored))
+    model, values = student_of(), []
+    for each in (source, computed):
+        torch.manual_seed(0)
+        spec, projections, _ = fitted(EMDLoss(), each, model)
+        assert spec.signals(each.signals) == EMDLoss().signals(source.signals)
+        batch = collate({0: each.load(0, columns_of([spec], each))}, np.asarray([[0, row] for row in ROWS]), each)
+        values.append(loss_of(spec, model, projections, each, batch).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-2)
 
 
 def test_costs_of_some_rows_choose_the_flow_and_all_tokens_make_the_loss(source: DumpSource) -> None:
