@@ -26,7 +26,7 @@ def check_folder(out: Folder) -> None:
         UsageError: for a name that no folder can have, or a folder that is read-only or has other content than a dump.
     """
     if out.local is not None:  # whether a remote location can be written is only known by writing
-        check_local_folder(out.local, "--out")
+        check_local_folder(out.local, "--out", str(out))
     elif out.is_file():
         raise UsageError(f"--out {out}: this is a file; name a folder.")
     if not (out / FILE_NAME).exists():

@@ -60,21 +60,25 @@ def check_file(file: Path, option: str, endings: Sequence[str] = ()) -> None:
         raise UsageError(f"{option} {file}: the folder {file.parent} is read-only; choose another one.")
 
 
-def check_folder(folder: Path, option: str) -> None:
+def check_folder(folder: Path, option: str, name: str | None = None) -> None:
     """Check that a folder that `option` names exists or can be created, and can be written. Creates nothing.
+
+    Args:
+        name: the folder as the user wrote it, if not as a path.
 
     Raises:
         UsageError: if it cannot, for example because it is a file or a symbolic link to nowhere.
     """
     _check_names(folder, option)
+    what = f"{option} {folder if name is None else name}"
     for path in (folder, *folder.absolute().parents):
         if path.is_symlink() and not path.exists():
-            raise UsageError(f"{option} {folder}: {path} is a symbolic link to nowhere; remove it, or choose another.")
+            raise UsageError(f"{what}: {path} is a symbolic link to nowhere; remove it, or choose another.")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise UsageError(f"{option} {folder}: {'this' if nearest == folder else nearest} is a file; name a folder.")
+        raise UsageError(f"{what}: {'this' if nearest == folder else nearest} is a file; name a folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {folder}: {nearest} is read-only; choose another folder.")
+        raise UsageError(f"{what}: {nearest} is read-only; choose another folder.")
 
 
 def _check_names(path: Path, option: str) -> None:
