@@ -196,9 +196,12 @@ class Dump:
         own file. Each call reads them from the disk.
 
         Example:
-            >>> config, weights = dump.teacher_weights()
+            >>> from shared import Dump
+            >>> from transformers import AutoConfig, AutoModelForSequenceClassification
+            >>> config, weights = Dump("out/demo/dump").teacher_weights()
             >>> model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
-            >>> model.load_state_dict(weights, strict=False)
+            >>> model.load_state_dict(weights)
+            <All keys matched successfully>
 
         Raises:
             DumpError: if the dump has none (`dump --teacher-weights`), or if their file is missing or damaged.

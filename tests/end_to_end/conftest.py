@@ -39,7 +39,8 @@ def furnished(
     teacher = make_teacher(TASK, max_position_embeddings=512)
     shutil.copytree(teacher, folder / "models" / "teacher")
     data = write_corpus(folder / "reviews.jsonl", toy_rows(TASK, 40))
-    make_dump(TASK, teacher=teacher, data=data, out=folder / "out" / "demo" / "dump", hidden="last")
+    out = folder / "out" / "demo" / "dump"
+    make_dump(TASK, teacher=teacher, data=data, out=out, hidden="last", teacher_weights="all")
     (folder / "bilstm.toml").write_text(RECIPE)
     return folder
 
