@@ -73,7 +73,9 @@ def run_recipe(
 @grouped
 def evaluate_model(
     student: Annotated[str, typer.Argument(help="The folder of a model, student or teacher.")],
-    data: Annotated[list[str], typer.Option(help="A held-out file with gold labels. Repeatable.")],
+    data: Annotated[
+        list[str], typer.Option(help="A held-out file with gold labels, or scored pairs of texts. Repeatable.")
+    ],
     *,
     dump: Annotated[
         str | None,

@@ -13,12 +13,17 @@ from transformers.integrations import get_available_reporting_integrations
 
 from shared.errors import LecternError, RecipeError
 from shared.models.loading import load_tokenizer
+from shared.models.pooling import pooling_of
+from shared.models.sentence_folder import write_sentence_folder
 from shared.storage.files import only_one, write_text_atomically
 from shared.text.tasks import task_named
 from shared.text.tokenized import Tokenizing
 from student_train.chains.transitions import save_transitions, without_transitions
 from student_train.data.needs import needs_of
-from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
+from student_train.data.pairs import ScoredPairs
+from student_train.data.sources import DumpSource, Source, TextSource
+from student_train.data.tokenizers import check_same_tokenizer
+from student_train.forward.widths import hidden_widths
 from student_train.recipe.kept import check_output
 from student_train.recipe.recipe import Recipe
 from student_train.scoring.card import write_card
@@ -193,6 +198,13 @@ def _check_eval(recipe: Recipe, source: Source) -> None:
     task = source.task
     if not task.is_scored:
         raise RecipeError(f"the section 'eval': the task {task.name} has no metrics to score with; leave it out.")
+    if task.has_embeddings:
+        if recipe.eval.dump is not None:
+            raise RecipeError(
+                f"eval.dump: {task.name} has no predictions that could agree with a teacher's; leave it out."
+            )
+        ScoredPairs.of(task, recipe.eval.data, recipe.eval, source.tokenizer, source.max_length)
+        return
     columns, positions = task.scored_columns(recipe.eval), task.check_positions(recipe.eval.positions)
     names = source.label_names or ()
     has_chains = positions == task.chain_positions
@@ -221,6 +233,9 @@ def _save(student: PreTrainedModel, source: Source, folder: Path) -> None:
         student.save_pretrained(folder)
     save_transitions(student, source.label_names, folder)
     source.tokenizer.save_pretrained(folder)
+    pooling = pooling_of(student)
+    if pooling is not None:
+        write_sentence_folder(folder, pooling, hidden_widths(student)[-1], source.max_length)
 
 
 def _score(recipe: Recipe, source: Source, folder: Path) -> Report | None:
@@ -247,5 +262,7 @@ def _score(recipe: Recipe, source: Source, folder: Path) -> Report | None:
 def _commit(staging: Path, output: Path) -> None:
     """Move file by file, config.json last, because it marks the student as complete."""
     for file in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        if file.is_dir():  # a folder of a run that was killed at this point may be there, and cannot be replaced
+            shutil.rmtree(output / file.name, ignore_errors=True)
         os.replace(file, output / file.name)
     staging.rmdir()

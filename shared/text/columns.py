@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_doc import Doc
 
-TEXT, LABEL, TAGS, ANSWERS = "text", "label", "tags", "answer_texts"
+TEXT, LABEL, TAGS, ANSWERS, SCORE = "text", "label", "tags", "answer_texts", "score"
 IGNORED = "none"
 
 
@@ -51,6 +51,8 @@ class ColumnNames:
 @dataclass(frozen=True)
 class ScoredColumns(ColumnNames):
     """The columns of a held-out file; one of them may name the group of each row, such as a language or a domain."""
+
+    score_column: Annotated[str, Doc("Column of the scores of pairs of texts, any numbers (encoder).")] = SCORE
 
     group_column: Annotated[
         str | None,

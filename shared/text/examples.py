@@ -30,7 +30,7 @@ class Example:
     Attributes:
         text: its text, or words, or messages; for questions, the question.
         pair: the second text of a pair; for questions, the context.
-        label: its gold label, or one tag per word, or the answers to a question.
+        label: its gold label, or one tag per word, or the answers to a question, or the score of a pair.
         group: the group with which it is scored; models do not see it.
         window: if an example of the files becomes several rows, the number of this row among them.
         number: in that case, the number of the example in the files.
@@ -38,7 +38,7 @@ class Example:
 
     text: str | list[str] | list[Message]
     pair: str | None = None
-    label: Label | list[Label] | Answers = None
+    label: Label | list[Label] | Answers | float = None
     group: str | None = None
     window: int = 0
     number: int | None = None
@@ -167,11 +167,27 @@ def _label(value: Any, where: str) -> Label:
     raise CorpusError(f"{where}: {value!r} is not a label; labels are names or numbers.")
 
 
-# One string; lists of words, with lists of tags; lists of messages; questions, with lists of answers.
+def _score(row: Row, columns: "Columns", text: str, where: str) -> float:
+    value = row.get(str(columns.label))
+    try:
+        score = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise CorpusError(
+            f"{where}: column {columns.label!r} holds {str(value)[:80]!r}, but a pair's score is a number; correct or "
+            "drop this row."
+        )
+    return score
+
+
+# One string; lists of words, with lists of tags; lists of messages; questions, with lists of answers; pairs of strings
+# with a number.
 TEXTS = Shape(_string, _one_label)
 WORDS = Shape(_words, _tags, of_line=str.split, is_words=True)
 CHATS = Shape(_messages, _one_label, is_chat=True)
 QUESTIONS = Shape(_string, _answers)
+SCORED_PAIRS = Shape(_string, _score)
 
 
 @dataclass(frozen=True)

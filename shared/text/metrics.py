@@ -3,12 +3,15 @@
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.dump.rowgroup import MISSING
 from shared.text.predictions import Predictions
 
 # Main metrics that are better when lower; the others are better when higher.
 LOWER_IS_BETTER = frozenset({"perplexity"})
+# Correlations with the scores of pairs of texts.
+CORRELATIONS = ("spearman", "pearson")
 
 
 def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
@@ -47,3 +50,16 @@ def perplexity(predictions: Predictions) -> dict[str, float]:
         return {}
     loss = predictions.negative_log_likelihood / predictions.labelled
     return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}
+
+
+def correlations(similarities_P: NDArray[np.float64], scores_P: NDArray[np.float64]) -> dict[str, float]:
+    """Spearman's rank correlation and Pearson's correlation of similarities with the scores of pairs, which differ.
+
+    If all similarities are equal, no correlation is defined, and 0 is returned: they tell nothing about the scores.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    if np.ptp(similarities_P) == 0:
+        return dict.fromkeys(CORRELATIONS, 0.0)
+    values = (spearmanr(similarities_P, scores_P).statistic, pearsonr(similarities_P, scores_P).statistic)
+    return dict(zip(CORRELATIONS, map(float, values), strict=True))

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from shared.dump.facts import Pooling
 from shared.errors import RecipeError
 from student_train.data.sources import Source
 from student_train.data.vocabulary import kept_ids
@@ -30,6 +31,7 @@ def needs_of(student: Student, source: Source) -> Needs:
         max_length=source.max_length,
         kept_ids_K=kept_ids(student, source),
         unknown_id=tokenizer.unk_token_id,
+        pooling=_pooling(student, source),
         word_embeddings_VD=_word_embeddings(student, source),
         teacher=_teacher(student, source),
     )
@@ -42,6 +44,19 @@ def _teacher(student: Student, source: Source) -> Teacher | None:
         return None
     wants_importance = any(start.needs_importance for start in starts)
     return Teacher(*source.teacher_weights(), source.importance() if wants_importance else None)
+
+
+def _pooling(student: Student, source: Source) -> Pooling | None:
+    """How the student makes embeddings of rows: as its keys say, else like the teacher; None if it makes none."""
+    is_asked = student.pooling is not None or student.normalize is not None
+    if is_asked and not source.task.has_embeddings:
+        key = "pooling" if student.pooling is not None else "normalize"
+        raise RecipeError(f"student.{key}: the task {source.task.name} has no embeddings of rows; leave it out.")
+    if not is_asked:
+        return source.pooling
+    said = source.pooling or Pooling()
+    normalized = said.normalized if student.normalize is None else student.normalize
+    return Pooling(mode=student.pooling or said.mode, normalized=normalized)
 
 
 def _word_embeddings(student: Student, source: Source) -> Tensor | None:

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shared.dump.codecs import DistributionCodec, Mixtures, VectorCodec
 from shared.dump.dump import Dump
+from shared.dump.facts import Pooling
 from shared.dump.layouts import Layout
 from shared.dump.manifest import FILE_NAME
 from shared.dump.reader import GroupReader, GroupSizes
@@ -48,6 +48,7 @@ class Source(ABC):
         layout: where in a row distributions and gold labels are.
         positions: the choice of recorded positions.
         signals: the teacher's signals, stored or computed, by key; empty for files with gold labels.
+        pooling: how the teacher's embeddings of rows were made, if there are any.
         attention_heads: the teacher's number of attention heads, if the source knows it.
         has_misplaced_gold: whether an earlier version placed the gold labels beside the tokens that they belong to.
     """
@@ -64,6 +65,7 @@ class Source(ABC):
     layout: Layout
     positions: str | None
     signals: dict[SignalKey, Signal | ProjectedSignal] = field(default_factory=dict)
+    pooling: Pooling | None = None
     attention_heads: int | None = None
     has_misplaced_gold: bool = False
 
@@ -187,6 +189,7 @@ class DumpSource(Source):
             layout=manifest.layout,
             positions=manifest.options.positions,
             signals=signals_of(dump),
+            pooling=manifest.pooling,
             attention_heads=manifest.teacher.attention_heads,
             has_misplaced_gold=manifest.labelled and manifest.tokenizer.offsets != offsets,
         )
@@ -285,16 +288,3 @@ class TextSource(Source):
 def _tokenizer_of(folder: Folder) -> PreTrainedTokenizerBase:
     with on_disk(folder) as path:
         return load_tokenizer(str(path), RecipeError, name=str(folder))
-
-
-def check_same_tokenizer(path: Path | str, source: Source) -> None:
-    """Check that a model's own tokenizer gives the same ids as the source's. Raises RecipeError if it does not."""
-    try:
-        own = load_tokenizer(str(path), RecipeError)
-    except RecipeError:
-        return  # the model has none; its number of embeddings is checked when it is built
-    if own.get_vocab() != source.tokenizer.get_vocab():
-        raise RecipeError(
-            f"{path}: its tokenizer ({len(own):,} entries) is not that of {source.name} "
-            f"({len(source.tokenizer):,} entries), so the same ids are other tokens; choose a model with that one."
-        )

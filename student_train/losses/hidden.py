@@ -17,12 +17,11 @@ from transformers import PreTrainedModel
 
 from shared.dump.signals import HIDDEN, SignalKey
 from shared.errors import RecipeError
-from shared.models.probe import FEWEST_TOKENS, probe_inputs
 from student_train.data.batch import Batch
 from student_train.data.sources import Source
-from student_train.forward.evaluating import evaluating
 from student_train.forward.outputs import BatchTargets, Outputs
 from student_train.forward.teacher_vectors import Compare, RowVectors, Vectors, compared_in_slices, one_of_each_row
+from student_train.forward.widths import hidden_widths
 from student_train.losses import formulas
 from student_train.losses.base import Loss, stored_layers
 from student_train.losses.layer_maps import LayerMap, LayerPair, fitted_map, pairs_of, refuse_missing
@@ -174,10 +173,3 @@ class HiddenLoss(Loss):
             value = compared_in_slices(student_ND, linear, compared, _COMPARE[self.metric])
             total = total.to(value.device) + value
         return total
-
-
-def hidden_widths(student: PreTrainedModel) -> list[int]:
-    """Return the widths of the student's hidden states, found with a made-up row."""
-    with evaluating(student):
-        output = student(**probe_inputs(student, FEWEST_TOKENS), output_hidden_states=True)
-    return [states.shape[-1] for states in output.hidden_states]

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from shared.registry import Registry, tagged
 from student_train.losses.base import Loss
+from student_train.losses.embeddings import EmbeddingLoss, SimilarityLoss
 from student_train.losses.emd import EMDLoss
 from student_train.losses.hidden import HiddenLoss
 from student_train.losses.logits import GoldLoss, KLLoss, LogitsMSELoss, TeacherLabelLoss
@@ -21,6 +22,8 @@ LOSSES: Registry[type[Loss]] = Registry(
         "hidden": HiddenLoss,
         "relations": RelationLoss,
         "mixup": MixupLoss,
+        "embedding": EmbeddingLoss,
+        "similarity": SimilarityLoss,
         "structure": StructureLoss,
         "k-best": KBestLoss,
         "crf-gold": CRFGoldLoss,

@@ -35,7 +35,7 @@ class DataSection(Lengths, Positions, ColumnNames):
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:
-        trainable = [name for name, task in TASKS.items() if task.is_scored]
+        trainable = [name for name, task in TASKS.items() if task.has_predictions]
         if self.task not in trainable:
             raise ValueError(f"task {self.task!r} is unknown here; the valid ones are {', '.join(trainable)}")
         return self
@@ -47,3 +47,10 @@ class EvalSection(Positions, Decoding, ScoredColumns):
 
     data: tuple[str, ...] = Field(min_length=1)
     dump: Folder | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_ONLY_THESE_KEYS)
+class PairsSection(ScoredColumns):
+    """[validation.pairs]: files with pairs of texts and a score, on which embeddings are scored during training."""
+
+    data: tuple[str, ...] = Field(min_length=1)

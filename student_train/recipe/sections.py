@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_s
 from shared.numbers import STRICT, Batches, Count, Epochs, Factor, FactorOrZero, Seed
 from student_train.data.subsets import Kind
 from student_train.losses.specs import LossSpec
+from student_train.recipe.columns import PairsSection
 from student_train.students.unfreezing import Trainable
 
 # Pairs of which one key is given; if a stage gives one, the other one of [training] does not apply to it.
@@ -100,15 +101,33 @@ class ValidationSection(Section):
         share: the share of the rows that is held out, drawn from training.seed.
         every, every_steps: epochs (by default 0.5) or steps between two scores; a stage is also scored at its end.
         patience: a stage ends after this many scores in a row that were no better than the best.
+        pairs: in place of held-out rows, pairs of texts on which embeddings are scored (encoder); the metric is then
+            "spearman" (the default) or "pearson".
         metric: "loss" (the stage's own), "agreement" (with the teacher's most probable class), or the name of one of
             the task's metrics, which compare with gold labels.
     """
 
-    share: float = Field(default=0.05, gt=0, lt=1)
+    share: float = Field(default=0.05, ge=0, lt=1)
     every: Epochs | None = Field(default=None, description="epochs")
     every_steps: Count | None = None
     patience: Count | None = None
     metric: str = "loss"
+    pairs: PairsSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_pairs(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("pairs") is None:
+            return values
+        if values.get("share"):
+            raise ValueError("give either share (of the rows, held out) or pairs (files of their own)")
+        return {"metric": "spearman", **values, "share": 0}
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> Self:
+        if not self.share and self.pairs is None:
+            raise ValueError("share = 0: without pairs some rows must be held out; give more than 0")
+        return self
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:

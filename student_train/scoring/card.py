@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.models.sentence_folder import MODULES
 from shared.storage.files import write_text_atomically
 from student_train.chains.transitions import FILE_NAME as TRANSITIONS
 from student_train.data.sources import Source
@@ -21,7 +22,7 @@ def write_card(folder: Path, recipe: Recipe, source: Source, steps: int, report:
     write_text_atomically(
         folder / "README.md",
         f"""---
-library_name: transformers
+library_name: {"sentence-transformers" if _has_embeddings(folder) else "transformers"}
 tags: [knowledge-distillation, lectern, {source.task.name}]
 ---
 # {recipe.output.name}
@@ -31,7 +32,7 @@ Trained by Lectern on {trained_on}: {sum(source.group_rows):,} rows, {steps:,} s
 
 | | |
 |---|---|
-{scores}{_about_transitions(folder)}""",
+{scores}{_about_transitions(folder)}{_about_embeddings(folder)}""",
     )
 
 
@@ -44,6 +45,30 @@ The tagger is a CRF. A word's logits, at its first token, are the emissions; `{T
 `between[i][j]` is the score of label j after label i, `first` and `last` are those of a row's first and last word.
 Viterbi decoding takes the labels with the highest sum of log-softmax values and transitions, as
 `distill eval {folder.parent.name}` does; without it, each word's most probable label can be taken, at some loss.
+"""
+
+
+def _has_embeddings(folder: Path) -> bool:
+    return (folder / MODULES).exists()
+
+
+def _about_embeddings(folder: Path) -> str:
+    """Return how to get embeddings from the model, if it makes some."""
+    if not _has_embeddings(folder):
+        return ""
+    has_code = any(folder.glob("*.py"))
+    option = ", trust_remote_code=True" if has_code else ""
+    why = " (`trust_remote_code`, because the folder brings the model's one file of code)" if has_code else ""
+    return f"""
+Embeddings of sentences{why}:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+SentenceTransformer("path/of/this/folder"{option}).encode(["One text.", "Another one."])
+```
+
+`AutoModel` loads the folder too, and gives the vectors of the tokens.
 """
 
 

@@ -15,12 +15,15 @@ from shared.text.groups import score_groups
 from shared.text.lengths import DEFAULT_STRIDE
 from shared.text.tasks import Task
 from student_train.chains.transitions import transitions_of
-from student_train.data.sources import DumpSource, Source, TextSource, check_same_tokenizer
+from student_train.data.pairs import ScoredPairs
+from student_train.data.sources import DumpSource, Source, TextSource
+from student_train.data.tokenizers import check_same_tokenizer
 from student_train.recipe.decoding import Decode
 from student_train.scoring.agreement import agreement_of
 from student_train.scoring.decoding import check_decode, decoder_of
 from student_train.scoring.latency import first_batches, latencies
 from student_train.scoring.models import load_model, longest_row
+from student_train.scoring.pairs import follow_folder, scores_of
 from student_train.scoring.predictions import EVAL_ROWS, predictions_of
 from student_train.scoring.report import Report
 from student_train.scoring.runtimes import MODEL_FILE, OnnxRuntime, Runtime, TorchRuntime, difference, has_onnxruntime
@@ -62,6 +65,11 @@ def evaluate(
     if max_length is not None and reach is not None and max_length > reach:
         raise UsageError(f"--max-length {max_length}: {model_path} reads at most {reach} tokens; give no more.")
     length = max_length or longest_row(model, tokenizer)
+    if task.has_embeddings:
+        check_decode(decode, False, label_names, False, "--decode")
+        limit = follow_folder(model, model_path, tokenizer)
+        length = min(length, limit or length)
+        return _on_pairs(model, task, str(model_path), ScoredPairs.of(task, data, names, tokenizer, length), dump)
     columns = task.scored_columns(names)
     source = TextSource(task, data, columns, tokenizer, length, label_names, positions, stride=stride)
     if dump is None and not any(source.gold(group)[1].any() for group in range(len(source.group_rows))):
@@ -97,6 +105,22 @@ def evaluate(
         onnxruntime_latency_ms=others[0] if others else {},
         questions=source.questions,
         decode=decoder_of(decode, model, source)[0],
+    )
+
+
+def _on_pairs(model: PreTrainedModel, task: Task, name: str, pairs: ScoredPairs, dump: Place | None) -> Report:
+    """Score a model's embeddings."""
+    if dump is not None:
+        raise UsageError(f"{dump}: {task.name} has no predictions that could agree with a teacher's; leave --dump out.")
+    return Report(
+        model=name,
+        task=task.name,
+        rows=len(pairs),
+        metrics=scores_of(model, pairs),
+        parameters=model.num_parameters(),
+        latency_ms=latencies([(TorchRuntime(model), pairs.texts)], LATENCY_SECONDS)[0],
+        device=str(model.device),
+        threads=torch.get_num_threads(),
     )
 
 

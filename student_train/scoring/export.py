@@ -68,12 +68,13 @@ def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence
         LecternError: if the model cannot be translated, or the logits of the file differ from those in torch.
     """
     _check_extra()
-    if task_name is not None and not task_named(task_name).is_scored:
-        raise UsageError(f"the task {task_name} has no logits to export; choose another task.")
+    if task_name is not None:
+        _check_has_logits(task_named(task_name))
     path = out or folder / MODEL_FILE
     if folder.is_dir():
         check_file(path, "--out")
     model, task = load_model(folder, task_name)
+    _check_has_logits(task)
     tokenizer = load_tokenizer(str(folder), RecipeError)
     if (size := sum(weight.numel() * weight.element_size() for weight in model.parameters())) >= LARGEST_BYTES:
         raise LecternError(f"{folder}: {size / 1e9:.1f} GB of weights are more than one ONNX file can hold (2.1 GB).")
@@ -90,6 +91,11 @@ def export(folder: Path, out: Path | None, task_name: str | None, data: Sequence
 
     write_atomically(path, write)
     return found[0]
+
+
+def _check_has_logits(task: Task) -> None:
+    if not task.has_predictions:
+        raise UsageError(f"the task {task.name} has no logits to export; choose another task.")
 
 
 def _check_extra() -> None:

@@ -28,6 +28,7 @@ def load_model(path: Path | str, task_name: str | None) -> tuple[PreTrainedModel
     if not task.is_scored:
         raise UsageError(f"the task {task.name} has nothing to score; choose one with predictions.")
     model, missing = loading.load_model(task.auto_class, str(path), config, RecipeError, dtype=torch.float32)
+    missing = [key for key in missing if not any(part in key for part in task.optional_weights)]
     if missing:
         raise RecipeError(
             f"{path}: it has no weights for {', '.join(missing[:3])}, which {task.name} needs; this checkpoint lacks "

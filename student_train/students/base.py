@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pydantic import BaseModel, Field
 from transformers import PreTrainedModel
 
+from shared.dump.facts import PoolingMode
 from shared.numbers import STRICT
 from student_train.students.initialisers import Initialiser
 from student_train.students.needs import Needs
@@ -20,6 +21,8 @@ class Student(BaseModel, ABC):
     model_config = STRICT
 
     kind: str
+    pooling: PoolingMode | None = Field(default=None, description="of its embeddings; by default the teacher's")
+    normalize: bool | None = Field(default=None, description="its embeddings; by default as the teacher's are")
     crf: bool = Field(default=False, description="learn scores of transitions between tags (token-classification)")
 
     @property

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.errors import RecipeError
+from shared.models.pooling import set_pooling
 from student_train.chains.transitions import add_transitions, load_transitions, transitions_of
 from student_train.students.base import Student
 from student_train.students.needs import Needs
@@ -28,6 +29,8 @@ def build_student(student: Student, needs: Needs) -> PreTrainedModel:
     if getattr(model.config, "pad_token_id", None) is None:
         # Many decoders have none, but as classifiers they search for the last token before the padding.
         model.config.pad_token_id = needs.pad_token_id
+    if needs.pooling is not None:
+        set_pooling(model, needs.pooling)
     if student.crf:
         assert needs.label_names is not None
         if student.checkpoint is not None:

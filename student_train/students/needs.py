@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from shared.dump.facts import Pooling
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -36,6 +38,7 @@ class Needs:
         max_length: the number of tokens of the longest row, which every student must be able to read.
         kept_ids_K: the ids, ascending, that get their own embeddings; None for all ids.
         unknown_id: the tokenizer's unknown token, which replaces the other ids.
+        pooling: how the student makes embeddings of rows; None if it makes none.
         word_embeddings_VD, teacher: the teacher's, for initialisers that need them.
     """
 
@@ -47,5 +50,6 @@ class Needs:
     max_length: int
     kept_ids_K: Tensor | None = None
     unknown_id: int | None = None
+    pooling: Pooling | None = None
     word_embeddings_VD: Tensor | None = None
     teacher: Teacher | None = None

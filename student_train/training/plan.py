@@ -17,7 +17,9 @@ from student_train.losses.base import columns_of, outputs_for
 from student_train.losses.projections import make_projections
 from student_train.losses.total import total_loss
 from student_train.recipe.recipe import Recipe
+from student_train.recipe.sections import ValidationSection
 from student_train.students.unfreezing import unfrozen
+from student_train.training.pair_validation import PairValidation
 from student_train.training.stages import Stage, stages_of
 from student_train.training.validation import FEW_ROWS, Validation
 
@@ -46,13 +48,19 @@ def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> l
         # Random numbers that the checks use must not change those of the training.
         with torch.random.fork_rng(devices=[]):
             stage = _checked(stage, rows, student)
-            validation = Validation.of(section, stage, split) if section else None
+            validation = _validation(section, stage, split) if section else None
             if validation:
                 with _errors_start_with(f"{stage.where}metric" if stage.where else "validation.metric"):
                     validation.check(student)
         runs.append(StageRun(stage, rows, validation))
     student.train(was_training)
     return runs
+
+
+def _validation(section: ValidationSection, stage: Stage, split: Split) -> Validation:
+    if section.pairs is not None:
+        return PairValidation.on_pairs(section, stage, split.source)
+    return Validation.of(section, stage, split)
 
 
 def _checked(stage: Stage, rows: Source, student: PreTrainedModel) -> Stage:

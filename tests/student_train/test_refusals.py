@@ -158,14 +158,14 @@ def test_a_held_out_file_that_cannot_be_scored_is_refused_before_the_training(
     refused(made, error, message, monkeypatch)
 
 
-def test_a_held_out_dump_of_another_task_and_an_unscorable_task_are_refused(
+def test_a_held_out_dump_of_another_task_and_embeddings_without_pairs_are_refused(
     dumps: dict[str, Path], corpora: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = {"data": [str(corpora["sequence-classification"])], "dump": dumps["causal-lm"]}
     made = recipe(tmp_path / "a", BILSTM, KL, dump=dumps["sequence-classification"], eval=held_out)
     refused(made, RecipeError, "a dump of causal-lm, but the model is one for sequence-classification", monkeypatch)
     made = recipe(tmp_path / "a", BILSTM, HIDDEN, dump=dumps["encoder"], eval={"data": held_out["data"]})
-    refused(made, RecipeError, "'eval': the task encoder has no metrics", monkeypatch)
+    refused(made, UsageError, "embeddings are scored on pairs of texts: name the columns of both", monkeypatch)
 
 
 def test_files_without_gold_labels_or_a_tokenizer_are_refused(

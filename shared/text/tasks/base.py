@@ -77,7 +77,12 @@ class Task(ABC):
 
     @property
     def is_scored(self) -> bool:
-        """Whether the task has predictions, and therefore metrics."""
+        """Whether the task has metrics: of its predictions, or of its embeddings of pairs of texts."""
+        return self.has_predictions or self.has_embeddings
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether the task has predictions, and can be learnt from gold labels."""
         return all(LAYOUTS.named(name).has_distributions for name in self.layouts.values())
 
     # ---------------------------------------------------------------- files
@@ -166,7 +171,7 @@ class Task(ABC):
         """Check an example. Raises CorpusError if it cannot be tokenized, or has an unknown gold label."""
         if self.has_labels:
             for label in example.label if isinstance(example.label, list) else [example.label]:
-                assert not isinstance(label, Answers)
+                assert not isinstance(label, Answers | float)
                 label_index(label, how.label_names)
 
     @abstractmethod

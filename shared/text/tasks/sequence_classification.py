@@ -32,7 +32,7 @@ class SequenceClassification(Task):
                 raise CorpusError(
                     f"row {first_row + index} has no tokens, so it cannot be classified; drop empty texts."
                 )
-            assert not isinstance(example.label, list | Answers)
+            assert not isinstance(example.label, list | Answers | float)
             label = np.asarray([label_index(example.label, how.label_names)], np.int32)
             rows.append(TokenizedRow(np.asarray(ids, np.int32), token_types(encoded, index), position, label))
         return rows

@@ -19,11 +19,11 @@ from student_train.data.batch import Batch
 from student_train.data.sources import Source
 from student_train.forward.attention import captured_on_probe
 from student_train.forward.outputs import BatchTargets, Outputs
+from student_train.forward.widths import hidden_widths
 from student_train.losses.base import Loss, stored_layers
 from student_train.losses.emd.masses import LayerMasses, set_to_mean
 from student_train.losses.emd.terms import AttentionTerms, HiddenTerms, LayerProjections, Sample, Terms
 from student_train.losses.emd.transport import optimal_flow
-from student_train.losses.hidden import hidden_widths
 
 Part = Literal["hidden", "attention"]
 _ATTENDED = ("queries", "keys")

@@ -202,7 +202,12 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, message: str) ->
             ["'dmup'", "'x'", "data, dump, eval, loss, output, stage, student"],
         ),
         (FROM_DUMP, "layers = 2", "layers = 2\ndepth = 3", ["'student.depth'", "3", "heads, hidden_size, intermed"]),
-        (FROM_DATA, 'path = "MiniLM"', 'path = "MiniLM"\nrevision = "x"', ["'student.revision'", "kind, path"]),
+        (
+            FROM_DATA,
+            'path = "MiniLM"',
+            'path = "MiniLM"\nrevision = "x"',
+            ["'student.revision'", "kind, normalize, path, pooling"],
+        ),
         (
             FROM_DUMP,
             "temperature = 2",

@@ -157,10 +157,13 @@ def test_a_folder_that_cannot_be_scored_is_refused(
         score(tmp_path / "no" / "model" / "here", corpora[task])
     with pytest.raises(RecipeError, match=r"has no weights for .*classifier.*lacks that head"):
         score(teachers["encoder"], corpora[task], task_name=task)
-    with pytest.raises(RecipeError, match=r"task cannot be determined from its architecture .*; give --task"):
+    with pytest.raises(UsageError, match="embeddings are scored on pairs of texts: name the columns of both"):
         score(teachers["encoder"], corpora[task])
-    with pytest.raises(UsageError, match="the task encoder has nothing to score"):
-        score(teachers["encoder"], corpora[task], task_name="encoder")
+    unknown = shutil.copytree(teachers["encoder"], tmp_path / "unknown")
+    content = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(content | {"architectures": ["BertForNextSentencePrediction"]}))
+    with pytest.raises(RecipeError, match=r"task cannot be determined from its architecture .*; give --task"):
+        score(unknown, corpora[task])
     with pytest.raises(RecipeError, match="a dump of causal-lm, but the model is one for sequence-classification"):
         score(teachers[task], corpora[task], dumps["causal-lm"])
     with pytest.raises(UsageError, match="device 'tpu' cannot be used here"):
