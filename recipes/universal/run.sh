@@ -3,9 +3,10 @@
 # on seven tasks. Run it in the repository's folder, with .venv/bin on the PATH:
 #
 #     recipes/universal/run.sh DATA_DIR [text] [students] [assistant] [source_task] [tasks] [table] [structure] [mixup]
+#         [embeddings]
 #
 # DATA_DIR holds the folders agnews, lm_gutenberg, mrpc, ner_wnut17, rte, squad, sst2, stsb and trec. Without names all
-# parts but the last two are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some
+# parts but the last three are run, in this order. SEEDS="0 1 2" fine-tunes with several seeds, STARTS and TASKS choose some
 # students and tasks. All files are written to out/; after an interruption, the same command continues.
 set -euo pipefail
 here=$(dirname "$0")
@@ -136,9 +137,19 @@ structure() {
     distill sweep "$here/sweep-structure.toml"
 }
 
+# Students of the teacher's embeddings of sentences, and how they and the teacher rank STS-B's pairs.
+embeddings() {
+    student embeddings-3x384 embeddings.toml --set student.path="$minilm"
+    student embeddings-bilstm embeddings-bilstm.toml
+    for folder in "$minilm" "$out/students/embeddings-3x384" "$out/students/embeddings-bilstm"; do
+        distill eval "$folder" --task encoder --data "$out/data/stsb/test.parquet" \
+            --text-column text_a --pair-column text_b --score-column score
+    done
+}
+
 for part in ${*:-text students assistant source_task tasks table}; do
     case $part in
-        text | students | assistant | source_task | tasks | table | structure | mixup) "$part" ;;
-        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table, structure, mixup" >&2; exit 2 ;;
+        text | students | assistant | source_task | tasks | table | structure | mixup | embeddings) "$part" ;;
+        *) echo "run.sh: no part '$part'; there are text, students, assistant, source_task, tasks, table, structure, mixup, embeddings" >&2; exit 2 ;;
     esac
 done
