@@ -25,7 +25,7 @@ from shared.dump.codecs import (
 from shared.dump.codecs.selection.budget import FIRST_THRESHOLD
 from shared.dump.codecs.selection.presets import DEFAULT_PRESET, PRESETS
 from shared.dump.signals import ATTENTION_INPUTS, DISTRIBUTION, EMBEDDING, HIDDEN, RELATIONS, SITES, Signal, SignalKey
-from shared.errors import UsageError
+from shared.errors import TeacherError, UsageError
 from shared.options import flag_of
 from shared.validation import in_words, message_of
 from teacher_dump.engines.base import Engine
@@ -166,6 +166,11 @@ def requested(request: Request, has_distribution: bool, engine: Engine) -> list[
     if request.pooled_codec not in VECTOR_KINDS:
         raise UsageError(f"--pooled-codec {request.pooled_codec!r}: use {', '.join(VECTOR_KINDS)}.")
     if engine.pooling is not None:
+        if not engine.offers().get(EMBEDDING):
+            raise TeacherError(
+                f"embeddings of rows: {engine.architecture} does not give the hidden states that they are pooled from; "
+                "give --pooling none, or use another teacher."
+            )
         asked.append(SignalRequest(EMBEDDING, None, request.pooled_codec))
     # Relations are products of queries, keys and values, which a low-rank basis of each would not preserve.
     asked += [

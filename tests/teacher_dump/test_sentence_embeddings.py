@@ -120,6 +120,12 @@ def test_a_callable_teacher_is_pooled_too(teacher: Path, make_dump: Any) -> None
     assert np.allclose(embeddings(out), by_hand(teacher, "cls", False), rtol=2e-3, atol=2e-3)
 
 
+def test_a_teacher_without_hidden_states_is_refused_with_the_option_that_helps(teacher: Path, make_dump: Any) -> None:
+    given = CallableTeacher(lambda **_: {}, AutoTokenizer.from_pretrained(teacher), name="mine", version="1")
+    with pytest.raises(TeacherError, match=r"mine does not give the hidden states .* give --pooling none"):
+        make_dump("encoder", teacher=given, data=TEXTS_AS_ROWS, hidden="none")
+
+
 class _Hidden(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
