@@ -156,7 +156,7 @@ def test_its_keys_are_checked_like_any_others(tmp_path: Path) -> None:
 
     assert read('kind = "bag"\nwidth = 4').student == BagStudent(width=4)
     for student, message in {
-        'kind = "bag"\nwidht = 4': r"unknown key 'student\.widht'.*valid here: crf, embeddings, kind, width",
+        'kind = "bag"\nwidht = 4': r"unknown key 'student\.widht'.*: crf, embeddings, kind, normalize, pooling, width",
         'kind = "bagg"': r"student\.kind = 'bagg': the valid ones are .*'bilstm', 'bag'",
         'kind = "bag"\nwidth = 4\nembeddings = "last"': r"'random', 'svd' or 'first-columns'",
     }.items():
