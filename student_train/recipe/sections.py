@@ -14,6 +14,7 @@ from student_train.students.unfreezing import Trainable
 # Pairs of which one key is given; if a stage gives one, the other one of [training] does not apply to it.
 _EITHER = (("epochs", "max_steps"), ("batch_size", "batch_tokens"))
 EPOCHS_BETWEEN_SCORES = 0.5
+USUAL_SHARE = 0.05
 # One step of AdamW moves every weight by about the learning rate.
 MOST_RATE = 1000.0
 
@@ -107,7 +108,7 @@ class ValidationSection(Section):
             the task's metrics, which compare with gold labels.
     """
 
-    share: float = Field(default=0.05, ge=0, lt=1)
+    share: float | None = Field(default=None, gt=0, lt=1, description="by default 0.05; none with pairs")
     every: Epochs | None = Field(default=None, description="epochs")
     every_steps: Count | None = None
     patience: Count | None = None
@@ -116,18 +117,19 @@ class ValidationSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _metric_of_pairs(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("pairs") is None:
+    def _rows_or_pairs(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
-        if values.get("share"):
+        if values.get("pairs") is None:
+            return values if values.get("share") is not None else {**values, "share": USUAL_SHARE}
+        if values.get("share") is not None:
             raise ValueError("give either share (of the rows, held out) or pairs (files of their own)")
-        return {"metric": "spearman", **values, "share": 0}
+        return {"metric": "spearman", **values}
 
-    @model_validator(mode="after")
-    def _some_rows(self) -> Self:
-        if not self.share and self.pairs is None:
-            raise ValueError("share = 0: without pairs some rows must be held out; give more than 0")
-        return self
+    @property
+    def held_out(self) -> float:
+        """The share of the rows that is held out; 0 with pairs."""
+        return self.share or 0.0
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:

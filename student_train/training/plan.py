@@ -41,7 +41,7 @@ def training_plan(recipe: Recipe, source: Source, student: PreTrainedModel) -> l
             stage.
     """
     section = recipe.validation
-    split = Split(source, section.share if section else 0.0, recipe.training.seed)
+    split = Split(source, section.held_out if section else 0.0, recipe.training.seed)
     runs, was_training = [], student.training
     for stage in stages_of(recipe, student):
         rows = split.to_train(stage.rows)

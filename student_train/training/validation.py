@@ -64,8 +64,8 @@ class Validation:
         if not whole.group_rows:
             what = "row" if kind == "all" else f"{kind} row"
             raise RecipeError(
-                f"validation.share = {section.share:g}: it holds out no {what} of {split.source.name}, but the metric "
-                f"{stage.metric!r} needs some; give a larger share, or another metric."
+                f"validation.share = {section.held_out:g}: it holds out no {what} of {split.source.name}, but the "
+                f"metric {stage.metric!r} needs some; give a larger share, or another metric."
             )
         every = section.every or EPOCHS_BETWEEN_SCORES
         rows = split.held_out(kind, ranks.rank(), ranks.count())

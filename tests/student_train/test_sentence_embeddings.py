@@ -224,7 +224,7 @@ def test_recipes_that_cannot_work_are_refused(dump: Path, make_dump: Any, pairs:
     on_pairs = {"pairs": {"data": [str(pairs)], **COLUMNS}}
     with pytest.raises(ValidationError, match="give either share"):
         run_of(tmp_path, dump, TRANSFORMER, validation={**on_pairs, "share": 0.1})
-    with pytest.raises(ValidationError, match="without pairs some rows must be held out"):
+    with pytest.raises(ValidationError, match=r"validation\.share\n.*greater than 0"):
         run_of(tmp_path, dump, TRANSFORMER, validation={"share": 0})
     with pytest.raises(RecipeError, match=r"validation\.metric: the metric 'loss' is not one of embeddings of pairs"):
         distill.run(run_of(tmp_path, dump, TRANSFORMER, validation={**on_pairs, "metric": "loss"}), resume=False)
