@@ -22,7 +22,10 @@ NEED_MINILM = {
     "dump_stages", "dump_workers", "vectors",
 }  # fmt: skip
 # Those that take more than ten CPU seconds even so: `just test -m slow`.
-SLOW = {"attention_inputs", "dump_memory", "loaders", "memory", "online", "reader", "two_ranks", "vectors"}
+SLOW = {
+    "attention_inputs", "dump_memory", "dump_selection", "dump_workers", "loaders", "memory", "online", "reader",
+    "two_ranks", "vectors",
+}  # fmt: skip
 NAMES = [
     pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
     for path in sorted(BENCHMARKS.glob("*.py"))

@@ -382,6 +382,7 @@ def test_hidden_states(
                 teacher=teacher,
                 data=[{"text": text} for text in mixed],
                 hidden="all",
+                pooling="none",
                 batch_tokens=budget,
                 shard_rows=9,
                 max_length=MAX_LENGTH,

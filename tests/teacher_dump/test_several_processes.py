@@ -18,7 +18,6 @@ from shared.dump.manifest import read_manifest
 from shared.errors import LecternError
 from shared.storage import Folder
 from teacher_dump import annotate as annotate_module
-from teacher_dump import folder as folder_module
 from teacher_dump.annotate import annotate, prepare
 from teacher_dump.folder import check_folder
 from teacher_dump.request import Request
@@ -296,7 +295,7 @@ def test_a_folder_that_another_process_is_just_beginning_is_no_strangers(
             (out / name).write_bytes(content)
         return iterdir(folder)
 
-    monkeypatch.setattr(folder_module.Path, "iterdir", begun_meanwhile)
+    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
     check_folder(Folder.of(out))
 
 

@@ -140,7 +140,8 @@ def check_against_plain_loop(path: Path, batch_rows: list[int]) -> None:
     assert batch.labels.tolist() == expected_labels
     assert {name: values.tolist() for name, values in batch.columns.items()} == expected_columns
     for key in source.vectors:
-        assert len(batch.columns[key.name]) == sum(len(row["ids"]) for row in rows)
+        per_token = source.signals[key].per == "token"
+        assert len(batch.columns[key.name]) == (sum(len(row["ids"]) for row in rows) if per_token else len(rows))
     assert {getattr(batch, name).dtype for name in ("input_ids", "attention_mask", "positions", "labels")} == {
         torch.int64
     }

@@ -204,7 +204,7 @@ def expected_of(teacher: Path, texts: list[str], layer: int) -> list[Tensor]:
 def test_a_dump_holds_what_transformers_says_and_costs_no_layer_too_many(
     hidden: str, layers: tuple[int, ...], teacher: Path, make_dump: Any, texts: list[str], counted: list[Watch]
 ) -> None:
-    out = make_dump("encoder", teacher=teacher, data=texts[:20], hidden=hidden)
+    out = make_dump("encoder", teacher=teacher, data=texts[:20], hidden=hidden, pooling="none")
     (watch,) = counted
     last = max(layers)
     assert watch.runs[last:] == [0] * (LAYERS - last)
