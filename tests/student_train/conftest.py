@@ -35,5 +35,5 @@ def corpora(
 
 @pytest.fixture(scope="session")
 def dumps(make_dump: Callable[..., Path], teachers: dict[str, Path], corpora: dict[str, Path]) -> dict[str, Path]:
-    """One of each task; that of the encoder with the layer 2 that all have, and nothing else."""
+    """One of each task; that of the encoder with the layer 2 that all have, and embeddings of rows."""
     return {task: make_dump(task, teacher=teachers[task], data=corpora[task], hidden="2") for task in TASKS}

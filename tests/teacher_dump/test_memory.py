@@ -209,18 +209,18 @@ GIB = 2**30
 
 @given(
     weights=st.integers(0, 100 * GIB),
-    bytes_per_token=st.floats(1, 10**8),
+    bytes_per_token=st.integers(1, 10**8),  # whole bytes, of which nothing is rounded away
     usable=st.integers(1, 200 * GIB),
     longest=st.integers(1, 40_000),
 )
 def test_a_batch_of_the_size_found_takes_its_share_of_the_memory(
-    weights: int, bytes_per_token: float, usable: int, longest: int
+    weights: int, bytes_per_token: int, usable: int, longest: int
 ) -> None:
     """For any device on which what a batch takes grows evenly, and rows of any length."""
 
     def peak_bytes(tokens: int) -> int:
         whole_rows = max(1, tokens // longest)
-        return weights + round(bytes_per_token * whole_rows * longest)
+        return weights + bytes_per_token * whole_rows * longest
 
     found = largest_batch(peak_bytes, usable, longest)
     least = max(1, memory.PROBE_TOKENS // longest) * longest
