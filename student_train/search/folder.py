@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UsageError
+from shared.parsing import parse_json
 from shared.storage.files import TEMPORARY, check_folder, write_text_atomically
 from student_train.recipe.kept import flat
 
@@ -62,7 +63,7 @@ def keep_identity(output: Path, identity: dict[str, Any]) -> None:
 
 def _kept(output: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((output / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json((output / IDENTITY).read_bytes())
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and {"search", "recipe", "source"} <= content.keys() else None

@@ -1,5 +1,7 @@
 """What tests of whole runs have in common."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 import transformers
 
 from shared.text.tasks import TASKS
+from student_train import distill
 from student_train.recipe.recipe import Recipe
 
 TRANSFORMER = {"kind": "transformer", "layers": 1, "hidden_size": 16, "heads": 2}
@@ -29,3 +32,23 @@ def weights(folder: Path, task: str = "sequence-classification") -> dict[str, to
 
 def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def run_until_killed(killed: Recipe, owner: Any, call: str, at: int) -> None:
+    """Run a recipe in a forked process that dies at the `at`-th call of a function of `owner`."""
+    child = os.fork()
+    if child == 0:
+        original, calls = getattr(owner, call), [0]
+
+        def deadly(*arguments: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        setattr(owner, call, deadly)
+        try:
+            distill.run(killed, resume=False)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

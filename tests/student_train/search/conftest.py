@@ -1,15 +1,13 @@
 """A dump of a tiny teacher with the hidden states of its four layers, and a recipe to search maps for."""
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from student_train import cli
 from student_train.sweep import children
+from tests.student_train.forked import Forked
 
 TASK = "sequence-classification"
 RECIPE = """
@@ -53,29 +51,6 @@ def folder(
     make_dump("encoder", out=made / "encoder", data=toy_rows("encoder"), hidden="all", relations="all")
     (made / "recipe.toml").write_text(RECIPE.format(folder=made))
     return made
-
-
-class Forked:
-    """What Popen does, without the seconds that a new interpreter takes to import torch."""
-
-    def __init__(self, command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> None:
-        self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code: Any = 1
-            try:
-                os.setpgid(0, 0)
-                for number in (1, 2):
-                    os.dup2(stdout.fileno(), number)
-                sys.stdout = sys.stderr = os.fdopen(1, "w")
-                os.environ |= env
-                sys.argv = command[2:]
-                cli.main()
-            except SystemExit as end:
-                code = end.code
-            finally:
-                sys.stdout.flush()
-                os._exit(code or 0)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import pytest
 
 from shared.errors import DumpError, LecternError, RecipeError, UsageError
 from shared.storage.files import only_one
-from student_train import cli
 from student_train import sweep as sweeps
 from student_train.sweep import children
 from student_train.sweep.folder import check_output, check_run
+from tests.student_train.forked import Forked
 
 TASK = "sequence-classification"
 RECIPE = """
@@ -74,29 +74,6 @@ def write_sweep(folder: Path, name: str, content: str) -> Path:
     file = folder / f"{name}.toml"
     file.write_text(f'output = "{folder}/{name}"\nrecipe = "{folder}/base.toml"\n{content}')
     return file
-
-
-class Forked:
-    """What Popen does, without the seconds that a new interpreter takes to import torch."""
-
-    def __init__(self, command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> None:
-        self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code: Any = 1
-            try:
-                os.setpgid(0, 0)
-                for number in (1, 2):
-                    os.dup2(stdout.fileno(), number)
-                sys.stdout = sys.stderr = os.fdopen(1, "w")
-                os.environ |= env
-                sys.argv = command[2:]
-                cli.main()
-            except SystemExit as end:
-                code = end.code
-            finally:
-                sys.stdout.flush()
-                os._exit(code or 0)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 one; also in a run that was killed, and on several ranks."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -30,6 +28,7 @@ from student_train.training.plan import training_plan
 from student_train.training.stages import stages_of
 from student_train.training.trainer import DistillationTrainer
 from student_train.training.validation import Validation
+from tests.student_train.runs import run_until_killed
 
 TASK = "sequence-classification"
 TRANSFORMER = {"kind": "transformer", "layers": 2, "hidden_size": 16, "heads": 2, "dropout": 0.1}
@@ -460,22 +459,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_very_weights_of_an_undisturbed_one
     owner: Any, call: str, at: int, undisturbed: Recipe, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = staged(tmp_path / "killed", dump)
-    child = os.fork()
-    if child == 0:
-        original, calls = getattr(owner, call), [0]
-
-        def deadly(*arguments: Any, **options: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **options)
-
-        setattr(owner, call, deadly)
-        try:
-            distill.run(killed, resume=False)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    run_until_killed(killed, owner, call, at)
     if call != "compute_loss" or at > 2:
         with pytest.raises(RecipeError, match="an unfinished run is there"):
             distill.run(killed, resume=False)

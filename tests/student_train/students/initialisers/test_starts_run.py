@@ -1,8 +1,6 @@
 """Students that start from their teacher's weights, from the dump to the saved folder; in a killed run too."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from student_train.data.sources import DumpSource
 from student_train.recipe.recipe import Recipe
 from student_train.students import build_student
 from student_train.training.trainer import DistillationTrainer
-from tests.student_train.runs import KL, are_equal, recipe, weights
+from tests.student_train.runs import KL, are_equal, recipe, run_until_killed, weights
 
 TASK = "sequence-classification"
 WHOLE = {"kind": "transformer", "layers": 2, "hidden_size": 32, "heads": 4, "intermediate_size": 64}
@@ -108,22 +106,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_an_undisturbed_one(
     owner: Any, call: str, at: int, undisturbed: Recipe, dump: Path, tmp_path: Path
 ) -> None:
     killed = undisturbed.model_copy(update={"output": tmp_path / "killed"})
-    child = os.fork()
-    if child == 0:
-        original, calls = getattr(owner, call), [0]
-
-        def deadly(*arguments: Any, **options: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **options)
-
-        setattr(owner, call, deadly)
-        try:
-            distill.run(killed, resume=False)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    run_until_killed(killed, owner, call, at)
     distill.run(killed, resume=True)
     assert are_equal(weights(undisturbed.output), weights(killed.output))
 
